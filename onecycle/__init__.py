@@ -1,0 +1,1 @@
+"""Train any PyTorch model with the 1cycle policy."""
