@@ -345,12 +345,7 @@ class TorchPhases(Schedule):
             del cuts[2]
         shape = Cosine if self.anneal_strategy == "cos" else Linear
         levels = self._levels()
-        step = p * last
-        # k / last * last can miss k by a last bit, which a cosine near its end multiplies
-        # to 1e-11 of the value: whole steps are made whole again.
-        whole = np.rint(step)
-        step = np.where(np.abs(step - whole) < 1e-6, whole, step)
-        return _piecewise(step, cuts, [shape(a, b) for a, b in pairwise(levels)])
+        return _piecewise(p * last, cuts, [shape(a, b) for a, b in pairwise(levels)])
 
 
 @dataclass(frozen=True, kw_only=True)
