@@ -1,0 +1,529 @@
+"""Metrics: functions of one batch, and objects that see a whole validation pass.
+
+Most metrics are plain functions ``(pred, target) -> 0-dim tensor`` that give a mean over the
+batch; `MeanMetric` makes the mean over the whole pass of them. What is no such mean (`rmse`,
+or any torchmetrics object) has ``reset``, ``update`` and ``compute``, the `Metric` protocol.
+
+Nothing here waits for the device until `MetricSet.compute`.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+MetricFunction = Callable[[Any, Any], Tensor | float]
+
+#: Names under which the record keeps something else.
+RESERVED_NAMES = ("update", "train_loss", "valid_loss", "lr", "momentum")
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """What a metric over a whole validation pass can do.
+
+    It goes by its attribute ``name`` if that is a string, else by the name of its class. If it
+    has a method ``to``, it is moved to the device of the loss before the first batch.
+    """
+
+    def reset(self) -> Any:
+        """Forget every batch."""
+
+    def update(self, pred: Any, target: Any) -> Any:
+        """Take in one batch."""
+
+    def compute(self) -> Any:
+        """Return the metric over the batches since the last reset: one number."""
+
+
+def accuracy(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the share of right classes, that of the highest score against the target.
+
+    Args:
+        pred: Scores of shape ``(batch, classes)``, or ``(batch, classes, ...)`` as in
+            segmentation: the shapes of ``torch.nn.functional.cross_entropy``.
+        target: Class indices of shape ``(batch,)`` or ``(batch, ...)``.
+
+    Returns:
+        A 0-dim tensor in [0, 1].
+
+    Raises:
+        ValueError: The shapes do not belong together, or the target is no class index.
+
+    Example:
+        >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+        tensor(0.5000)
+    """
+    _check_class_indices("accuracy", pred, target)
+    return (pred.argmax(1) == target).float().mean()
+
+
+def error_rate(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the share of wrong classes: 1 minus `accuracy`.
+
+    Args:
+        pred: Scores of shape ``(batch, classes)`` or ``(batch, classes, ...)``.
+        target: Class indices of shape ``(batch,)`` or ``(batch, ...)``.
+
+    Returns:
+        A 0-dim tensor in [0, 1].
+
+    Raises:
+        ValueError: The shapes do not belong together, or the target is no class index.
+
+    Example:
+        >>> error_rate(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+        tensor(0.5000)
+    """
+    _check_class_indices("error_rate", pred, target)
+    return (pred.argmax(1) != target).float().mean()
+
+
+def top_k_accuracy(k: int = 5) -> MetricFunction:
+    """Make the metric that counts a sample as right if its class is among the k best.
+
+    Args:
+        k: How many classes may be named, at least 1.
+
+    Returns:
+        A metric called ``top_5_accuracy`` for ``k=5``; shapes as in `accuracy`.
+
+    Raises:
+        ValueError: ``k`` is below 1.
+
+    Example:
+        >>> top_2 = top_k_accuracy(2)
+        >>> top_2(torch.tensor([[0.1, 0.5, 0.4], [0.6, 0.3, 0.1]]), torch.tensor([2, 2]))
+        tensor(0.5000)
+        >>> top_2.__name__
+        'top_2_accuracy'
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    name = f"top_{k}_accuracy"
+
+    def metric(pred: Tensor, target: Tensor) -> Tensor:
+        _check_class_indices(name, pred, target)
+        if pred.shape[1] < k:
+            raise ValueError(f"{name} needs {k} classes or more, pred has {pred.shape[1]}")
+        best = pred.topk(k, dim=1).indices
+        return (best == target.unsqueeze(1)).any(1).float().mean()
+
+    metric.__name__ = metric.__qualname__ = name
+    return metric
+
+
+def binary_accuracy(threshold: float = 0.0) -> MetricFunction:
+    """Make the metric for yes-or-no targets, one or several for each sample.
+
+    Args:
+        threshold: A ``pred`` above it says yes: 0 for logits (``BCEWithLogitsLoss``), 0.5 for
+            probabilities (``BCELoss``).
+
+    Returns:
+        A metric called ``binary_accuracy``. Its ``pred`` and ``target`` have the same shape,
+        ``(batch,)``, ``(batch, 1)`` or ``(batch, labels)``; the target is 0 or 1, of any dtype.
+
+    Example:
+        >>> metric = binary_accuracy()
+        >>> metric(torch.tensor([-2.0, 3.0, 1.0, -1.0]), torch.tensor([0.0, 1.0, 1.0, 1.0]))
+        tensor(0.7500)
+    """
+
+    def metric(pred: Tensor, target: Tensor) -> Tensor:
+        _check_same_shape("binary_accuracy", pred, target)
+        return ((pred > threshold) == (target > 0.5)).float().mean()
+
+    metric.__name__ = metric.__qualname__ = "binary_accuracy"
+    return metric
+
+
+def mse(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error.
+
+    Args:
+        pred: Predictions of any shape that starts with the batch.
+        target: Targets of the same shape.
+
+    Returns:
+        A 0-dim tensor, in squared units of the target.
+
+    Raises:
+        ValueError: The shapes differ; broadcasting them would give a wrong mean.
+
+    Example:
+        >>> mse(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+        tensor(2.)
+    """
+    _check_same_shape("mse", pred, target)
+    return (pred - target).square().mean()
+
+
+def mae(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the mean absolute error.
+
+    Args:
+        pred: Predictions of any shape that starts with the batch.
+        target: Targets of the same shape.
+
+    Returns:
+        A 0-dim tensor, in units of the target.
+
+    Raises:
+        ValueError: The shapes differ; broadcasting them would give a wrong mean.
+
+    Example:
+        >>> mae(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+        tensor(1.)
+    """
+    _check_same_shape("mae", pred, target)
+    return (pred - target).abs().mean()
+
+
+def rmse() -> "MeanMetric":
+    """Make the metric of the root mean squared error, the root taken over the whole pass.
+
+    Returns:
+        A metric called ``rmse``, in units of the target; shapes as in `mse`.
+
+    Example:
+        >>> metric = rmse()
+        >>> metric.update(torch.tensor([3.0, 3.0]), torch.tensor([0.0, 0.0]))
+        >>> metric.update(torch.tensor([0.0]), torch.tensor([0.0]))
+        >>> metric.compute()  # the root of 18 / 3; the mean of batch roots would be 2
+        tensor(2.4495, dtype=torch.float64)
+    """
+    return MeanMetric(mse, name="rmse", transform=torch.sqrt)
+
+
+def batch_size_of(batch: Any) -> int:
+    """Return the number of samples: the first dimension of the first tensor in a batch.
+
+    Args:
+        batch: A tensor, or tuples, lists and mappings of them, nested in any way. Tensors
+            without dimensions and what is no tensor are passed over.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        ValueError: There is no tensor with a dimension.
+
+    Example:
+        >>> batch_size_of({"index": torch.tensor(7), "images": [torch.zeros(32, 3, 8, 8)]})
+        32
+    """
+    size = _first_dimension(batch)
+    if size is None:
+        raise ValueError(
+            f"cannot tell the batch size: no tensor with a dimension in a {type(batch).__name__}; "
+            "a batch is a tensor, or tuples, lists or dicts with tensors in them"
+        )
+    return size
+
+
+def _first_dimension(batch: Any) -> int | None:
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.ndim else None
+    parts: Iterable[Any] = ()
+    if isinstance(batch, Mapping):
+        parts = batch.values()
+    elif isinstance(batch, list | tuple):
+        parts = batch
+    sizes = (_first_dimension(part) for part in parts)
+    return next((size for size in sizes if size is not None), None)
+
+
+class WeightedMean:
+    """A mean of device values, weighted by samples, that is read late.
+
+    Attributes:
+        total: The weighted sum so far, a 0-dim tensor on the device of the values.
+        count: The sum of the weights.
+
+    Example:
+        >>> mean = WeightedMean()
+        >>> mean.add(torch.tensor(1.0), 3)
+        >>> mean.add(torch.tensor(5.0), 1)
+        >>> mean.compute()
+        tensor(2., dtype=torch.float64)
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every value."""
+        self.total = torch.zeros(())
+        self.count = 0
+
+    def add(self, value: Tensor | float, n: int) -> None:
+        """Take in the mean of n samples.
+
+        Args:
+            value: The mean, a 0-dim tensor or a float.
+            n: How many samples it is the mean of.
+        """
+        if not isinstance(value, Tensor):
+            value = torch.tensor(value, dtype=torch.float64)
+        # A sum over many batches loses digits in float32, but Apple's devices have no float64.
+        wide = torch.float32 if value.device.type == "mps" else torch.float64
+        self.total = self.total + value.detach().to(wide) * n
+        self.count += n
+
+    def compute(self) -> Tensor:
+        """Return the mean as a 0-dim tensor, still on its device; NaN if there is no value."""
+        return self.total / self.count
+
+
+class MeanMetric:
+    """The mean of a function of one batch over a whole pass, weighted by samples.
+
+    For a function that is a mean over its samples, the result is that of the function on all
+    samples at once, also when the last batch is smaller.
+
+    Args:
+        func: ``(pred, target) -> 0-dim tensor``, a mean over the batch. Only it has to
+            understand what ``pred`` and ``target`` are. The number of samples is
+            `batch_size_of` the target, or of ``pred`` if the target has no tensor.
+        name: What the metric is called; the name of ``func`` if ``None``.
+        transform: Applied to the mean at the end, such as ``torch.sqrt``.
+
+    Example:
+        >>> metric = MeanMetric(mae)
+        >>> metric.update(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.0, 0.0, 0.0]))
+        >>> metric.update(torch.tensor([5.0]), torch.tensor([0.0]))
+        >>> metric.name, metric.compute().item()
+        ('mae', 2.0)
+    """
+
+    def __init__(
+        self,
+        func: MetricFunction,
+        *,
+        name: str | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.func = func
+        self.name = _function_name(func) if name is None else name
+        self.transform = transform
+        self._mean = WeightedMean()
+
+    def reset(self) -> None:
+        """Forget every batch."""
+        self._mean.reset()
+
+    def update(self, pred: Any, target: Any) -> None:
+        """Take in one batch, without waiting for the device.
+
+        Args:
+            pred: What the model gave for the batch.
+            target: What it should have given.
+
+        Raises:
+            ValueError: The function did not return one number.
+        """
+        value = self.func(pred, target)
+        if isinstance(value, Tensor) and value.ndim:
+            raise ValueError(
+                f"metric {self.name} returned a tensor of shape {tuple(value.shape)}: "
+                "return one number, the mean over the batch (a 0-dim tensor)"
+            )
+        self._mean.add(value, batch_size_of((target, pred)))
+
+    def compute(self) -> Tensor:
+        """Return the metric as a 0-dim tensor, still on its device; NaN if no batch came."""
+        mean = self._mean.compute()
+        return mean if self.transform is None else self.transform(mean)
+
+    def __repr__(self) -> str:
+        return f"MeanMetric({self.name})"
+
+
+def as_metric(metric: Any) -> Metric:
+    """Return what a person gave as a metric in the form of the `Metric` protocol.
+
+    Args:
+        metric: A function ``(pred, target) -> 0-dim tensor``, or an object with ``reset``,
+            ``update`` and ``compute``, which comes back as it is.
+
+    Returns:
+        The metric; a function is wrapped in a `MeanMetric`.
+
+    Raises:
+        TypeError: It is neither.
+
+    Example:
+        >>> as_metric(accuracy)
+        MeanMetric(accuracy)
+    """
+    expected = (
+        "a metric is a function (pred, target) -> 0-dim tensor, "
+        "or an object with reset(), update(pred, target) and compute()"
+    )
+    if isinstance(metric, type):
+        raise TypeError(f"{expected}; got the class {metric.__name__}: pass an object of it")
+    if isinstance(metric, Metric):
+        return metric
+    if not callable(metric):
+        raise TypeError(f"{expected}; got {metric!r}")
+    if not _takes_two(metric):
+        name = _function_name(metric)
+        raise TypeError(
+            f"{expected}; {name} does not take (pred, target): if it makes a metric, "
+            f"pass what it returns, {name}(...)"
+        )
+    return MeanMetric(metric)
+
+
+def as_metrics(metrics: Any) -> dict[str, Metric]:
+    """Return metrics by name, in their order.
+
+    Args:
+        metrics: A list or tuple of what `as_metric` takes, or a single one.
+
+    Returns:
+        The metrics by name.
+
+    Raises:
+        TypeError: One of them is no metric.
+        ValueError: Two have the same name, or one has a name that the record uses.
+
+    Example:
+        >>> list(as_metrics([accuracy, top_k_accuracy(5)]))
+        ['accuracy', 'top_5_accuracy']
+    """
+    by_name: dict[str, Metric] = {}
+    for metric in map(as_metric, metrics if isinstance(metrics, list | tuple) else [metrics]):
+        name = getattr(metric, "name", None)
+        if not isinstance(name, str):
+            name = type(metric).__name__
+        if name in RESERVED_NAMES or name in by_name:
+            taken = "two metrics are" if name in by_name else "the record has something else"
+            raise ValueError(
+                f"{taken} called {name!r}: rename one, for a function with "
+                "MeanMetric(func, name=...), for an object by its attribute `name`"
+            )
+        by_name[name] = metric
+    return by_name
+
+
+class MetricSet:
+    """The mean loss and all metrics of one validation pass.
+
+    Args:
+        metrics: What `as_metrics` takes.
+
+    Attributes:
+        metrics: The metrics by name.
+
+    Example:
+        >>> metrics = MetricSet([accuracy])
+        >>> pred, target = torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1])
+        >>> metrics.update(pred, target, loss=torch.tensor(0.25), n=2)
+        >>> metrics.compute()
+        {'valid_loss': 0.25, 'accuracy': 0.5}
+    """
+
+    def __init__(self, metrics: Any = ()) -> None:
+        self.metrics = as_metrics(metrics)
+        self._loss = WeightedMean()
+
+    def reset(self) -> None:
+        """Forget every batch."""
+        self._loss.reset()
+        for metric in self.metrics.values():
+            metric.reset()
+
+    def update(self, pred: Any, target: Any, loss: Tensor, n: int) -> None:
+        """Take in one batch, without waiting for the device.
+
+        Args:
+            pred: What the model gave for the batch.
+            target: What it should have given.
+            loss: The mean loss of the batch, a 0-dim tensor.
+            n: How many samples the batch has.
+        """
+        for metric in self.metrics.values():
+            if self._loss.count == 0 and hasattr(metric, "to"):
+                metric.to(loss.device)
+            metric.update(pred, target)
+        self._loss.add(loss, n)
+
+    def compute(self) -> dict[str, float]:
+        """Return the results by name: here, and nowhere else, device values become floats.
+
+        Returns:
+            ``"valid_loss"``, weighted by samples, then the metrics in their order. Empty if
+            there was no batch.
+
+        Raises:
+            TypeError: A metric is more than one number.
+        """
+        if self._loss.count == 0:
+            return {}
+        results = {"valid_loss": self._loss.compute().item()}
+        for name, metric in self.metrics.items():
+            results[name] = _one_number(name, metric.compute())
+        return results
+
+
+def _one_number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = getattr(value, "shape", None)
+        what = type(value).__name__ if shape is None else f"values of shape {tuple(shape)}"
+        raise TypeError(
+            f"metric {name} computed {what}: a metric is one number, "
+            "so average the classes, or give the parts of a collection one by one"
+        ) from error
+
+
+def _function_name(func: Callable[..., Any]) -> str:
+    while isinstance(func, functools.partial):
+        func = func.func
+    name = getattr(func, "__name__", None)
+    return name if isinstance(name, str) else type(func).__name__
+
+
+def _takes_two(func: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(func).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that has no signature to look at
+        return True
+    return True
+
+
+def _check_class_indices(name: str, pred: Tensor, target: Tensor) -> None:
+    if pred.ndim < 2 or pred.shape[1] == 1:
+        raise ValueError(
+            f"{name} compares classes and needs pred of shape (batch, classes, ...), got "
+            f"{tuple(pred.shape)}: for one yes-or-no score for each sample use "
+            "binary_accuracy(threshold)"
+        )
+    if target.is_floating_point():
+        raise ValueError(
+            f"{name} needs class indices as target, got {target.dtype}: for one-hot or "
+            "probability targets pass your own function that takes target.argmax(1)"
+        )
+    expected = pred.shape[:1] + pred.shape[2:]
+    if target.shape != expected:
+        raise ValueError(
+            f"{name} needs target of shape {tuple(expected)} for pred of shape "
+            f"{tuple(pred.shape)}, classes in dimension 1, got {tuple(target.shape)}: "
+            "squeeze or transpose one of them, take argmax(1) of a one-hot target"
+        )
+
+
+def _check_same_shape(name: str, pred: Tensor, target: Tensor) -> None:
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"{name} needs pred and target of the same shape, got {tuple(pred.shape)} and "
+            f"{tuple(target.shape)}: squeeze or unsqueeze one of them"
+        )
