@@ -23,10 +23,11 @@ Rule = Callable[[Array, Array], float]
 #: Fewer points than this say nothing about a curve.
 MIN_POINTS = 10
 
-#: A fall is clear from this many standard errors of the moving average on. Pure noise
-#: reaches it in about one range test of a hundred, with 10 points as with 2000, and with
-#: skewed or spiky noise as with normal noise.
-CLEAR = 6.5
+#: A fall is clear from this many standard errors of the moving average on. Pure noise reaches it
+#: in at most one range test of twenty, with 10 points as with 2000, and with skewed or spiky
+#: noise as with normal noise. One in a hundred would take 6.5, and miss twice as many valleys at
+#: a batch size of 8.
+CLEAR = 5.5
 
 #: The loss has turned up once its moving average is this many standard errors above the lowest.
 TURN = 3.0
@@ -76,14 +77,14 @@ class StopRule:
     """Say when the losses of a range test diverge.
 
     A loss that is not finite stops the test at once. A finite one stops it when the smoothed
-    loss is more than ``factor`` times its best. The first ``guard`` batches count neither as
-    best nor as divergence: one easy batch among them would make every later one look bad.
+    loss is more than ``factor`` times its best, which is kept from batch number ``guard`` on: among
+    the few before it one easy batch would make every later one look like divergence.
 
     Args:
         factor: How many times its best the smoothed loss may reach, above 1. A best below zero
             may be exceeded by ``(factor - 1)`` times its size, which for a positive best is the
             same. ``None`` stops on non-finite losses only.
-        guard: Batches before the comparison begins, 0 or more.
+        guard: Number of batches, 0 or more, before which no loss is compared with another.
 
     Raises:
         ValueError: If ``factor`` is not above 1 or ``guard`` is negative.
@@ -100,7 +101,7 @@ class StopRule:
         if factor is not None and not factor > 1:
             raise ValueError(f"factor is expected above 1, got {factor}; None switches it off")
         if guard < 0:
-            raise ValueError(f"guard is expected to be 0 batches or more, got {guard}")
+            raise ValueError(f"guard is expected to be a number of batches, 0 or more, got {guard}")
         self.factor = factor
         self.guard = guard
         self._best = math.inf
@@ -121,7 +122,7 @@ class StopRule:
             return f"batch {self._count}: the loss is {loss}"
         if self.factor is None or self._count < self.guard:
             return None
-        if self._count > self.guard and self._diverges(smoothed, self.factor):
+        if smoothed > self._best + (self.factor - 1) * abs(self._best):
             return (
                 f"batch {self._count}: the smoothed loss {smoothed:.4g} is more than "
                 f"{self.factor:g} times its best, {self._best:.4g}"
@@ -129,11 +130,8 @@ class StopRule:
         self._best = min(self._best, smoothed)
         return None
 
-    def _diverges(self, smoothed: float, factor: float) -> bool:
-        return smoothed > self._best + (factor - 1) * abs(self._best)
 
-
-def valley(lrs: Array, losses: Array) -> float:
+def valley(lrs: npt.ArrayLike, losses: npt.ArrayLike) -> float:
     """Suggest a learning rate in the middle of the longest descent.
 
     The descent is the longest strictly decreasing subsequence, not necessarily of neighbours;
@@ -179,7 +177,7 @@ def _descent_lengths(losses: Array) -> list[int]:
     return lengths
 
 
-def slide(lrs: Array, losses: Array) -> float:
+def slide(lrs: npt.ArrayLike, losses: npt.ArrayLike) -> float:
     """Suggest a learning rate well before the final rise, by sliding an interval left.
 
     An interval of 15 points starts at the right end and moves left for as long as the slopes
@@ -216,7 +214,7 @@ def slide(lrs: Array, losses: Array) -> float:
     return float(suggestion)
 
 
-def minimum(lrs: Array, losses: Array) -> float:
+def minimum(lrs: npt.ArrayLike, losses: npt.ArrayLike) -> float:
     """Suggest a tenth of the learning rate at the lowest loss.
 
     Args:
@@ -240,7 +238,7 @@ def minimum(lrs: Array, losses: Array) -> float:
     return float(lrs[losses.argmin()] / 10)
 
 
-def steep(lrs: Array, losses: Array) -> float:
+def steep(lrs: npt.ArrayLike, losses: npt.ArrayLike) -> float:
     """Suggest the learning rate where the loss falls fastest.
 
     The slope is taken between neighbours, over the logarithm of the learning rate. Of all

@@ -286,12 +286,12 @@ def test_points_from_the_first_non_finite_one_on_are_cut():
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.15, 0.3])
 def test_pair_for_a_cycle_ends_before_the_loss_turns_up(noise):
-    # The noiseless curve is lowest at sqrt(1e-3) = 0.032, and rises by 0.1 up to a rate of 0.13.
+    # The noiseless curve is lowest at 0.032, at 0.06, and by 0.2 higher at a rate of 0.23: what
+    # the noise of 30 % per batch, 0.3, can hide in an average of 10 is about that.
     pairs = [read(noisy(falling_then_rising(), noise, seed)) for seed in range(40)]
-    found = [pair.lr_max for pair in pairs if pair.lr_max is not None]
-    assert len(found) >= (15 if noise == 0.3 else 39)
-    assert 0.032 < np.median(found) < 0.4
-    assert all(p.lr_min == p.lr_max / 10 for p in pairs if p.lr_max is not None)
+    lr_max = np.array([pair.lr_max for pair in pairs])
+    assert 0.032 < lr_max.min() <= np.median(lr_max) < (0.1 if noise <= 0.05 else 0.3)
+    np.testing.assert_array_equal([pair.lr_min for pair in pairs], lr_max / 10)
 
 
 def test_pair_reaches_to_the_end_of_a_flat_bottom():
@@ -342,13 +342,13 @@ NOISES = {
 
 @pytest.mark.parametrize("kind", NOISES)
 @pytest.mark.parametrize("num_it", [30, 100, 300])
-def test_pure_noise_passes_for_a_valley_in_few_runs_of_a_hundred(kind, num_it):
+def test_pure_noise_passes_for_a_valley_in_at_most_one_run_of_twenty(kind, num_it):
     rng = np.random.default_rng(0)
     lrs = np.geomspace(1e-7, 10, num_it)
     draws = [NOISES[kind](rng, num_it) for _ in range(300)]
     # The smoothed losses play no part in the decision.
     found = [suggest(lrs, x, smoothed=x, num_it=num_it, rules=(valley,)) for x in draws]
-    assert sum(f.reason is None for f in found) <= 9  # 3 expected
+    assert sum(f.reason is None for f in found) <= len(draws) / 20
 
 
 def test_hard_first_batch_alone_is_no_valley():
@@ -361,6 +361,7 @@ def test_hard_first_batch_alone_is_no_valley():
 
 def test_exact_fall_of_less_than_a_hundredth_is_no_valley():
     assert read(100 + falling_then_rising()).reason is not None
+    assert read(-100 + falling_then_rising()).reason is not None
     assert read(10 + falling_then_rising()).reason is None
 
 
