@@ -289,8 +289,13 @@ class History(Mapping[str, Series]):
             ValueError: A series exists with another number of groups; nothing is changed.
         """
         arrays = {name: (entry["updates"], entry["values"]) for name, entry in state.items()}
-        for name, (_, values) in arrays.items():
-            self.series(name, width=values.shape[1] if values.ndim == 2 else 1)
+        widths = {
+            name: values.shape[1] if values.ndim == 2 else 1 for name, (_, values) in arrays.items()
+        }
+        for name in widths.keys() & self._series.keys():
+            self.series(name, widths[name])  # refuses another width before anything changes
+        for name, width in widths.items():
+            self.series(name, width)
         empty = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
         for name, series in self.items():
             updates, values = arrays.get(name, empty)

@@ -472,15 +472,16 @@ class MetricSet:
 
 
 def _one_number(name: str, value: Any) -> float:
-    try:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        problem = f"a tensor of shape {tuple(value.shape)}"
+    elif isinstance(value, Mapping):
+        problem = f"several values: {', '.join(map(str, value))}"
+    else:
         return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        shape = getattr(value, "shape", None)
-        what = type(value).__name__ if shape is None else f"values of shape {tuple(shape)}"
-        raise TypeError(
-            f"metric {name} computed {what}: a metric is one number, "
-            "so average the classes, or give the parts of a collection one by one"
-        ) from error
+    raise TypeError(
+        f"metric {name} computed {problem}; a metric is one number: "
+        "average the classes, or give the parts of a collection one by one"
+    )
 
 
 def _function_name(func: Callable[..., Any]) -> str:

@@ -1,0 +1,297 @@
+"""The plots: data and an ``Axes`` in, the ``Axes`` out.
+
+Nothing here shows or saves a figure, keeps state or changes matplotlib's settings. Colours are
+those of Okabe and Ito, which people with any kind of colour vision can tell apart.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, BLACK = PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+    "#000000",
+)
+MARKERS = "osD^vPX"
+LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
+
+
+def plot_loss(
+    train_updates: ArrayLike,
+    train_values: ArrayLike,
+    valid_updates: ArrayLike | None = None,
+    valid_values: ArrayLike | None = None,
+    *,
+    train_smoothed: ArrayLike | None = None,
+    skip_start: int = 0,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Plot the training loss, raw and smoothed, and the validation loss.
+
+    If a few losses are far above the rest, as the first ones may be, the y axis ends above
+    the rest, so that the rest can be read.
+
+    Args:
+        train_updates: Updates of the training loss, of shape ``(n,)``.
+        train_values: The training loss, of shape ``(n,)``; what is not finite is a gap.
+        valid_updates: Updates of the validation loss, of shape ``(m,)``.
+        valid_values: The validation loss, of shape ``(m,)``.
+        train_smoothed: The smoothed training loss, of shape ``(n,)``.
+        skip_start: How many of the first training losses to leave out. The smoothed loss still
+            has them in it, unless they were NaN when it was made.
+        ax: Where to draw; a new figure if ``None``.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> ax = plot_loss([1, 2, 3], [2.0, 1.5, 1.2], valid_updates=[3], valid_values=[1.4])
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('optimizer update', 'loss')
+    """
+    ax = _new_axes() if ax is None else ax
+    updates = np.asarray(train_updates)[skip_start:]
+    train = _gaps(train_values)[skip_start:]
+    valid = _gaps([] if valid_values is None else valid_values)
+    if train_smoothed is None:
+        ax.plot(updates, train, color=BLUE, linewidth=1.2, label="training")
+    else:
+        smoothed = _gaps(train_smoothed)[skip_start:]
+        ax.plot(updates, train, color=SKY, linewidth=0.8, alpha=0.7, label="training")
+        ax.plot(updates, smoothed, color=BLUE, linewidth=2, label="training, smoothed")
+    if valid_updates is not None and len(valid):
+        ax.plot(
+            np.asarray(valid_updates), valid, "o-", color=ORANGE, markersize=5, label="validation"
+        )
+    _leave_out_outliers(ax, train, valid)
+    ax.set(xlabel="optimizer update", ylabel="loss")
+    return _finish(ax)
+
+
+def plot_sched(
+    lr_updates: ArrayLike,
+    lr_values: ArrayLike,
+    mom_updates: ArrayLike | None = None,
+    mom_values: ArrayLike | None = None,
+    *,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Plot the learning rate, and the momentum on a second y axis.
+
+    Args:
+        lr_updates: Updates of the learning rate, of shape ``(n,)``.
+        lr_values: The learning rate, of shape ``(n,)`` or ``(n, groups)``.
+        mom_updates: Updates of the momentum, of shape ``(m,)``.
+        mom_values: The momentum, of shape ``(m,)`` or ``(m, groups)``.
+        ax: Where to draw; a new figure if ``None``.
+
+    Returns:
+        The axes of the learning rate; those of the momentum share its x axis.
+
+    Example:
+        >>> ax = plot_sched([1, 2, 3], [0.1, 1.0, 0.1], [1, 2, 3], [0.95, 0.85, 0.95])
+        >>> [axes.get_ylabel() for axes in ax.figure.axes]
+        ['learning rate', 'momentum']
+    """
+    ax = _new_axes() if ax is None else ax
+    groups = _plot_groups(ax, lr_updates, lr_values, BLUE)
+    ax.set_xlabel("optimizer update")
+    ax.set_ylabel("learning rate", color=BLUE)
+    ax.tick_params(axis="y", labelcolor=BLUE)
+    if mom_updates is not None and mom_values is not None:
+        twin = ax.twinx()
+        _plot_groups(twin, mom_updates, mom_values, ORANGE)
+        twin.set_ylabel("momentum", color=ORANGE)
+        twin.tick_params(axis="y", labelcolor=ORANGE)
+        _style(twin, grid=False)
+        twin.spines["right"].set_visible(True)
+    _finish(ax, legend=False)
+    if groups > 1:
+        # Above the axes: inside, it would lie on one of the curves.
+        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=groups)
+    return ax
+
+
+def plot_metrics(
+    series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, ax: "Axes | None" = None
+) -> "Axes":
+    """Plot validation metrics, one line each.
+
+    Args:
+        series: For each name the updates and the values, both of shape ``(n,)``.
+        ax: Where to draw; a new figure if ``None``.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> ax = plot_metrics({"accuracy": ([10, 20], [0.5, 0.8])})
+        >>> ax.lines[0].get_label()
+        'accuracy'
+    """
+    ax = _new_axes() if ax is None else ax
+    for index, (name, (updates, values)) in enumerate(series.items()):
+        ax.plot(
+            np.asarray(updates),
+            _gaps(values),
+            color=PALETTE[index % len(PALETTE)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=5,
+            label=name,
+        )
+    ax.set(xlabel="optimizer update", ylabel="metric")
+    return _finish(ax, legend=bool(series))
+
+
+def plot_lr_find(
+    lrs: ArrayLike,
+    losses: ArrayLike,
+    smoothed: ArrayLike,
+    suggestions: Mapping[str, float | None],
+    lr_range: tuple[float, float] | None = None,
+    *,
+    log: bool = True,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Plot a learning-rate range test with its suggestions.
+
+    The y axis ends a little above the loss of the start, so that the blow-up at the end does
+    not flatten the valley.
+
+    Args:
+        lrs: The learning rates, increasing, of shape ``(n,)``.
+        losses: The loss at each, of shape ``(n,)``; what is not finite is a gap.
+        smoothed: The smoothed loss, of shape ``(n,)``.
+        suggestions: The suggested rate by rule; a rule that found none is left out.
+        lr_range: The range ``(lr_min, lr_max)`` to shade.
+        log: Whether the rates grew geometrically, so that the x axis is logarithmic.
+        ax: Where to draw; a new figure if ``None``.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> lrs, losses = [1e-3, 1e-2, 1e-1], [2.0, 1.0, 9.0]
+        >>> ax = plot_lr_find(lrs, losses, losses, {"minimum/10": 1e-3})
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['loss', 'loss, smoothed', 'minimum/10: 1.0e-03']
+    """
+    ax = _new_axes() if ax is None else ax
+    rates, raw, curve = np.asarray(lrs, dtype=np.float64), _gaps(losses), _gaps(smoothed)
+    if lr_range is not None:
+        low, high = lr_range
+        ax.axvspan(
+            low, high, color=GREEN, alpha=0.12, linewidth=0, label=f"{low:.1e} to {high:.1e}"
+        )
+    ax.plot(rates, raw, color=SKY, linewidth=0.8, alpha=0.7, label="loss")
+    ax.plot(rates, curve, color=BLUE, linewidth=2, label="loss, smoothed")
+    found = [(rule, lr) for rule, lr in suggestions.items() if lr is not None]
+    for index, (rule, lr) in enumerate(found):
+        ax.plot(
+            [lr],
+            [_height_at(lr, rates, curve)],
+            color=PALETTE[1 + index % (len(PALETTE) - 1)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=8,
+            markeredgecolor="white",
+            linestyle="none",
+            label=f"{rule}: {lr:.1e}",
+            zorder=3,
+        )
+    if log:
+        ax.set_xscale("log")
+    ax.set(xlabel="learning rate (log scale)" if log else "learning rate", ylabel="loss")
+    _leave_out_blow_up(ax, raw, curve)
+    return _finish(ax)
+
+
+def _new_axes() -> "Axes":
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(7, 4.2), layout="constrained")[1]
+
+
+def _gaps(values: ArrayLike) -> NDArray[np.float64]:
+    """Return the values with NaN, which matplotlib draws as a gap, for what is not finite."""
+    array = np.asarray(values, dtype=np.float64)
+    return np.where(np.isfinite(array), array, np.nan)
+
+
+def _plot_groups(ax: "Axes", updates: ArrayLike, values: ArrayLike, color: str) -> int:
+    array = _gaps(values)
+    columns = array.reshape(len(array), -1)
+    groups = columns.shape[1]
+    for group in range(groups):
+        ax.plot(
+            np.asarray(updates),
+            columns[:, group],
+            color=color,
+            linewidth=1.8,
+            linestyle=LINE_STYLES[group % len(LINE_STYLES)],
+            label=f"group {group}",
+        )
+    return groups
+
+
+def _height_at(lr: float, rates: NDArray[np.float64], curve: NDArray[np.float64]) -> float:
+    """Return the curve at a rate, on the straight line between its neighbours."""
+    finite = np.isfinite(curve)
+    return float(np.interp(lr, rates[finite], curve[finite]))
+
+
+def _leave_out_outliers(ax: "Axes", train: NDArray[np.float64], valid: NDArray[np.float64]) -> None:
+    """End the y axis above most losses if some training losses are far above the others."""
+    losses = train[np.isfinite(train)]
+    if not len(losses):
+        return
+    every = np.concatenate([losses, valid[np.isfinite(valid)]])
+    low = float(every.min())
+    far = low + 3 * (float(np.percentile(losses, 95)) - low)
+    if losses.max() > far > low:
+        ax.set_ylim(*_with_margin(low, float(every[every <= far].max())))
+
+
+def _leave_out_blow_up(ax: "Axes", raw: NDArray[np.float64], curve: NDArray[np.float64]) -> None:
+    """End the y axis above the start of the curve by half of what the curve fell."""
+    values = np.concatenate([raw, curve])
+    values, curve = values[np.isfinite(values)], curve[np.isfinite(curve)]
+    if not len(curve):
+        return
+    start = float(curve[0])
+    fell = max(start - float(curve.min()), 0.1 * abs(start))
+    low, high = float(values.min()), min(float(values.max()), start + 0.5 * fell)
+    if high > low:
+        ax.set_ylim(*_with_margin(low, high))
+
+
+def _with_margin(low: float, high: float) -> tuple[float, float]:
+    margin = 0.05 * (high - low)
+    return low - margin, high + margin
+
+
+def _style(ax: "Axes", *, grid: bool = True) -> None:
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for spine in ax.spines.values():
+        spine.set_linewidth(0.6)
+    ax.tick_params(width=0.6)
+    if grid:
+        ax.grid(visible=True, color="#DDDDDD", linewidth=0.6)
+        ax.set_axisbelow(True)
+
+
+def _finish(ax: "Axes", *, legend: bool = True) -> "Axes":
+    _style(ax)
+    if legend:
+        ax.legend(frameon=False)
+    return ax

@@ -1,0 +1,365 @@
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onecycle.metrics import (
+    RESERVED_NAMES,
+    MeanMetric,
+    Metric,
+    MetricFunction,
+    MetricSet,
+    WeightedMean,
+    accuracy,
+    as_metric,
+    as_metrics,
+    batch_size_of,
+    binary_accuracy,
+    error_rate,
+    mae,
+    mse,
+    rmse,
+    top_k_accuracy,
+)
+
+
+class CountRight:
+    """Has the interface of a torchmetrics object: reset, update, compute, to, and no name."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self.reset()
+
+    def reset(self) -> None:
+        self.right = torch.tensor(0, device=self.device)
+        self.seen = 0
+
+    def to(self, device: torch.device) -> "CountRight":
+        self.device = device
+        self.right = self.right.to(device)
+        return self
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        self.right += (pred.argmax(1) == target).sum()
+        self.seen += len(target)
+
+    def compute(self) -> Tensor:
+        return self.right / self.seen
+
+
+@pytest.fixture
+def classes() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    pred = torch.randn(103, 7, generator=generator)
+    return pred, torch.randint(7, (103,), generator=generator)
+
+
+def batches(pred: Tensor, target: Tensor, size: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(pred.split(size), target.split(size), strict=True)
+
+
+def run(metric: Any, pred: Tensor, target: Tensor) -> float:
+    metric = as_metric(metric)
+    metric.reset()
+    for batch in batches(pred, target):
+        metric.update(*batch)
+    return float(metric.compute())
+
+
+def test_accuracy_is_the_share_of_right_classes(classes: tuple[Tensor, Tensor]) -> None:
+    pred, target = classes
+    right = [
+        row.index(max(row)) == t for row, t in zip(pred.tolist(), target.tolist(), strict=True)
+    ]
+    assert accuracy(pred, target).item() == pytest.approx(sum(right) / 103)
+    assert error_rate(pred, target).item() == pytest.approx(1 - sum(right) / 103)
+    assert accuracy(pred, target).ndim == 0
+
+
+def test_accuracy_of_segmentation_is_the_share_of_right_pixels() -> None:
+    generator = torch.Generator().manual_seed(1)
+    pred = torch.randn(3, 4, 5, 6, generator=generator)
+    target = torch.randint(4, (3, 5, 6), generator=generator)
+    flat = pred.permute(0, 2, 3, 1).reshape(-1, 4)
+    assert accuracy(pred, target) == accuracy(flat, target.reshape(-1))
+    top_2 = top_k_accuracy(2)
+    assert top_2(pred, target) == top_2(flat, target.reshape(-1))
+
+
+def test_top_k_counts_the_k_best(classes: tuple[Tensor, Tensor]) -> None:
+    pred, target = classes
+    ranked = [sorted(range(7), key=row.__getitem__)[::-1] for row in pred.tolist()]
+    for k in (1, 3, 7):
+        right = [t in best[:k] for best, t in zip(ranked, target.tolist(), strict=True)]
+        assert float(top_k_accuracy(k)(pred, target)) == pytest.approx(sum(right) / 103)
+    assert float(top_k_accuracy(1)(pred, target)) == accuracy(pred, target).item()
+
+
+def test_top_k_is_named_by_k_and_needs_k_classes(classes: tuple[Tensor, Tensor]) -> None:
+    assert list(as_metrics([top_k_accuracy(), top_k_accuracy(3)])) == [
+        "top_5_accuracy",
+        "top_3_accuracy",
+    ]
+    with pytest.raises(ValueError, match="top_9_accuracy needs 9 classes or more, pred has 7"):
+        top_k_accuracy(9)(*classes)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        top_k_accuracy(0)
+
+
+def test_binary_accuracy_thresholds_logits_at_0_and_probabilities_at_what_is_asked() -> None:
+    logits, target = torch.tensor([-2.0, -0.1, 0.1, 3.0]), torch.tensor([0, 1, 1, 0])
+    assert binary_accuracy()(logits, target) == 0.5
+    assert binary_accuracy(0.5)(logits.sigmoid(), target.float()) == 0.5
+    assert binary_accuracy()(logits[:, None], target[:, None].bool()) == 0.5
+    assert binary_accuracy(2.5)(logits, target) == 0.25
+
+
+@pytest.mark.parametrize("metric", [accuracy, error_rate, top_k_accuracy(2)])
+@pytest.mark.parametrize(
+    ("pred", "target", "advice"),
+    [
+        (torch.zeros(4), torch.zeros(4), "binary_accuracy"),
+        (torch.zeros(4, 1), torch.zeros(4, 1), "binary_accuracy"),
+        (torch.zeros(4, 3), torch.zeros(4, 3), "argmax"),
+        (torch.zeros(4, 3), torch.zeros(4, 3, dtype=torch.long), "argmax"),
+        (torch.zeros(4, 3), torch.zeros(4, 1, dtype=torch.long), "squeeze"),
+        (torch.zeros(4, 9, 3), torch.zeros(4, 9, dtype=torch.long), "transpose"),
+    ],
+)
+def test_class_metrics_refuse_what_would_be_compared_wrongly(
+    metric: MetricFunction, pred: Tensor, target: Tensor, advice: str
+) -> None:
+    with pytest.raises(ValueError, match=advice):
+        metric(pred, target)
+
+
+@pytest.mark.parametrize("metric", [mse, mae, binary_accuracy()])
+def test_shapes_that_would_broadcast_are_refused(metric: MetricFunction) -> None:
+    with pytest.raises(ValueError, match=r"same shape, got \(4, 1\) and \(4,\)"):
+        metric(torch.zeros(4, 1), torch.zeros(4))
+
+
+def test_mse_and_mae_agree_with_torch() -> None:
+    pred, target = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(2))
+    assert mse(pred, target) == F.mse_loss(pred, target)
+    assert mae(pred, target) == F.l1_loss(pred, target)
+
+
+@pytest.mark.parametrize("func", [accuracy, error_rate, top_k_accuracy(3)])
+def test_mean_over_batches_is_that_of_the_whole_set(
+    func: Callable[..., Tensor], classes: tuple[Tensor, Tensor]
+) -> None:
+    assert run(func, *classes) == pytest.approx(func(*classes).item(), rel=1e-6)
+
+
+def test_mean_of_batch_means_would_differ_where_the_last_batch_is_smaller(
+    classes: tuple[Tensor, Tensor],
+) -> None:
+    means = [accuracy(*batch).item() for batch in batches(*classes)]
+    assert abs(sum(means) / len(means) - run(accuracy, *classes)) > 1e-3
+
+
+def test_rmse_is_the_root_of_the_mean_over_all_samples() -> None:
+    generator = torch.Generator().manual_seed(3)
+    scale = torch.logspace(-2, 2, 103)
+    pred, target = scale * torch.randn(103, generator=generator), torch.zeros(103)
+    assert run(rmse(), pred, target) == pytest.approx(pred.square().mean().sqrt().item(), rel=1e-6)
+    assert list(as_metrics([rmse()])) == ["rmse"]
+
+
+def test_sums_keep_their_digits_over_many_batches() -> None:
+    mean = WeightedMean()
+    for _ in range(20_000):
+        mean.add(torch.tensor(0.1, dtype=torch.float32), 1000)
+    assert mean.compute().item() == pytest.approx(torch.tensor(0.1).item(), rel=1e-12)
+
+
+def test_reset_forgets_and_nothing_seen_is_nan(classes: tuple[Tensor, Tensor]) -> None:
+    metric = MeanMetric(accuracy)
+    metric.update(*classes)
+    metric.reset()
+    assert math.isnan(metric.compute())
+    metric.update(*classes)
+    assert float(metric.compute()) == pytest.approx(accuracy(*classes).item())
+
+
+def test_update_reads_nothing_from_the_device() -> None:
+    # Tensors on "meta" have no data: item(), float() or bool() of one raises.
+    metrics = MetricSet([accuracy, error_rate, top_k_accuracy(2), rmse_of_scores, CountRight()])
+    pred = torch.zeros(4, 3, device="meta")
+    target = torch.zeros(4, dtype=torch.long, device="meta")
+    for _ in range(2):
+        metrics.update(pred, target, loss=torch.zeros((), device="meta"), n=4)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        metrics.compute()
+
+
+def rmse_of_scores(pred: Tensor, target: Tensor) -> Tensor:
+    return mse(pred[:, 0], target.float()).sqrt()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_update_does_not_wait_for_the_gpu() -> None:
+    metrics = MetricSet([accuracy, error_rate, top_k_accuracy(2), rmse_of_scores])
+    pred, target = torch.eye(4, device="cuda"), torch.arange(4, device="cuda")
+    loss = torch.tensor(0.5, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            metrics.update(pred, target, loss=loss, n=4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    results = metrics.compute()
+    assert (results["valid_loss"], results["accuracy"], results["error_rate"]) == (0.5, 1.0, 0.0)
+
+
+def test_update_keeps_no_graph() -> None:
+    metric = MeanMetric(mse)
+    metric.update(torch.ones(3, requires_grad=True), torch.zeros(3))
+    assert not metric.compute().requires_grad
+
+
+def test_only_the_function_has_to_understand_the_target() -> None:
+    def box_error(pred: dict[str, Tensor], target: dict[str, Any]) -> Tensor:
+        return mae(pred["box"], target["boxes"][0])
+
+    metric = MeanMetric(box_error)
+    metric.update({"box": torch.ones(3)}, {"boxes": (torch.zeros(3), "a name")})
+    metric.update({"box": torch.ones(1)}, {"boxes": (torch.full((1,), 6.0), "a name")})
+    assert metric.compute().item() == (3 * 1 + 1 * 5) / 4
+
+
+def test_samples_are_counted_in_pred_where_the_target_has_no_tensor() -> None:
+    metric = MeanMetric(lambda pred, target: pred.mean(), name="mean")
+    metric.update(torch.ones(3), None)
+    metric.update(torch.full((1,), 5.0), None)
+    assert metric.compute().item() == 2.0
+
+
+def test_function_may_return_a_float() -> None:
+    metric = MeanMetric(lambda pred, target: 0.1, name="constant")
+    metric.update(torch.ones(3), torch.ones(3))
+    assert metric.compute().item() == pytest.approx(0.1, rel=1e-15)
+
+
+def test_function_that_returns_a_value_for_each_sample_is_refused() -> None:
+    metric = MeanMetric(lambda pred, target: pred == target, name="hits")
+    with pytest.raises(ValueError, match=r"metric hits returned a tensor of shape \(4,\)"):
+        metric.update(torch.zeros(4), torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"),
+    [
+        (torch.zeros(3, 2), 3),
+        ((torch.zeros(4, 2), torch.zeros(9)), 4),
+        ({"id": "x", "inputs": [None, torch.zeros(5)]}, 5),
+        ([torch.tensor(1.0), (torch.zeros(6),)], 6),
+    ],
+)
+def test_batch_size_is_the_first_dimension_of_the_first_tensor(batch: Any, size: int) -> None:
+    assert batch_size_of(batch) == size
+
+
+@pytest.mark.parametrize("batch", [None, (), {"a": [1, 2]}, torch.tensor(1.0), "text"])
+def test_batch_without_a_tensor_has_no_size(batch: Any) -> None:
+    with pytest.raises(ValueError, match="cannot tell the batch size"):
+        batch_size_of(batch)
+
+
+def test_object_with_the_three_methods_is_used_as_it_is(classes: tuple[Tensor, Tensor]) -> None:
+    metric = CountRight()
+    assert as_metric(metric) is metric
+    assert isinstance(MeanMetric(mse), Metric)
+    assert run(metric, *classes) == pytest.approx(accuracy(*classes).item())
+    assert list(as_metrics([metric])) == ["CountRight"]
+
+
+def test_metrics_are_named_by_name_attribute_function_or_class() -> None:
+    named = CountRight()
+    named.name = "mine"  # type: ignore[attr-defined]
+    metrics = as_metrics([accuracy, partial(mse), nn.L1Loss(), named, MeanMetric(mae, name="b")])
+    assert list(metrics) == ["accuracy", "mse", "L1Loss", "mine", "b"]
+
+
+def test_single_metric_needs_no_list() -> None:
+    assert list(as_metrics(error_rate)) == ["error_rate"]
+
+
+@pytest.mark.parametrize(
+    ("thing", "advice"),
+    [
+        ("accuracy", "got 'accuracy'"),
+        (None, "got None"),
+        (CountRight, "the class CountRight: pass an object"),
+        (rmse, r"pass what it returns, rmse\(\.\.\.\)"),
+        (top_k_accuracy, r"pass what it returns, top_k_accuracy\(\.\.\.\)"),
+    ],
+)
+def test_what_is_no_metric_is_refused_with_what_is_expected(thing: Any, advice: str) -> None:
+    with pytest.raises(TypeError, match=rf"\(pred, target\) -> 0-dim tensor.*{advice}"):
+        as_metrics([thing])
+
+
+def test_two_metrics_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="two metrics are called 'accuracy'"):
+        as_metrics([accuracy, accuracy])
+    with pytest.raises(ValueError, match="two metrics are called 'CountRight'"):
+        as_metrics([CountRight(), CountRight()])
+
+
+@pytest.mark.parametrize("name", RESERVED_NAMES)
+def test_names_of_the_record_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"something else called '{name}'"):
+        as_metrics([MeanMetric(mse, name=name)])
+
+
+def test_metric_set_gives_the_loss_first_and_floats(classes: tuple[Tensor, Tensor]) -> None:
+    metrics = MetricSet([accuracy, CountRight()])
+    for _ in range(2):
+        metrics.reset()
+        for pred, target in batches(*classes):
+            metrics.update(pred, target, loss=F.cross_entropy(pred, target), n=len(target))
+    results = metrics.compute()
+    assert list(results) == ["valid_loss", "accuracy", "CountRight"]
+    assert all(type(value) is float for value in results.values())
+    assert results["valid_loss"] == pytest.approx(F.cross_entropy(*classes).item(), rel=1e-6)
+    assert results["accuracy"] == pytest.approx(accuracy(*classes).item(), rel=1e-6)
+    assert results["CountRight"] == pytest.approx(results["accuracy"])
+
+
+def test_pass_without_a_batch_has_no_results() -> None:
+    metrics = MetricSet([accuracy, CountRight()])
+    assert metrics.compute() == {}
+    metrics.update(torch.eye(2), torch.arange(2), loss=torch.tensor(1.0), n=2)
+    metrics.reset()
+    assert metrics.compute() == {}
+
+
+def test_object_metric_is_moved_to_the_device_of_the_loss() -> None:
+    metric = CountRight()
+    metrics = MetricSet([metric])
+    pred, target = torch.zeros(4, 3, device="meta"), torch.zeros(4, device="meta")
+    metrics.update(pred, target, loss=torch.zeros((), device="meta"), n=4)
+    assert metric.right.device.type == "meta"
+
+
+def test_metric_that_is_more_than_one_number_is_refused(classes: tuple[Tensor, Tensor]) -> None:
+    class PerClass(CountRight):
+        def compute(self) -> Tensor:
+            return torch.zeros(7)
+
+    class Collection(CountRight):
+        def compute(self) -> Any:
+            return {"f1": torch.tensor(1.0), "recall": torch.tensor(1.0)}
+
+    for metric, problem in ((PerClass(), r"shape \(7,\)"), (Collection(), "f1, recall")):
+        metrics = MetricSet([metric])
+        metrics.update(*classes, loss=torch.tensor(1.0), n=103)
+        with pytest.raises(TypeError, match=problem):
+            metrics.compute()
