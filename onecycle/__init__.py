@@ -1,1 +1,93 @@
-"""Train any PyTorch model with the 1cycle policy."""
+"""Train any PyTorch model with the 1cycle policy.
+
+A small `Learner` runs the batch loop and fires events; callbacks drive the hyperparameters and
+collect the record. `onecycle.events` draws the loop.
+"""
+
+from onecycle.callback import Callback, Stage
+from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
+from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, ParamScheduler
+from onecycle.callbacks.progress import Progress
+from onecycle.callbacks.recorder import Recorder
+from onecycle.data import DataLoaders, TensorLoader
+from onecycle.errors import (
+    Cancel,
+    CancelBatch,
+    CancelEpoch,
+    CancelFit,
+    CancelStep,
+    CancelTrain,
+    CancelValid,
+    CheckpointError,
+    MissingCallbackError,
+    NonFiniteLossError,
+    OnecycleError,
+    ScheduleConflictError,
+    UnknownEventError,
+)
+from onecycle.learner import Learner, Predictions
+from onecycle.metrics import accuracy, error_rate, mae, mse
+from onecycle.schedules import (
+    Schedule,
+    constant,
+    cosine,
+    exponential,
+    join,
+    linear,
+    momentum_cycle,
+    one_cycle,
+    polynomial,
+    step,
+    three_phase,
+    torch_one_cycle,
+)
+from onecycle.suggestions import minimum, slide, steep, valley
+
+__all__ = [
+    "Callback",
+    "Cancel",
+    "CancelBatch",
+    "CancelEpoch",
+    "CancelFit",
+    "CancelStep",
+    "CancelTrain",
+    "CancelValid",
+    "CheckpointError",
+    "DataLoaders",
+    "LRFindResult",
+    "LRFinder",
+    "Learner",
+    "MissingCallbackError",
+    "MomentumCycler",
+    "NonFiniteLossError",
+    "OneCycleSchedule",
+    "OnecycleError",
+    "ParamScheduler",
+    "Predictions",
+    "Progress",
+    "Recorder",
+    "Schedule",
+    "ScheduleConflictError",
+    "Stage",
+    "TensorLoader",
+    "UnknownEventError",
+    "accuracy",
+    "constant",
+    "cosine",
+    "error_rate",
+    "exponential",
+    "join",
+    "linear",
+    "mae",
+    "minimum",
+    "momentum_cycle",
+    "mse",
+    "one_cycle",
+    "polynomial",
+    "slide",
+    "steep",
+    "step",
+    "three_phase",
+    "torch_one_cycle",
+    "valley",
+]

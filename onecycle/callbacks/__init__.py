@@ -1,0 +1,1 @@
+"""The callbacks that come with onecycle, one concern a file; import them from `onecycle`."""

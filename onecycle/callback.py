@@ -1,0 +1,191 @@
+"""`Callback`, the stages that order callbacks, and the table of handlers for one run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from onecycle.errors import MissingCallbackError, UnknownEventError
+from onecycle.events import BATCH_EVENTS, EVENT_PREFIXES, EVENTS, LOOP
+
+if TYPE_CHECKING:
+    from onecycle.loop import Loop
+
+#: What takes a method of a callback: it is called with the learner and returns nothing.
+Handler = Callable[[Any], None]
+#: Which batches an event is for.
+During = Literal["train", "valid", "both"]
+#: What is running: a fit, a range test, or validation and prediction outside a fit.
+Run = Literal["fit", "range_test", "inference"]
+
+_ALL_RUNS: frozenset[Run] = frozenset(("fit", "range_test", "inference"))
+_FITS: frozenset[Run] = frozenset(("fit",))
+
+
+class Stage(IntEnum):
+    """When a callback hears of an event, compared with the others.
+
+    Within a stage the order is that of the list of callbacks.
+    """
+
+    PREPARE = 0  #: may change things: schedules, augmentation, precision, clipping
+    RECORD = 1  #: writes down what is in force
+    REACT = 2  #: the default: looks at what was recorded, and decides
+    SAVE = 3  #: checkpoints, after everything else
+
+
+class Callback:
+    """Base of all callbacks: a class with methods named after events.
+
+    Each method takes the learner and returns nothing. The events, and what each means, are
+    drawn in `onecycle.events`. For something small, ``Callback(after_batch=f)`` makes a
+    callback from functions.
+
+    Attributes:
+        stage: When this callback hears of an event, compared with the others.
+        requires: Types of callbacks that must take part too; checked before the first batch.
+        during: Whether the batch events are for ``"train"``, ``"valid"`` or ``"both"``.
+        runs_in: The runs it takes part in: ``"fit"``, ``"range_test"``, ``"inference"``.
+            By default all for `Stage.PREPARE`, fits only for the others.
+
+    Args:
+        **handlers: Functions that take the learner, by event.
+
+    Raises:
+        UnknownEventError: If a method or keyword looks like an event and is none; raised when
+            the class is made.
+
+    Example:
+        >>> class Count(Callback):
+        ...     def before_fit(self, learn):
+        ...         self.n = 0
+        ...
+        ...     def after_step(self, learn):
+        ...         self.n += 1
+        >>> Count().stage
+        <Stage.REACT: 2>
+        >>> Callback(after_epoch=lambda learn: print(learn.epoch))
+        Callback(after_epoch)
+    """
+
+    stage: Stage = Stage.REACT
+    requires: ClassVar[tuple[type[Callback], ...]] = ()
+    during: During = "both"
+    runs_in: frozenset[Run] | None = None
+
+    def __init__(self, **handlers: Handler) -> None:
+        for name, handler in handlers.items():
+            if name not in EVENTS:
+                raise UnknownEventError(_unknown_event("Callback()", name))
+            setattr(self, name, handler)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls):
+            if name.startswith(EVENT_PREFIXES) and name not in EVENTS:
+                raise UnknownEventError(_unknown_event(cls.__name__, name))
+        if cls.during not in ("train", "valid", "both"):
+            raise ValueError(
+                f'{cls.__name__}.during must be "train", "valid" or "both"; got {cls.during!r}'
+            )
+
+    def __repr__(self) -> str:
+        """Show the class, and for one made from functions its events."""
+        events = ", ".join(name for name in EVENTS if name in vars(self))
+        return f"{type(self).__name__}({events})"
+
+    def forward_context(self, learn: Loop) -> AbstractContextManager[Any] | None:
+        """Return a reusable context to run prediction and loss in, or ``None``."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must survive a restart, as plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+
+    def takes_part_in(self, run: Run) -> bool:
+        """Tell whether this callback takes part in a run."""
+        if self.runs_in is not None:
+            return run in self.runs_in
+        return run in (_ALL_RUNS if self.stage is Stage.PREPARE else _FITS)
+
+
+def _unknown_event(owner: str, name: str) -> str:
+    near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"the events are {', '.join(EVENTS)}."
+    return (
+        f"{owner} defines {name!r}, which looks like an event and is none: {hint} "
+        f"(A helper method must not begin with {', '.join(EVENT_PREFIXES)}.)"
+    )
+
+
+class Handlers:
+    """The handlers of every event, as one attribute for each: a tuple, often empty.
+
+    It is built once for a run, from the bound methods that callbacks really define, so that an
+    event nobody handles costs the loop one truth test.
+
+    Args:
+        callbacks: Those that take part, in any order.
+        during: Which batches this table is for.
+    """
+
+    __slots__ = tuple(EVENTS)
+
+    def __init__(self, callbacks: Sequence[Callback], during: Literal["train", "valid"]) -> None:
+        ordered = sorted(callbacks, key=lambda callback: callback.stage)
+        for event in EVENTS:
+            for_batches = event in BATCH_EVENTS
+            handlers: list[Handler] = [
+                getattr(callback, event)
+                for callback in ordered
+                if hasattr(callback, event)
+                and not (for_batches and callback.during not in (during, "both"))
+            ]
+            if event == "cleanup_fit":
+                handlers.reverse()
+            setattr(self, event, tuple(handlers))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, event: str) -> tuple[Handler, ...]: ...
+
+
+def handler_owner(handler: Handler) -> str:
+    """Name the callback behind a handler, for messages."""
+    owner = getattr(handler, "__self__", None)
+    return type(owner).__name__ if owner is not None else f"Callback from {handler!r}"
+
+
+def check_requirements(callbacks: Iterable[Callback]) -> None:
+    """Refuse a list of callbacks in which one lacks another that it requires.
+
+    Raises:
+        MissingCallbackError: Naming both, and what to do.
+    """
+    present = list(callbacks)
+    for callback in present:
+        for needed in callback.requires:
+            if not any(isinstance(other, needed) for other in present):
+                raise MissingCallbackError(
+                    f"{type(callback).__name__} requires {needed.__name__}, which takes no part "
+                    f"in this fit: add {needed.__name__}() to the learner's or the fit's cbs"
+                )
+
+
+def draw_loop(callbacks: Sequence[Callback]) -> str:
+    """Draw the loop with the callbacks at their events, in the order they hear of them."""
+    train, valid = Handlers(callbacks, "train"), Handlers(callbacks, "valid")
+    drawn, on = [], train
+    for line in LOOP.splitlines():
+        event = line.strip().removeprefix("fire ")
+        if event in ("before_validate", "after_validate"):  # the batch events between are valid's
+            on = valid if event == "before_validate" else train
+        names = [handler_owner(handler) for handler in getattr(on, event, ())]
+        drawn.append(f"{line}: {', '.join(names)}" if names else line)
+    return "\n".join(drawn)

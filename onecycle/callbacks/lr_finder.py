@@ -1,0 +1,203 @@
+"""`LRFinder`: the learning-rate range test, and its result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from onecycle import plots
+from onecycle.callback import Callback, Stage
+from onecycle.errors import CancelFit
+from onecycle.schedules import exponential, linear
+from onecycle.smoothing import smooth
+from onecycle.suggestions import Array, Rule, Smoother, StopRule, suggest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from onecycle.loop import Loop
+
+#: After how many updates the losses are read, where reading makes the device wait.
+_READ_EVERY = 8
+
+
+class LRFinder(Callback):
+    """Raise the learning rate from update to update, and stop when the loss diverges.
+
+    `Learner.lr_find` runs it over a learner that is put back afterwards. The rate of update ``i``
+    is that of the last parameter group, at ``i / (num_it - 1)`` of the way, so that ``end_lr`` is
+    reached; the other groups keep the ratios that they have.
+
+    Args:
+        start_lr: The first rate, above 0.
+        end_lr: The last rate, above ``start_lr``.
+        num_it: The number of updates, at least 2.
+        stop_div: Stop when the smoothed loss is over four times its best.
+        linear: Let the rate rise linearly instead of exponentially.
+
+    Raises:
+        ValueError: If the rates do not rise, or there are fewer than two updates.
+
+    Example:
+        >>> finder = LRFinder(1e-4, 1.0, num_it=5)
+        >>> finder.lrs.tolist()
+        [0.0001, 0.001, 0.01, 0.1, 1.0]
+    """
+
+    stage = Stage.PREPARE
+    during = "train"
+    runs_in = frozenset(("range_test",))
+
+    def __init__(
+        self,
+        start_lr: float = 1e-7,
+        end_lr: float = 10.0,
+        num_it: int = 100,
+        *,
+        stop_div: bool = True,
+        linear: bool = False,
+    ) -> None:
+        if not 0 < start_lr < end_lr < math.inf:
+            raise ValueError(
+                f"expected 0 < start_lr < end_lr; got start_lr={start_lr} and end_lr={end_lr}"
+            )
+        if num_it < 2:
+            raise ValueError(f"num_it must be at least 2 updates; got {num_it}")
+        self.num_it, self.linear = num_it, linear
+        self.lrs = _rates(start_lr, end_lr, num_it, is_linear=linear)
+        self.stop_reason: str | None = None
+        self._smoother = Smoother()
+        self._rule = StopRule(factor=4.0 if stop_div else None)
+        self._losses: list[float] = []
+        self._unread: list[Tensor] = []
+
+    def before_fit(self, learn: Loop) -> None:
+        """Find where the rates of the groups are kept, and their ratios."""
+        rates = learn.groups.get("lr")
+        ratios = [rate / rates[-1] if rates[-1] else 1.0 for rate in rates]
+        self._slots = [
+            (slot, ratio) for g, ratio in enumerate(ratios) for slot in learn.groups.slots("lr", g)
+        ]
+        self._read_every = 1 if learn.device.type == "cpu" else _READ_EVERY
+
+    def before_batch(self, learn: Loop) -> None:
+        """Put this update's rate in force."""
+        rate = float(self.lrs[learn.n_updates])
+        for slot, ratio in self._slots:
+            slot.set(rate * ratio)
+
+    def after_step(self, learn: Loop) -> None:
+        """Keep the loss; now and then read those that are kept, and stop where they diverge."""
+        self._unread.append(learn.update_loss)
+        if len(self._unread) >= self._read_every:
+            self._read()
+
+    def after_cancel_step(self, learn: Loop) -> None:
+        """Stop at a loss that is not finite, for which a gradient scaler makes no update."""
+        if not math.isfinite(float(learn.update_loss)):
+            self.after_step(learn)
+            self._read()
+
+    def after_fit(self, learn: Loop) -> None:
+        """Read what is left."""
+        if self.stop_reason is None:
+            try:
+                self._read()
+            except CancelFit as cancel:
+                self.stop_reason = cancel.reason
+
+    def _read(self) -> None:
+        unread, self._unread = self._unread, []
+        for loss in unread:
+            value = float(loss)
+            self._losses.append(value)
+            self.stop_reason = self._rule.update(value, self._smoother.update(value))
+            if self.stop_reason is not None:
+                raise CancelFit(self.stop_reason)
+
+    def result(self, rules: Sequence[Rule]) -> LRFindResult:
+        """Judge what was measured.
+
+        Args:
+            rules: Functions ``(lrs, smoothed losses) -> rate``; see `onecycle.suggestions`.
+        """
+        losses = np.array(self._losses)
+        lrs, smoothed = self.lrs[: len(losses)], smooth(losses)
+        found = suggest(lrs, losses, smoothed=smoothed, num_it=self.num_it, rules=rules)
+        return LRFindResult(
+            lrs=lrs,
+            losses=losses,
+            smoothed=smoothed,
+            suggestions=found.values,
+            lr_min=found.lr_min,
+            lr_max=found.lr_max,
+            reason=found.reason,
+            stop_reason=self.stop_reason or f"all {self.num_it} updates were made",
+            linear=self.linear,
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LRFindResult:
+    """What a learning-rate range test found.
+
+    Attributes:
+        lrs: The learning rate of each update (the last group's), shape ``(updates,)``.
+        losses: The training loss of each update.
+        smoothed: The losses, exponentially smoothed.
+        suggestions: By name of the rule the rate it suggests, or ``None``.
+        lr_min, lr_max: A pair for a cycle, or ``None``.
+        reason: Why there is no suggestion, in a sentence; ``None`` where there is one.
+        stop_reason: Why the test ended.
+        linear: Whether the rate rose linearly.
+    """
+
+    lrs: Array
+    losses: Array
+    smoothed: Array
+    suggestions: dict[str, float | None]
+    lr_min: float | None
+    lr_max: float | None
+    reason: str | None
+    stop_reason: str
+    linear: bool
+
+    @property
+    def suggestion(self) -> float | None:
+        """The first rule's suggestion."""
+        return next(iter(self.suggestions.values()), None)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Plot loss against learning rate with the suggestions marked.
+
+        Args:
+            ax: Where to draw; by default a new figure.
+        """
+        return plots.plot_lr_find(
+            self.lrs,
+            self.losses,
+            self.smoothed,
+            self.suggestions,
+            None if self.lr_min is None or self.lr_max is None else (self.lr_min, self.lr_max),
+            log=not self.linear,
+            ax=ax,
+        )
+
+    def __repr__(self) -> str:
+        """Say it in one line."""
+        if self.reason is not None:
+            found = self.reason
+        else:
+            found = ", ".join(f"{rule} {lr:.2e}" for rule, lr in self.suggestions.items())
+            found += f"; for a cycle {self.lr_min:.2e} to {self.lr_max:.2e}"
+        return f"LRFindResult({found}; {len(self.lrs)} updates, {self.stop_reason})"
+
+
+def _rates(start: float, end: float, num_it: int, *, is_linear: bool) -> Array:
+    shape = linear if is_linear else exponential
+    return shape(start, end)(np.arange(num_it) / (num_it - 1))

@@ -1,0 +1,251 @@
+"""Schedules at work: `ParamScheduler`, and the two halves of the 1cycle policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from onecycle.callback import Callback, Stage
+from onecycle.errors import ScheduleConflictError
+from onecycle.hyperparams import GroupValues
+from onecycle.schedules import Schedule, momentum_cycle, one_cycle, torch_one_cycle
+
+if TYPE_CHECKING:
+    from onecycle.loop import Loop
+
+#: How many updates' values are computed at once: bounds the memory of a fit of any length.
+BLOCK = 1024
+
+#: A policy of `OneCycleSchedule` and `MomentumCycler` by name.
+Policy = Literal["cosine", "linear", "torch"]
+
+
+class ParamScheduler(Callback):
+    """Drive hyperparameters of the optimizer by schedules of the position in the fit.
+
+    The value in force for update ``u`` of ``U`` is ``schedule(u / (U - 1))``: the first update has
+    the first value, the last one exactly the last. It is set before the batch, so that every other
+    callback sees it. An update that is skipped or postponed does not advance the position.
+
+    Args:
+        schedules: By name of the hyperparameter (``"lr"``, ``"momentum"``, ``"weight_decay"``,
+            ``"beta2"``, ``"eps"``, ...): one schedule for every parameter group, or a sequence with
+            one for each group, in which ``None`` leaves a group alone.
+
+    Raises:
+        ValueError: Before the first batch, if the optimizer has no such hyperparameter, the number
+            of schedules is not that of the groups, or a value is negative or not finite.
+        ScheduleConflictError: If another callback schedules the same one of the same group.
+
+    Example:
+        >>> from onecycle import ParamScheduler, linear
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner(n_batches=3)
+        >>> learn.fit(1, cbs=[ParamScheduler({"weight_decay": linear(0.1, 0.0)})])
+        >>> learn.groups.get("weight_decay")
+        [0.0]
+    """
+
+    stage = Stage.PREPARE
+    during = "train"
+    runs_in = frozenset(("fit",))
+
+    def __init__(self, schedules: Mapping[str, Schedule | Sequence[Schedule | None]]) -> None:
+        self._given = dict(schedules)
+        self._planned: int | None = None
+        self._start = self._stop = 0
+        self._rows: list[tuple[Callable[[float], None], list[float]]] = []
+
+    def schedules(self, learn: Loop) -> dict[str, list[Schedule | None]]:
+        """Return by name the schedules in force, one for each parameter group."""
+        n = len(learn.groups)
+        found: dict[str, list[Schedule | None]] = {}
+        for name, given in self._given.items():
+            each: list[Schedule | None] = [given] * n if callable(given) else list(given)
+            if len(each) != n:
+                raise ValueError(
+                    f"expected one schedule of {name}, or {n}, one for each parameter group; "
+                    f"got {len(each)}\n{learn.groups.table()}"
+                )
+            found[name] = each
+        return found
+
+    def targets(self, learn: Loop) -> set[tuple[str, int]]:
+        """Return what this callback schedules: names with the index of the group."""
+        return {
+            (name, g)
+            for name, each in self.schedules(learn).items()
+            for g, schedule in enumerate(each)
+            if schedule is not None
+        }
+
+    def before_fit(self, learn: Loop) -> None:
+        """Refuse what cannot work, before anything runs."""
+        learn.pos  # noqa: B018 - raises where the number of updates cannot be known
+        mine = self.targets(learn)
+        for name, g in mine:
+            learn.groups.slots(name, g)
+        for other in learn.cbs:
+            if isinstance(other, ParamScheduler) and other is not self:
+                for name, g in sorted(mine & other.targets(learn)):
+                    raise ScheduleConflictError(
+                        f"{type(self).__name__} and {type(other).__name__} both schedule {name!r} "
+                        f"of parameter group {g}: remove one of them from cbs"
+                    )
+        self._planned = None
+
+    def before_batch(self, learn: Loop) -> None:
+        """Put the values of this update in force."""
+        update = learn.n_updates
+        if learn.n_updates_planned != self._planned or not self._start <= update < self._stop:
+            self._compute(learn)
+        i = update - self._start
+        for set_value, values in self._rows:
+            set_value(values[i])
+
+    def _compute(self, learn: Loop) -> None:
+        """Compute the values of the next block of updates."""
+        self._planned = learn.n_updates_planned
+        self._start = learn.n_updates
+        self._stop = self._start + BLOCK
+        last = max(1, (self._planned or 1) - 1)
+        positions = np.minimum(1.0, np.arange(self._start, self._stop) / last)
+        self._rows = []
+        for name, each in self.schedules(learn).items():
+            for g, schedule in enumerate(each):
+                if schedule is None:
+                    continue
+                values = schedule(positions)
+                if not (np.isfinite(values).all() and (values >= 0).all()):
+                    raise ValueError(
+                        f"the schedule of {name} gives {values.min():g} to {values.max():g}; "
+                        f"expected finite values that are not negative: {schedule}"
+                    )
+                row = values.tolist()
+                self._rows += [(slot.set, row) for slot in learn.groups.slots(name, g)]
+
+
+class OneCycleSchedule(ParamScheduler):
+    """Drive the learning rate by the 1cycle policy.
+
+    Args:
+        lr_max: The peak: one number, one for each parameter group, or a slice.
+        div: The cycle begins at ``lr_max / div``.
+        div_final: It ends at ``lr_max / div_final`` (``"torch"``: ``lr_max / div / div_final``).
+        pct_start: The fraction of the updates in which the rate rises, in [0, 1].
+        policy: ``"cosine"`` (fastai 2), ``"linear"`` (the same ends, straight), ``"torch"``
+            (``OneCycleLR``), or a `Schedule`, whose values are the rate of the last group; the
+            other groups keep ``lr_max``'s ratios to it.
+
+    Source:
+        Smith & Topin, "Super-Convergence", arXiv:1708.07120; the cosine form is fastai's.
+
+    Example:
+        >>> from onecycle import OneCycleSchedule
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner(n_batches=10)
+        >>> learn.fit(1, cbs=[OneCycleSchedule(0.1)])
+        >>> learn.groups.get("lr") == [0.1 / 1e5]
+        True
+    """
+
+    def __init__(
+        self,
+        lr_max: GroupValues,
+        div: float = 25.0,
+        div_final: float = 1e5,
+        pct_start: float = 0.25,
+        *,
+        policy: Policy | Schedule = "cosine",
+    ) -> None:
+        super().__init__({})
+        self.lr_max, self.policy = lr_max, policy
+        self._shape = {"div": div, "div_final": div_final, "pct_start": pct_start}
+        self._rate(1.0, 2)  # refuses bad arguments here, where the person wrote them
+
+    def schedules(self, learn: Loop) -> dict[str, list[Schedule | None]]:
+        """Return the learning rate's schedule for each parameter group."""
+        peaks = learn.groups.expand("lr_max", self.lr_max)
+        if isinstance(self.policy, Schedule):
+            return {"lr": [self.policy.scaled(peak / peaks[-1]) for peak in peaks]}
+        return {"lr": [self._rate(peak, learn.n_updates_planned or 1) for peak in peaks]}
+
+    def _rate(self, peak: float, n_updates: int) -> Schedule:
+        div, div_final, pct_start = self._shape.values()
+        if isinstance(self.policy, Schedule):
+            return self.policy
+        if self.policy == "torch":
+            return torch_one_cycle(
+                n_updates,
+                max_lr=peak,
+                pct_start=pct_start,
+                div_factor=div,
+                final_div_factor=div_final,
+            )
+        return one_cycle(peak, **self._shape, anneal=check_policy(self.policy))
+
+
+class MomentumCycler(ParamScheduler):
+    """Cycle momentum, or Adam's beta1, against the learning rate.
+
+    Args:
+        moms: Momentum at the start, at the peak of the rate, and at the end; each in [0, 1).
+        pct_start: The fraction of the updates in which momentum falls: that of the rate's rise.
+        policy: ``"cosine"``, ``"linear"`` or ``"torch"``, as in `OneCycleSchedule`.
+
+    Raises:
+        ValueError: Before the first batch, if the optimizer has no momentum.
+
+    Source:
+        Smith, "A disciplined approach to neural network hyper-parameters", arXiv:1803.09820.
+
+    Example:
+        >>> from onecycle import MomentumCycler
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner(n_batches=9)
+        >>> learn.fit(1, cbs=[MomentumCycler((0.95, 0.85, 0.9))])
+        >>> learn.groups.get("momentum")
+        [0.9]
+    """
+
+    def __init__(
+        self,
+        moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
+        pct_start: float = 0.25,
+        *,
+        policy: Policy = "cosine",
+    ) -> None:
+        super().__init__({})
+        self.moms, self.pct_start, self.policy = check_moms(moms), pct_start, policy
+        if policy == "torch" and moms[0] != moms[2]:
+            raise ValueError(f"the torch policy ends with the momentum it began with; got {moms}")
+        self._momentum(2)
+
+    def schedules(self, learn: Loop) -> dict[str, list[Schedule | None]]:
+        """Return the momentum's schedule, the same for every parameter group."""
+        return {"momentum": [self._momentum(learn.n_updates_planned or 1)] * len(learn.groups)}
+
+    def _momentum(self, n_updates: int) -> Schedule:
+        if self.policy == "torch":
+            rate = torch_one_cycle(n_updates, max_lr=1.0, pct_start=self.pct_start)
+            return rate.momentum(base=self.moms[1], max=self.moms[0])
+        anneal = check_policy(self.policy)
+        return momentum_cycle(self.moms, pct_start=self.pct_start, anneal=anneal)
+
+
+def check_policy(policy: object) -> Literal["cosine", "linear"]:
+    """Return the name of an annealing, or refuse what is no policy."""
+    if policy == "cosine":
+        return "cosine"
+    if policy == "linear":
+        return "linear"
+    raise ValueError(f"policy must be 'cosine', 'linear', 'torch' or a Schedule; got {policy!r}")
+
+
+def check_moms(moms: Sequence[float]) -> tuple[float, float, float]:
+    """Return three momenta, each in [0, 1), or refuse them."""
+    if len(moms) != 3 or not all(0 <= mom < 1 for mom in moms):
+        raise ValueError(f"moms must be three numbers in [0, 1), like (0.95, 0.85, 0.95): {moms}")
+    return moms[0], moms[1], moms[2]

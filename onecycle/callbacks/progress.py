@@ -1,0 +1,7 @@
+"""Stub, to be replaced."""
+
+from onecycle.callback import Callback
+
+
+class Progress(Callback):
+    """Nothing yet."""

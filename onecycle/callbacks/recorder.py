@@ -1,0 +1,147 @@
+"""`Recorder`: what is recorded of a fit, and the plots of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onecycle import plots
+from onecycle.callback import Callback, Stage
+from onecycle.history import History
+from onecycle.metrics import MetricSet, batch_size_of
+from onecycle.smoothing import smooth
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from onecycle.callbacks.lr_finder import LRFindResult
+    from onecycle.loop import Loop
+
+
+class Recorder(Callback):
+    """Record the loss, learning rate and momentum of every update, and each validation.
+
+    Every learner has one, as ``learn.recorder``. The record goes on across fits. Losses stay on
+    the device and are read in blocks, so that recording never makes the loop wait.
+
+    Attributes:
+        history: The series ``train_loss``, ``lr``, ``momentum`` (one value for each update),
+            ``valid_loss`` and each metric by name (one for each validation pass). See `History`.
+        lr_find_result: The result of the last range test.
+    """
+
+    stage = Stage.RECORD
+    during = "valid"  # of the batch events; after_step is for training anyway
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.lr_find_result: LRFindResult | None = None
+
+    def before_fit(self, learn: Loop) -> None:
+        """Open the series that every update writes to."""
+        groups = learn.groups
+        self._rates = [groups.slots("lr", g)[0] for g in range(len(groups))]
+        self._momenta = (
+            [groups.slots("momentum", g)[0] for g in range(len(groups))]
+            if groups.has_momentum()
+            else []
+        )
+        self._add_loss = self.history.series("train_loss").append
+        self._add_lr = self.history.series("lr", width=len(groups)).append
+        if self._momenta:
+            self._add_momentum = self.history.series("momentum", width=len(groups)).append
+        self._valid = MetricSet(learn.metrics)
+
+    def after_step(self, learn: Loop) -> None:
+        """Record the update just made, with the values that were in force."""
+        update = learn.total_updates
+        self._add_loss(update, learn.update_loss)
+        rates, momenta = self._rates, self._momenta
+        if len(rates) == 1:
+            self._add_lr(update, rates[0].get())
+            if momenta:
+                self._add_momentum(update, momenta[0].get())
+        else:
+            self._add_lr(update, [slot.get() for slot in rates])
+            if momenta:
+                self._add_momentum(update, [slot.get() for slot in momenta])
+
+    def before_validate(self, learn: Loop) -> None:
+        """Begin a validation pass."""
+        self._valid.reset()
+
+    def after_batch(self, learn: Loop) -> None:
+        """Add a validation batch to the means."""
+        if learn.pred is not None:  # it is None where the batch was cancelled
+            self._valid.update(learn.pred, learn.yb, learn.loss, batch_size_of(learn.batch))
+
+    def after_validate(self, learn: Loop) -> None:
+        """Record the validation pass."""
+        for name, value in self._valid.compute().items():
+            self.history.series(name).append(learn.total_updates, value)
+
+    def plot_loss(self, ax: Axes | None = None, *, skip_start: int = 0) -> Axes:
+        """Plot training loss, raw and smoothed, and validation loss against the update.
+
+        Args:
+            ax: Where to draw; by default a new figure.
+            skip_start: How many first updates are left out, where they dwarf the rest.
+        """
+        train = self.history["train_loss"]
+        losses = train.values
+        valid = self.history.get("valid_loss")
+        return plots.plot_loss(
+            train.updates,
+            losses,
+            None if valid is None else valid.updates,
+            None if valid is None else valid.values,
+            train_smoothed=smooth(losses),
+            skip_start=skip_start,
+            ax=ax,
+        )
+
+    def plot_sched(self, ax: Axes | None = None) -> Axes:
+        """Plot the learning rate and the momentum of every group against the update."""
+        lr = self.history["lr"]
+        momentum = self.history.get("momentum")
+        return plots.plot_sched(
+            lr.updates,
+            lr.values,
+            None if momentum is None else momentum.updates,
+            None if momentum is None else momentum.values,
+            ax=ax,
+        )
+
+    def plot_metrics(self, ax: Axes | None = None) -> Axes:
+        """Plot every metric against the update."""
+        trained = ("train_loss", "lr", "momentum", "valid_loss")
+        series = {
+            name: (self.history[name].updates, self.history[name].values)
+            for name in self.history
+            if name not in trained
+        }
+        if not series:
+            raise ValueError("no metric was recorded: give the Learner metrics=[...] and validate")
+        return plots.plot_metrics(series, ax=ax)
+
+    def plot_lr_find(self, ax: Axes | None = None) -> Axes:
+        """Plot the last range test."""
+        if self.lr_find_result is None:
+            raise ValueError("there is no range test to plot: call learn.lr_find() first")
+        return self.lr_find_result.plot(ax=ax)
+
+    def to_frame(self) -> Any:
+        """Return the record as a ``pandas.DataFrame``, one row for each update."""
+        return self.history.to_frame()
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the record to a CSV file, one row for each update."""
+        self.history.to_csv(path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the record."""
+        return {"history": self.history.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back a record."""
+        self.history.load_state_dict(state["history"])

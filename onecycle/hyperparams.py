@@ -1,0 +1,229 @@
+"""Hyperparameters by name over parameter groups: what an optimizer has, and can cycle.
+
+Two kinds of groups meet here. The *splitter's groups* are what a person means: body and head,
+say. The optimizer's own ``param_groups`` are finer where weight decay is not 0, since norms and
+biases then stand in groups of their own without it. Everything public speaks of the splitter's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+#: One number, one for each group, or ``slice(lo, hi)``: geometric steps from lo to hi.
+GroupValues = float | Sequence[float] | slice
+
+_NO_MOMENTUM = "Adagrad, Adadelta, ASGD, Rprop and Adafactor have none"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one hyperparameter of one of the optimizer's ``param_groups`` is kept.
+
+    Attributes:
+        group: The optimizer's own dict.
+        key: The key in it.
+        index: The place within a tuple such as Adam's ``betas``; ``None`` for a plain value.
+    """
+
+    group: dict[str, Any]
+    key: str
+    index: int | None = None
+
+    def get(self) -> float:
+        """Return the value in force."""
+        value = self.group[self.key]
+        return float(value if self.index is None else value[self.index])
+
+    def set(self, value: float) -> None:
+        """Put a value in force; a tensor is filled in place, so that others see it too."""
+        old = self.group[self.key]
+        if self.index is not None:
+            if isinstance(old[self.index], Tensor):
+                old[self.index].fill_(value)
+            else:
+                self.group[self.key] = (*old[: self.index], value, *old[self.index + 1 :])
+        elif isinstance(old, Tensor):
+            old.fill_(value)
+        else:
+            self.group[self.key] = value
+
+
+def _slot(group: dict[str, Any], name: str) -> Slot | None:
+    """Find a hyperparameter by the name people use for it, or ``None``."""
+    betas = group.get("betas")
+    if name == "momentum" and "momentum" not in group and betas is not None:
+        return Slot(group, "betas", 0)
+    if betas is not None and name in ("beta1", "beta2", "beta3") and int(name[-1]) <= len(betas):
+        return Slot(group, "betas", int(name[-1]) - 1)
+    value = group.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Slot(group, name) if is_number or isinstance(value, Tensor) else None
+
+
+class ParamGroups:
+    """An optimizer's hyperparameters by name, one value for each of the splitter's groups.
+
+    ``"momentum"`` means what the optimizer has: ``momentum`` of SGD, RMSprop and Muon, ``beta1``
+    of the Adam family. Other names are those of the optimizer: ``"lr"``, ``"weight_decay"``,
+    ``"eps"``, ``"beta2"``.
+
+    Args:
+        opt: The optimizer.
+        members: For each of the splitter's groups the indices of its ``opt.param_groups``; by
+            default each is a group of its own.
+
+    Example:
+        >>> import torch
+        >>> body, head = torch.zeros(3, requires_grad=True), torch.zeros(1, requires_grad=True)
+        >>> opt = torch.optim.Adam([{"params": [body]}, {"params": [head]}], lr=1e-3)
+        >>> groups = ParamGroups(opt)
+        >>> groups.set("lr", slice(1e-4, 1e-2))
+        >>> groups.get("lr"), groups.get("momentum")
+        ([0.0001, 0.01], [0.9, 0.9])
+    """
+
+    def __init__(self, opt: Optimizer, members: Sequence[Sequence[int]] | None = None) -> None:
+        self.opt = opt
+        self.members = members or [[i] for i in range(len(opt.param_groups))]
+
+    def __len__(self) -> int:
+        """Return the number of the splitter's groups."""
+        return len(self.members)
+
+    def names(self) -> list[str]:
+        """List the hyperparameters that every group has as a number."""
+        first = self.opt.param_groups[0]
+        betas = [f"beta{i + 1}" for i in range(len(first.get("betas", ())))]
+        names = [key for key in first if key != "params" and _slot(first, key)] + betas
+        if self.has_momentum() and "momentum" not in names:
+            names.append("momentum")
+        return names
+
+    def slots(self, name: str, group: int) -> list[Slot]:
+        """Return where a hyperparameter of one group is kept: one place, or more.
+
+        A group without weight decay because it holds norms and biases is no place for
+        ``"weight_decay"``.
+
+        Raises:
+            ValueError: If the optimizer has no such hyperparameter.
+        """
+        found = []
+        for i in self.members[group]:
+            param_group = self.opt.param_groups[i]
+            slot = _slot(param_group, name)
+            if slot is None:
+                raise ValueError(
+                    f"{type(self.opt).__name__} has no hyperparameter {name!r}; "
+                    f"it has {', '.join(self.names())}"
+                    + (f" ({_NO_MOMENTUM})" if name == "momentum" else "")
+                )
+            if not (name == "weight_decay" and param_group.get("no_decay")):
+                found.append(slot)
+        return found
+
+    def get(self, name: str) -> list[float]:
+        """Return a hyperparameter's value in each group; 0 where no place decays."""
+        slots = [self.slots(name, g) for g in range(len(self))]
+        return [places[0].get() if places else 0.0 for places in slots]
+
+    def set(self, name: str, values: GroupValues) -> None:
+        """Set a hyperparameter in every group.
+
+        Args:
+            name: As in `names`.
+            values: One number for all, a sequence with one for each group, or a slice.
+
+        Raises:
+            ValueError: If the number of values is not that of the groups, or one is not allowed.
+        """
+        for g, value in enumerate(self.expand(name, values)):
+            for slot in self.slots(name, g):
+                slot.set(value)
+
+    def has_momentum(self) -> bool:
+        """Tell whether the optimizer has momentum, or beta1, at all."""
+        return _slot(self.opt.param_groups[0], "momentum") is not None
+
+    def momentum_is_on(self) -> bool:
+        """Tell whether the optimizer has momentum and it is above 0 in every group."""
+        return self.has_momentum() and min(self.get("momentum")) > 0
+
+    def expand(self, name: str, values: GroupValues) -> list[float]:
+        """Give one value for each group.
+
+        ``slice(lo, hi)`` becomes geometric steps from lo (first group) to hi (last group), and
+        ``slice(hi)`` hi for the last group and hi / 10 for the others (fastai's meaning).
+
+        Raises:
+            TypeError: If a value is no number.
+            ValueError: If the count is wrong, or a value is negative or not finite.
+        """
+        n = len(self)
+        if isinstance(values, slice):
+            values = _steps(values, n)
+        elif isinstance(values, str) or np.ndim(values) == 0:
+            values = [values] * n  # type: ignore[list-item]
+        result = [check_value(name, value) for value in cast("Sequence[float]", values)]
+        if len(result) != n:
+            raise ValueError(
+                f"expected one {name}, or {n} of them, one for each parameter group; "
+                f"got {len(result)}: {result}\n{self.table()}"
+            )
+        return result
+
+    def table(self) -> str:
+        """Return a readable table of the groups: tensors, parameters, lr, decay, trainable."""
+        decay = self.get("weight_decay") if "weight_decay" in self.names() else [0.0] * len(self)
+        lines = ["group  tensors  parameters  trainable          lr  weight_decay"]
+        for g, lr in enumerate(self.get("lr")):
+            params = self.params(g)
+            trainable = sum(p.numel() for p in params if p.requires_grad)
+            lines.append(
+                f"{g:>5}  {len(params):>7}  {sum(p.numel() for p in params):>10,}"
+                f"  {trainable:>9,}  {lr:>10.4g}  {decay[g]:>12.4g}"
+            )
+        return "\n".join(lines)
+
+    def params(self, group: int) -> list[nn.Parameter]:
+        """Return the parameters of one of the splitter's groups."""
+        return [p for i in self.members[group] for p in self.opt.param_groups[i]["params"]]
+
+
+def check_value(name: str, value: Any) -> float:
+    """Return a hyperparameter as a float, or refuse it.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is negative or not finite.
+    """
+    try:
+        value = getattr(value, "item", lambda: value)()  # NumPy and torch scalars
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    except (ValueError, RuntimeError):
+        is_number = False
+    if not is_number:
+        raise TypeError(f"{name} must be a number, or one for each group; got {value!r}")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be finite and not negative; got {value!r}")
+    return float(value)
+
+
+def _steps(values: slice, n: int) -> list[float]:
+    if values.stop is None or values.step is not None:
+        raise ValueError(f"expected slice(hi) or slice(lo, hi); got {values!r}")
+    hi = check_value("the end of the slice", values.stop)
+    if values.start is None:
+        return [hi / 10] * (n - 1) + [hi]
+    lo = check_value("the start of the slice", values.start)
+    if lo == 0 or hi == 0:
+        raise ValueError(f"the steps of a slice are geometric: both ends must be above 0: {values}")
+    if n == 1:
+        return [hi]
+    return [lo * (hi / lo) ** (g / (n - 1)) for g in range(n - 1)] + [hi]

@@ -1,0 +1,501 @@
+"""`Learner`: the verbs that a person calls. How they run is in `onecycle.loop`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from onecycle.callback import Callback, draw_loop
+from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
+from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, Policy
+from onecycle.callbacks.progress import Progress
+from onecycle.callbacks.recorder import Recorder
+from onecycle.data import DataLoaders, as_dataloaders, to_device
+from onecycle.errors import CheckpointError
+from onecycle.files import atomic_write
+from onecycle.hyperparams import GroupValues, ParamGroups
+from onecycle.loop import Loop, log
+from onecycle.metrics import MetricSet, as_metrics, batch_size_of
+from onecycle.nested import concatenate, map_tensors
+from onecycle.optimizers import OptFunc, Splitter, build_optimizer, check_serves
+from onecycle.schedules import Schedule
+from onecycle.snapshot import preserved
+from onecycle.suggestions import Rule, valley
+from onecycle.summary import Summary, summarize
+
+#: The version of the files that `Learner.save` writes.
+FORMAT = 1
+
+
+class Learner(Loop):
+    """Train a model: it owns the loaders, the model, the loss, the optimizer and the loop.
+
+    What a callback reads on a learner is listed at `onecycle.loop.Loop`.
+
+    Args:
+        dls: `DataLoaders`, or a pair ``(train, valid)`` of iterables of batches; ``valid`` may be
+            ``None``. A batch is ``(xb, yb)``, a longer tuple (see ``n_inp``) or a dict, which the
+            model gets as keywords and the loss function whole.
+        model: It is moved to ``device``.
+        loss_func: Called with ``(pred, yb)``, returns a scalar. ``None`` for a model that returns
+            its loss: as ``pred.loss``, ``pred["loss"]``, or as the prediction itself.
+        opt_func: An optimizer class, or a callable ``(params, lr=...)``. Made fused where it can
+            be.
+        lr: The learning rate: one number, one for each parameter group, or a slice.
+        metrics: Functions ``(pred, yb) -> scalar``, or objects with reset, update and compute.
+        cbs: Callbacks for every fit, besides the `Recorder` and the `Progress` that each learner
+            has.
+        opt: An optimizer that exists, instead of ``opt_func``; used as it is.
+        wd: The weight decay; ``None`` for the optimizer's own.
+        wd_bn_bias: Whether norms and biases decay too.
+        moms: Momentum at the start, the peak and the end of a cycle.
+        splitter: Returns the parameter groups of the model.
+        n_inp: How many parts of a longer batch are inputs; by default all but the last.
+        device: By default the accelerator if there is one, else the CPU.
+        seed: Of the order of the data; drawn from torch by default. Weights and dropout come from
+            torch's own generator: ``torch.manual_seed``.
+
+    Raises:
+        TypeError, ValueError: For what cannot work, with what to do.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from onecycle import Learner, TensorLoader, mse
+        >>> x = torch.linspace(-1, 1, 64).unsqueeze(1)
+        >>> train = TensorLoader(x, 3 * x, batch_size=8, shuffle=True)
+        >>> learn = Learner((train, train), nn.Linear(1, 1), nn.functional.mse_loss,
+        ...                 metrics=[mse], device="cpu", seed=0)
+        >>> with learn.no_bar():
+        ...     learn.fit_one_cycle(10, lr_max=0.3)
+        >>> learn.validate()["mse"] < 0.01
+        True
+    """
+
+    def __init__(
+        self,
+        dls: DataLoaders | tuple[Any, Any],
+        model: nn.Module,
+        loss_func: Callable[..., Tensor] | None = None,
+        opt_func: OptFunc = AdamW,
+        lr: GroupValues | None = None,
+        metrics: Sequence[Any] = (),
+        cbs: Sequence[Callback] = (),
+        *,
+        opt: Optimizer | None = None,
+        wd: float | None = None,
+        wd_bn_bias: bool = False,
+        moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
+        splitter: Splitter | None = None,
+        n_inp: int | None = None,
+        device: str | torch.device | None = None,
+        seed: int | None = None,
+    ) -> None:
+        _check_arguments(model, cbs)
+        on = torch.device(device) if device is not None else _default_device()
+        model.to(on)
+        if isinstance(loss_func, nn.Module):
+            loss_func.to(on)
+        if opt is None:
+            opt, members = build_optimizer(
+                model, opt_func, lr=1e-3, wd=wd, splitter=splitter, wd_bn_bias=wd_bn_bias
+            )
+            groups = ParamGroups(opt, members)
+            self.lr = groups.expand("lr", 1e-3 if lr is None else lr)
+        else:
+            check_serves(opt, model)
+            groups = ParamGroups(opt)
+            self.lr = groups.get("lr") if lr is None else groups.expand("lr", lr)
+        groups.set("lr", self.lr)
+        self.moms = moms
+        defaults: list[Callback] = [Recorder(), Progress()]
+        defaults = [new for new in defaults if not any(isinstance(cb, type(new)) for cb in cbs)]
+        super().__init__(
+            as_dataloaders(dls),
+            model,
+            loss_func,
+            opt,
+            groups,
+            cbs=[*defaults, *cbs],
+            metrics=list(as_metrics(metrics).values()),
+            device=next(model.parameters()).device,
+            seed=int(torch.randint(2**62, ())) if seed is None else seed,
+            n_inp=n_inp,
+        )
+
+    @property
+    def recorder(self) -> Recorder:
+        """The recorder: ``learn.recorder.history``, ``learn.recorder.plot_loss()``."""
+        return next(callback for callback in self.cbs if isinstance(callback, Recorder))
+
+    # Training -----------------------------------------------------------------------------
+
+    def fit(
+        self,
+        n_epoch: int | None,
+        lr: GroupValues | None = None,
+        wd: float | None = None,
+        cbs: Sequence[Callback] | None = None,
+        *,
+        steps_per_epoch: int | None = None,
+        max_updates: int | None = None,
+    ) -> None:
+        """Train with a constant learning rate, or one that a callback drives.
+
+        Args:
+            n_epoch: The number of epochs; ``None`` to stop by ``max_updates`` alone.
+            lr: The learning rate; by default the learner's.
+            wd: The weight decay from here on; by default unchanged.
+            cbs: Callbacks for this fit only.
+            steps_per_epoch: The batches of an epoch, where the loader has no length or more.
+            max_updates: The optimizer updates after which the fit ends.
+
+        Raises:
+            ValueError, TypeError: For what cannot work, before the first batch.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner(n_batches=4)
+            >>> learn.fit(2, lr=0.05)
+            >>> learn.recorder.history["lr"].values.tolist() == [0.05] * 8
+            True
+        """
+        _check_budget(n_epoch, steps_per_epoch, max_updates)
+        rates = self.groups.expand("lr", self.lr if lr is None else lr)
+        if wd is not None:
+            self.groups.set("weight_decay", wd)
+        self.groups.set("lr", rates)
+        self.run_fit(
+            n_epoch, cbs=cbs or (), steps_per_epoch=steps_per_epoch, max_updates=max_updates
+        )
+
+    def fit_one_cycle(
+        self,
+        n_epoch: int | None,
+        lr_max: GroupValues | None = None,
+        div: float = 25.0,
+        div_final: float = 1e5,
+        pct_start: float = 0.25,
+        moms: tuple[float, float, float] | Literal[False] | None = None,
+        wd: float | None = None,
+        cbs: Sequence[Callback] | None = None,
+        *,
+        policy: Policy | Schedule = "cosine",
+        steps_per_epoch: int | None = None,
+        max_updates: int | None = None,
+    ) -> None:
+        """Train by the 1cycle policy: the rate rises and falls, momentum the other way.
+
+        Args:
+            n_epoch: The number of epochs; ``None`` to stop by ``max_updates`` alone.
+            lr_max: The peak; by default the learner's rate.
+            div: The rate begins at ``lr_max / div``.
+            div_final: It ends at ``lr_max / div_final``.
+            pct_start: The fraction of the updates in which it rises, in [0, 1].
+            moms: Momentum at the start, the peak and the end; ``None`` for the learner's (with
+                a `Schedule` as policy: unchanged), ``False`` to leave momentum alone.
+            wd: The weight decay from here on; by default unchanged.
+            cbs: Callbacks for this fit only.
+            policy: ``"cosine"`` (fastai 2), ``"linear"``, ``"torch"`` (``OneCycleLR``), or a
+                `Schedule`, whose values are the rate of the last parameter group.
+            steps_per_epoch: The batches of an epoch, where the loader has no length or more.
+            max_updates: The optimizer updates after which the fit ends.
+
+        Raises:
+            ValueError, TypeError: For what cannot work, before the first batch.
+
+        Source:
+            Smith & Topin, "Super-Convergence", arXiv:1708.07120; Smith, "A disciplined
+            approach to neural network hyper-parameters", arXiv:1803.09820.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner(n_batches=5)
+            >>> learn.fit_one_cycle(2, lr_max=0.1)
+            >>> lrs = learn.recorder.history["lr"].values
+            >>> lrs.max() <= 0.1, lrs[-1] == 0.1 / 1e5
+            (True, True)
+        """
+        cycle = OneCycleSchedule(
+            self.lr if lr_max is None else lr_max, div, div_final, pct_start, policy=policy
+        )
+        both = [cycle, *self._momentum_cycle(moms, pct_start, policy)]
+        self.fit(
+            n_epoch,
+            wd=wd,
+            cbs=[*both, *(cbs or ())],
+            steps_per_epoch=steps_per_epoch,
+            max_updates=max_updates,
+        )
+
+    def _momentum_cycle(
+        self,
+        moms: tuple[float, float, float] | Literal[False] | None,
+        pct_start: float,
+        policy: Policy | Schedule,
+    ) -> list[Callback]:
+        """Return what cycles momentum: nothing where it is not asked for and there is none."""
+        if moms is False or (moms is None and isinstance(policy, Schedule)):
+            return []
+        if moms is None and not self.groups.momentum_is_on():
+            log.warning(
+                "%s %s: only the learning rate is cycled (moms=False says so without a word)",
+                type(self.opt).__name__,
+                "has momentum 0" if self.groups.has_momentum() else "has no momentum",
+            )
+            return []
+        shape: Policy = "cosine" if isinstance(policy, Schedule) else policy
+        return [MomentumCycler(moms or self.moms, pct_start, policy=shape)]
+
+    def lr_find(
+        self,
+        start_lr: float = 1e-7,
+        end_lr: float = 10.0,
+        num_it: int = 100,
+        stop_div: bool = True,
+        show_plot: bool = True,
+        suggest_funcs: Sequence[Rule] = (valley,),
+        *,
+        linear: bool = False,
+    ) -> LRFindResult:
+        """Run the learning-rate range test: the rate rises from batch to batch until the loss does.
+
+        It leaves nothing behind: afterwards, also after an error or Ctrl-C, everything that
+        training changes is bit for bit as before. With several parameter groups the rate is that
+        of the last one, and the others keep their ratios to it.
+
+        Args:
+            start_lr: The first rate, above 0.
+            end_lr: The last rate, reached unless the test stops.
+            num_it: The number of updates.
+            stop_div: Stop when the smoothed loss is over four times its best. A loss that is not
+                finite always stops.
+            show_plot: Draw the curve with the suggestions, as ``learn.recorder.plot_lr_find()``.
+            suggest_funcs: The rules, among ``valley, slide, minimum, steep``, or functions
+                ``(lrs, smoothed losses) -> rate``.
+            linear: Let the rate rise linearly instead of exponentially.
+
+        Returns:
+            Rates, losses, suggestions, and why the test stopped.
+
+        Source:
+            Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner()
+            >>> result = learn.lr_find(start_lr=1e-4, show_plot=False)
+            >>> result.suggestion == result.suggestions["valley"]
+            True
+        """
+        finder = LRFinder(start_lr, end_lr, num_it, stop_div=stop_div, linear=linear)
+        with preserved(self):
+            self._run = None  # a range test may also run between two updates of a fit
+            self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
+        result = finder.result(suggest_funcs)
+        self.recorder.lr_find_result = result
+        if show_plot:
+            result.plot()
+        return result
+
+    # Looking and inference ----------------------------------------------------------------
+
+    def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
+        """Compute the loss and the metrics over a loader; leaves everything as it was.
+
+        Args:
+            dl: By default the validation loader.
+
+        Returns:
+            ``"valid_loss"`` and each metric by name.
+        """
+        means = MetricSet(deepcopy(self.metrics))  # theirs may be in the middle of a pass
+        means.reset()
+
+        def collect(learn: Loop) -> None:
+            if learn.pred is not None:
+                means.update(learn.pred, learn.yb, learn.loss, batch_size_of(learn.batch))
+
+        self.infer(self._loader(dl), collect)
+        return means.compute()
+
+    def get_preds(
+        self, dl: Iterable[Any] | None = None, *, inference_mode: bool = False
+    ) -> Predictions:
+        """Predict a whole loader; leaves everything as it was.
+
+        Args:
+            dl: By default the validation loader.
+            inference_mode: Use ``torch.inference_mode``: see `Loop.infer`.
+
+        Returns:
+            Predictions and targets on the CPU, concatenated over the batches.
+        """
+        preds: list[Any] = []
+        targets: list[Any] = []
+
+        def collect(learn: Loop) -> None:
+            if learn.pred is not None:
+                preds.append(to_device(learn.pred, torch.device("cpu")))
+                targets.append(to_device(learn.yb, torch.device("cpu")))
+
+        self.infer(self._loader(dl), collect, with_loss=False, inference_mode=inference_mode)
+        return Predictions(concatenate(preds), concatenate(targets))
+
+    def predict(self, x: Any) -> Any:
+        """Predict one sample; leaves everything as it was.
+
+        Args:
+            x: The input of one sample, without a batch dimension: a tensor, a tuple of tensors
+                for a model of several inputs, or a dict.
+
+        Returns:
+            What the model says of it, on the CPU, without a batch dimension.
+        """
+        batch = map_tensors(lambda part: part[None], x if isinstance(x, tuple | dict) else (x,))
+        n_inp, self.n_inp = self.n_inp, None if isinstance(batch, dict) else len(batch)
+        try:
+            preds = self.get_preds([batch]).preds
+        finally:
+            self.n_inp = n_inp
+        return map_tensors(lambda part: part[0], preds)
+
+    def summary(self) -> Summary:
+        """Describe the model layer by layer, the groups and the optimizer; prints as a table."""
+        return summarize(self)
+
+    def show_training_loop(self) -> None:
+        """Print the loop with the callbacks of this learner at their events."""
+        print(draw_loop(self.cbs))
+
+    @contextmanager
+    def removed_cbs(self, *kinds: type[Callback] | Callback) -> Iterator[None]:
+        """Run a block without some callbacks: given as objects or as types."""
+        types = tuple(kind for kind in kinds if isinstance(kind, type))
+        before = self.cbs
+        self.cbs = [cb for cb in before if not isinstance(cb, types) and cb not in kinds]
+        try:
+            yield
+        finally:
+            self.cbs = before
+
+    @contextmanager
+    def no_bar(self) -> Iterator[None]:
+        """Run a block without progress bars and without the table of epochs."""
+        with self.removed_cbs(Progress):
+            yield
+
+    # Files --------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Save the model and the optimizer to a file, which is whole or not there.
+
+        Args:
+            path: Where to write; a file that is there is replaced.
+        """
+        state = {"format": FORMAT, "model": self.model.state_dict(), "opt": self.opt.state_dict()}
+        with atomic_write(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, path: str | Path, *, with_opt: bool = True) -> None:
+        """Load what `save` wrote; runs no code from the file.
+
+        Args:
+            path: A file that `save` wrote.
+            with_opt: Load the optimizer's state too.
+
+        Raises:
+            CheckpointError: If the file is none of ours, or does not fit this learner, which is
+                then unchanged.
+        """
+        state = _read(path)
+        _check_fits(path, state["model"], self.model.state_dict())
+        if with_opt:
+            try:
+                self.opt.load_state_dict(state["opt"])
+            except (ValueError, KeyError) as error:
+                raise CheckpointError(
+                    f"{path}: the optimizer's state does not fit {type(self.opt).__name__}: "
+                    f"{error}; load(path, with_opt=False) takes the model alone"
+                ) from error
+        self.model.load_state_dict(state["model"])
+
+    def _loader(self, dl: Iterable[Any] | None) -> Any:
+        if dl is None and self.dls.valid is None:
+            raise ValueError("this learner has no validation loader: pass one as dl")
+        return self.dls.valid if dl is None else dl
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What `Learner.get_preds` returns.
+
+    Attributes:
+        preds: The predictions of all samples, shape ``(samples, ...)``; a tuple or dict of such
+            where the model returns one.
+        targets: The targets, likewise; ``None`` where the loader has none.
+    """
+
+    preds: Any
+    targets: Any
+
+
+def _default_device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _check_arguments(model: nn.Module, cbs: Sequence[Callback]) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    for callback in cbs:
+        if not isinstance(callback, Callback):
+            hint = " (write it with parentheses)" if isinstance(callback, type) else ""
+            raise TypeError(f"cbs must be Callback objects; got {callback!r}{hint}")
+
+
+def _check_budget(
+    n_epoch: int | None, steps_per_epoch: int | None, max_updates: int | None
+) -> None:
+    limits = {"n_epoch": n_epoch, "steps_per_epoch": steps_per_epoch, "max_updates": max_updates}
+    for name, limit in limits.items():
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+            raise TypeError(f"{name} must be an integer; got {limit!r}")
+        if limit is not None and limit < 1:
+            raise ValueError(f"{name} must be at least 1; got {limit}")
+    if n_epoch is None and max_updates is None:
+        raise ValueError("n_epoch=None needs max_updates=: nothing else would end the fit")
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(state, dict) or not {"format", "model", "opt"} <= state.keys():
+        raise CheckpointError(f"{path} was not written by Learner.save")
+    if state["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {state['format']}; this onecycle reads up to {FORMAT}: update it"
+        )
+    return state
+
+
+def _check_fits(path: str | Path, found: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Refuse a model's state before any of it is loaded: torch would load half of it."""
+    missing, unknown = own.keys() - found.keys(), found.keys() - own.keys()
+    other = [name for name in own.keys() & found.keys() if own[name].shape != found[name].shape]
+    if missing or unknown or other:
+        raise CheckpointError(
+            f"{path} holds another model: missing {sorted(missing)[:3]}, unknown "
+            f"{sorted(unknown)[:3]}, of another shape {sorted(other)[:3]}"
+        )

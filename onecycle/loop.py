@@ -1,0 +1,498 @@
+"""The batch loop: fit, epoch, pass, batch, update. The only caller of events.
+
+`onecycle.events` draws what happens here. Everything that can be known once for a fit (the
+handlers of each event, the plan of updates, how an update is made) is made once, so that the
+loop itself looks nothing up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from onecycle.callback import Callback, Handler, Handlers, Run, check_requirements, handler_owner
+from onecycle.data import DataLoaders, n_batches, split_batch, start_pass, to_device
+from onecycle.errors import (
+    Cancel,
+    CancelBatch,
+    CancelEpoch,
+    CancelFit,
+    CancelStep,
+    CancelTrain,
+    CancelValid,
+    OnecycleError,
+)
+from onecycle.hyperparams import ParamGroups
+from onecycle.snapshot import preserved_rng
+from onecycle.stepper import Stepper
+
+log = logging.getLogger("onecycle")
+
+
+class Loop:
+    """Runs fits and inference passes over a model, and fires the events.
+
+    `onecycle.learner.Learner` derives from it and adds the verbs. What follows is what a callback
+    reads on ``learn``, and may write unless it says otherwise.
+
+    Attributes:
+        model: What is trained.
+        dls: The training and validation loaders; ``dl`` is the one in use.
+        loss_func: Called with ``(pred, yb)``; ``None`` for a model that returns its loss.
+        opt: The optimizer; ``groups`` gives its hyperparameters by name.
+        cbs: All callbacks that take part, those of this fit included.
+        metrics: The metrics computed on validation.
+        device: Where the model and the batches are.
+        seed: The data order is a function of it and of ``total_epochs``.
+        batch, xb, yb: The batch on the device, whole and split; writing ``xb`` changes what the
+            model sees.
+        pred: What the model returned.
+        loss_grad: The loss with its graph: what is differentiated. May be rewritten.
+        loss: The loss detached, on the device: what is reported. Nobody writes it.
+        update_loss: The loss of the update just made: the mean over its accumulated batches.
+        epoch, n_epoch: The epoch, from 0, and their number (``None``: until ``max_updates``).
+        iter, n_iter: The batch of this pass, from 0, and their number (``None``: unknown).
+        training: Whether this is a training pass.
+        n_updates: The updates made in this fit.
+        n_skipped: The updates skipped in this fit.
+        n_updates_planned: The updates this fit will make; ``None`` if that cannot be known.
+        total_updates, total_epochs: The same over the learner's life.
+        batches_in_window: The batches whose gradients wait for the next update.
+        stepper: How an update is made.
+        stop_reason: The reason that the last cancel gave, or ``None``.
+    """
+
+    loss: Any
+    loss_grad: Any
+    update_loss: Any
+
+    def __init__(
+        self,
+        dls: DataLoaders,
+        model: nn.Module,
+        loss_func: Callable[..., Tensor] | None,
+        opt: Optimizer,
+        groups: ParamGroups,
+        *,
+        cbs: Sequence[Callback],
+        metrics: Sequence[Any],
+        device: torch.device,
+        seed: int,
+        n_inp: int | None,
+    ) -> None:
+        self.dls, self.model, self.loss_func = dls, model, loss_func
+        self.opt, self.groups = opt, groups
+        self.cbs, self.metrics = list(cbs), list(metrics)
+        self.device, self.seed, self.n_inp = device, seed, n_inp
+        self.dl: Any = dls.train
+        self.epoch = self.iter = self.n_updates = self.n_skipped = 0
+        self.total_updates = self.total_epochs = self.batches_in_window = 0
+        self.n_epoch: int | None = 0
+        self.n_iter: int | None = None
+        self.n_updates_planned: int | None = None
+        self.steps_per_epoch: int | None = None
+        self.max_updates: int | None = None
+        self.training = False
+        self.stop_reason: str | None = None
+        self.stepper = Stepper(opt)
+        self._run: Run | None = None
+        self._forget_batch()
+
+    # What a subclass may override ---------------------------------------------------------
+
+    def predict_batch(self, batch: Any) -> Any:
+        """Return what the model says of ``self.xb``: positional inputs, or a dict's keywords."""
+        xb = self.xb
+        if isinstance(xb, Tensor):
+            return self.model(xb)
+        return self.model(**xb) if isinstance(xb, Mapping) else self.model(*xb)
+
+    def compute_loss(self, pred: Any, batch: Any) -> Tensor:
+        """Return the scalar loss of ``pred`` against ``self.yb``, with its graph."""
+        yb = self.yb
+        if self.loss_func is None:
+            loss: Tensor = (
+                pred["loss"] if isinstance(pred, Mapping) else getattr(pred, "loss", pred)
+            )
+            return loss
+        if isinstance(yb, tuple):
+            return self.loss_func(pred, *yb)
+        return self.loss_func(pred) if yb is None else self.loss_func(pred, yb)
+
+    # Where the fit stands -----------------------------------------------------------------
+
+    @property
+    def pos(self) -> float:
+        """The position in the schedules: updates done / (updates planned - 1), at most 1."""
+        if self.n_updates_planned is None:
+            raise ValueError(
+                "the position needs the number of planned updates, and the training loader has no "
+                "length: give steps_per_epoch= or max_updates="
+            )
+        return min(1.0, self.n_updates / max(1, self.n_updates_planned - 1))
+
+    @property
+    def pct_train(self) -> float:
+        """The share of the fit's batches that is done."""
+        if not self.n_epoch or not self.n_iter:
+            return self.pos
+        return (self.epoch + self.iter / self.n_iter) / self.n_epoch
+
+    def plan_updates(self) -> None:
+        """Set ``n_updates_planned`` from the loader, the limits and the accumulation."""
+        batches = _least(n_batches(self.dls.train), self.steps_per_epoch)
+        planned = None
+        if batches is not None and self.n_epoch is not None:
+            planned = self.n_epoch * math.ceil(batches / self.stepper.batches_per_update)
+        self.n_updates_planned = _least(planned, self.max_updates)
+
+    # The loop -----------------------------------------------------------------------------
+
+    def run_fit(
+        self,
+        n_epoch: int | None,
+        *,
+        cbs: Sequence[Callback] = (),
+        run: Run = "fit",
+        steps_per_epoch: int | None = None,
+        max_updates: int | None = None,
+    ) -> None:
+        """Run a fit or a range test; the learner's verbs end up here."""
+        with self.added_cbs(cbs):
+            self._begin(n_epoch, run, steps_per_epoch, max_updates)
+            try:
+                self._scope("fit", CancelFit, self._epochs)
+            except BaseException as error:
+                self._end(error)
+                if isinstance(error, Cancel):
+                    raise OnecycleError(_out_of_place(error)) from error
+                raise
+            self._end(None)
+
+    def _begin(
+        self, n_epoch: int | None, run: Run, steps_per_epoch: int | None, max_updates: int | None
+    ) -> None:
+        if self._run is not None:
+            raise RuntimeError(f"a {self._run} is running: a callback cannot start another {run}")
+        callbacks = [callback for callback in self.cbs if callback.takes_part_in(run)]
+        check_requirements(callbacks)
+        self._check_model()
+        self._on = Handlers(callbacks, "train")
+        self._on_valid = Handlers(callbacks, "valid")
+        self._contexts = self._forward_contexts(callbacks)
+        self._run = run
+        self.n_epoch, self.steps_per_epoch, self.max_updates = n_epoch, steps_per_epoch, max_updates
+        self.epoch = self.iter = self.n_updates = self.n_skipped = 0
+        self.stop_reason = None
+        self.stepper = Stepper(self.opt)
+        self._drop_gradients()
+        self.plan_updates()
+
+    def _end(self, error: BaseException | None) -> None:
+        """Let every callback clean up; none can hide the first error."""
+        if isinstance(error, Exception) and not isinstance(error, Cancel):
+            error.add_note(f"onecycle: {self._where()}")
+        first = error
+        for handler in self._on.cleanup_fit:
+            try:
+                self._fire((handler,), "cleanup_fit")
+            except BaseException as another:
+                if first is not None:
+                    first.add_note(f"onecycle: then {handler_owner(handler)} failed: {another!r}")
+                first = first or another
+        self._drop_gradients()
+        self._forget_batch()
+        self._run = None
+        if first is not None and error is None:
+            raise first
+        if self.n_skipped:
+            log.warning(
+                "%d of %s planned updates were skipped; the schedule ended at position %.4g",
+                self.n_skipped,
+                self.n_updates_planned,
+                max(0, self.n_updates - 1) / max(1, (self.n_updates_planned or 2) - 1),
+            )
+
+    def _epochs(self) -> None:
+        for self.epoch in itertools.count() if self.n_epoch is None else range(self.n_epoch):
+            self._scope("epoch", CancelEpoch, self._passes)
+            self.total_epochs += 1
+            if self._updates_left() == 0:
+                break
+
+    def _passes(self) -> None:
+        self._set_up_pass(self.dls.train, training=True)
+        self._scope("train", CancelTrain, self._train)
+        if self._run == "fit" and self.dls.valid is not None:
+            self._set_up_pass(self.dls.valid, training=False)
+            self._scope("validate", CancelValid, self._validate)
+
+    def _set_up_pass(self, dl: Any, *, training: bool) -> None:
+        self.dl, self.training, self.iter = dl, training, 0
+        self.model.train(training)
+        self.n_iter = n_batches(dl)
+        if training:
+            left = self._updates_left()
+            batches = None if left is None else left * self.stepper.batches_per_update
+            self.n_iter = _least(self.n_iter, self.steps_per_epoch, batches)
+
+    def _train(self) -> None:
+        on = self._on
+        try:
+            for self.iter, batch in enumerate(self._batches()):
+                self._train_batch(batch, on)
+            if self.batches_in_window:  # the pass ended before the window was full
+                self._update(on)
+        finally:
+            self._drop_gradients()
+
+    def _train_batch(self, batch: Any, on: Handlers) -> None:
+        window = self.batches_in_window
+        try:
+            self._take(batch)
+            self._forward(on)
+            if on.before_backward:
+                self._fire(on.before_backward, "before_backward")
+            self.batches_in_window = window + 1
+            self.stepper.backward(self.loss_grad)
+            self.update_loss = self.loss
+            if not self._postponed(on):
+                self._update(on)
+        except CancelBatch as cancel:
+            if self.batches_in_window > window:  # its gradients are among those that wait
+                self._drop_gradients()
+            self._cancelled("batch", cancel, on)
+        if on.after_batch:
+            self._report(on.after_batch, "after_batch")
+
+    def _postponed(self, on: Handlers) -> bool:
+        if on.after_backward:
+            try:
+                self._fire(on.after_backward, "after_backward")
+            except CancelStep:
+                return True
+        return False
+
+    def _update(self, on: Handlers) -> None:
+        stepper = self.stepper
+        try:
+            stepper.unscale()
+            if self._skipped(on) or not stepper.step():
+                self.n_skipped += 1
+                self._fire(on.after_cancel_step, "after_cancel_step")
+            else:
+                self.n_updates += 1
+                self.total_updates += 1
+                if on.after_step:
+                    self._report(on.after_step, "after_step")
+        finally:
+            stepper.zero_grad()
+            self.batches_in_window = 0
+
+    def _skipped(self, on: Handlers) -> bool:
+        if on.before_step:
+            try:
+                self._fire(on.before_step, "before_step")
+            except CancelStep as cancel:
+                self.stop_reason = cancel.reason or self.stop_reason
+                self.stepper.skip()
+                return True
+        return False
+
+    def _validate(self) -> None:
+        with torch.no_grad(), preserved_rng():
+            for self.iter, batch in enumerate(self._batches()):
+                self._valid_batch(batch, self._on_valid)
+
+    def _valid_batch(self, batch: Any, on: Handlers, *, with_loss: bool = True) -> None:
+        try:
+            self._take(batch)
+            self._forward(on, with_loss=with_loss)
+        except CancelBatch as cancel:
+            self.pred = self.loss = self.loss_grad = None  # nobody counts the batch before
+            self._cancelled("batch", cancel, on)
+        if on.after_batch:
+            self._report(on.after_batch, "after_batch")
+
+    def _batches(self) -> Iterator[Any]:
+        """Draw the batches of this pass; its order is a function of the seed and the epoch."""
+        drawn = 0
+        try:
+            batches = start_pass(self.dl, seed=self.seed, epoch=self.total_epochs)
+            for batch in batches if self.n_iter is None else itertools.islice(batches, self.n_iter):
+                yield batch
+                drawn += 1
+        except Exception as error:
+            error.add_note(f"onecycle: raised by the loader while drawing batch {drawn}")
+            raise
+        if not drawn:
+            name = "training" if self.training else "validation"
+            raise ValueError(f"the {name} loader gave no batch: it is empty")
+
+    def _take(self, batch: Any) -> None:
+        self.batch = to_device(batch, self.device)
+        self.xb, self.yb = split_batch(self.batch, self.n_inp)
+
+    def _forward(self, on: Handlers, *, with_loss: bool = True) -> None:
+        if on.before_batch:
+            self._fire(on.before_batch, "before_batch")
+        if not self._contexts:
+            self._predict(on, with_loss)
+            return
+        with ExitStack() as stack:
+            for context in self._contexts:
+                stack.enter_context(context)
+            self._predict(on, with_loss)
+
+    def _predict(self, on: Handlers, with_loss: bool) -> None:
+        self.pred = self.predict_batch(self.batch)
+        if on.after_pred:
+            self._fire(on.after_pred, "after_pred")
+        if with_loss:
+            self.loss_grad = self.compute_loss(self.pred, self.batch)
+            self.loss = self.loss_grad.detach()
+            if on.after_loss:
+                self._fire(on.after_loss, "after_loss")
+
+    def infer(
+        self,
+        dl: Any,
+        collect: Handler,
+        *,
+        with_loss: bool = True,
+        inference_mode: bool = False,
+    ) -> None:
+        """Run the model over a loader in evaluation mode, and leave everything as it was.
+
+        No event of a fit fires; only callbacks that prepare batches (`Stage.PREPARE`) take part.
+
+        Args:
+            dl: An iterable of batches.
+            collect: Called with the learner after each batch.
+            with_loss: Whether the loss is computed too.
+            inference_mode: Use ``torch.inference_mode`` instead of ``no_grad``; a little faster,
+                but tensors that the model caches can then never take part in training.
+        """
+        callbacks = [callback for callback in self.cbs if callback.takes_part_in("inference")]
+        on = Handlers([*callbacks, Callback(after_batch=collect)], "valid")
+        fields = dict(vars(self))
+        flags = [(module, module.training) for module in self.model.modules()]
+        gradients_off = torch.inference_mode() if inference_mode else torch.no_grad()
+        try:
+            with gradients_off, preserved_rng():
+                self._contexts = self._forward_contexts(callbacks)
+                self._set_up_pass(dl, training=False)
+                for self.iter, batch in enumerate(self._batches()):
+                    self._valid_batch(batch, on, with_loss=with_loss)
+        finally:
+            for module, flag in flags:
+                module.training = flag
+            vars(self).clear()
+            vars(self).update(fields)
+
+    # Events -------------------------------------------------------------------------------
+
+    def _scope(self, name: str, cancel_type: type[Cancel], body: Callable[[], None]) -> None:
+        """Run a part of the loop between its two events; its own cancel ends it."""
+        on = self._on
+        try:
+            self._fire(getattr(on, f"before_{name}"), f"before_{name}")
+            body()
+        except cancel_type as cancel:
+            self._cancelled(name, cancel, on)
+        self._report(getattr(on, f"after_{name}"), f"after_{name}")
+
+    def _cancelled(self, name: str, cancel: Cancel, on: Handlers) -> None:
+        self.stop_reason = cancel.reason or self.stop_reason
+        self._fire(getattr(on, f"after_cancel_{name}"), f"after_cancel_{name}")
+
+    def _fire(self, handlers: tuple[Handler, ...], event: str) -> None:
+        for handler in handlers:
+            try:
+                handler(self)
+            except Cancel:
+                raise
+            except Exception as error:
+                error.add_note(
+                    f"onecycle: raised by {handler_owner(handler)} in {event}, {self._where()}"
+                )
+                raise
+
+    def _report(self, handlers: tuple[Handler, ...], event: str) -> None:
+        """Fire an event that tells of something done: all hear of it before a cancel acts."""
+        first: Cancel | None = None
+        for handler in handlers:
+            try:
+                self._fire((handler,), event)
+            except Cancel as cancel:
+                first = first or cancel
+        if first is not None:
+            raise first
+
+    def _where(self) -> str:
+        kind = "training" if self.training else "validation"
+        return f"epoch {self.epoch}, {kind} batch {self.iter}, after {self.n_updates} updates"
+
+    # Callbacks and checks -----------------------------------------------------------------
+
+    @contextmanager
+    def added_cbs(self, cbs: Sequence[Callback]) -> Iterator[None]:
+        """Run a block with more callbacks."""
+        before = self.cbs
+        self.cbs = [*before, *cbs]
+        try:
+            yield
+        finally:
+            self.cbs = before
+
+    def _forward_contexts(self, callbacks: list[Callback]) -> list[AbstractContextManager[Any]]:
+        found = (callback.forward_context(self) for callback in callbacks)
+        return [context for context in found if context is not None]
+
+    def _check_model(self) -> None:
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        if not trainable:
+            raise ValueError(
+                "no parameter of the model takes a gradient: all are frozen; call unfreeze(), or "
+                "set requires_grad on those that should train"
+            )
+        for name, parameter in self.model.named_parameters():
+            if parameter.device != self.device:
+                raise ValueError(
+                    f"the model's parameter {name!r} is on {parameter.device}, and the batches go "
+                    f"to {self.device}: move the model back, or make a new Learner with device="
+                )
+
+    def _updates_left(self) -> int | None:
+        if self.max_updates is None:
+            return None
+        return max(0, self.max_updates - self.n_updates - self.n_skipped)
+
+    def _drop_gradients(self) -> None:
+        self.stepper.zero_grad()
+        self.batches_in_window = 0
+
+    def _forget_batch(self) -> None:
+        """Keep no batch, prediction or graph alive."""
+        self.batch = self.xb = self.yb = self.pred = None
+        self.loss = self.loss_grad = self.update_loss = None
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _out_of_place(cancel: Cancel) -> str:
+    scope = type(cancel).__name__.removeprefix("Cancel").lower()
+    return (
+        f"{type(cancel).__name__} was raised where no {scope} is running that it could end "
+        f"(reason: {cancel.reason or 'none given'})"
+    )

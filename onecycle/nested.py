@@ -1,0 +1,49 @@
+"""Tensors nested in tuples, lists and dicts: what models take and return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply a function to every tensor of a nested value; the rest passes through.
+
+    Example:
+        >>> map_tensors(torch.neg, {"a": torch.ones(1), "b": ("text", None)})
+        {'a': tensor([-1.]), 'b': ('text', None)}
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(function, part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map_tensors(function, part) for part in value)
+    return value
+
+
+def concatenate(batches: Sequence[Any]) -> Any:
+    """Concatenate what a loop collected, batch by batch, into one value of the same nesting.
+
+    Args:
+        batches: Values of one nesting: tensors of shape ``(batch, ...)``, or tuples, lists or
+            dicts of such. Anything else is returned as a list.
+
+    Returns:
+        The tensors concatenated along the first dimension; ``None`` if every batch is ``None``.
+
+    Example:
+        >>> concatenate([(torch.zeros(2), None), (torch.ones(1), None)])
+        (tensor([0., 0., 1.]), None)
+    """
+    first = batches[0] if batches else None
+    if isinstance(first, Tensor):
+        return torch.cat([batch if batch.ndim else batch[None] for batch in batches])
+    if isinstance(first, Mapping):
+        return {key: concatenate([batch[key] for batch in batches]) for key in first}
+    if isinstance(first, tuple | list):
+        return type(first)(concatenate(parts) for parts in zip(*batches, strict=True))
+    return None if all(batch is None for batch in batches) else list(batches)

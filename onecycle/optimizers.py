@@ -1,0 +1,197 @@
+"""Build the optimizer: fused where it can be, and no weight decay on norms and biases."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+#: Makes an optimizer of parameter groups: ``opt_func(groups, lr=...)``. A class, or a partial.
+OptFunc = Callable[..., Optimizer]
+#: Returns the parameter groups of a model, each some of its parameters.
+Splitter = Callable[[nn.Module], Sequence[Iterable[nn.Parameter]]]
+
+_FUSED_DEVICES = ("cpu", "cuda")
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def build_optimizer(
+    model: nn.Module,
+    opt_func: OptFunc,
+    *,
+    lr: float,
+    wd: float | None = None,
+    splitter: Splitter | None = None,
+    wd_bn_bias: bool = False,
+) -> tuple[Optimizer, list[list[int]]]:
+    """Build the optimizer of a model.
+
+    It is made fused where the class can be, unless ``fused`` or ``foreach`` was chosen
+    explicitly, or a parameter is complex, has sparse gradients, or is on a device without fused
+    kernels. A fused optimizer agrees with the plain one to rounding, not to the bit.
+
+    Args:
+        model: On its final device.
+        opt_func: A class such as ``torch.optim.AdamW``, or a callable ``(groups, lr=...)``.
+        lr: The learning rate to begin with.
+        wd: The weight decay; ``None`` for the optimizer's own.
+        splitter: Returns the parameter groups; by default all parameters are one group.
+        wd_bn_bias: Whether norms and biases decay too.
+
+    Returns:
+        The optimizer, and for each of the splitter's groups the indices of its ``param_groups``.
+
+    Raises:
+        ValueError: If the model has no parameters, the splitter leaves some out, or the
+            optimizer cannot serve.
+    """
+    groups = _split(model, splitter)
+    _check_kind(model, opt_func)
+    kwargs: dict[str, Any] = {"lr": lr}
+    if wd is not None:
+        kwargs["weight_decay"] = wd
+    if _can_be_fused(model, opt_func):
+        kwargs["fused"] = True
+    try:
+        opt = opt_func([{"params": group} for group in groups], **kwargs)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{_name(opt_func)} cannot be built for this model: {error} "
+            f"(it was called with {len(groups)} parameter group(s) and {kwargs})"
+        ) from error
+    check_serves(opt, model)
+    members = [[i] for i in range(len(groups))]
+    if not wd_bn_bias:
+        _split_decay(opt, model, members)
+    return opt, members
+
+
+def check_serves(opt: Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that the loop cannot step, or that trains something else.
+
+    Raises:
+        ValueError: If its step needs a closure, or it holds none of the model's parameters.
+    """
+    closure = inspect.signature(opt.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(_needs_closure(type(opt).__name__))
+    held = {id(p) for group in opt.param_groups for p in group["params"]}
+    if not held & {id(p) for p in model.parameters()}:
+        raise ValueError(
+            f"the optimizer ({type(opt).__name__}) holds none of the model's parameters: "
+            "build it from this model's parameters(), after any change that replaces them"
+        )
+
+
+def _split(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Parameter]]:
+    everything = list(model.parameters())
+    if not everything:
+        raise ValueError(f"the model ({type(model).__name__}) has no parameters to train")
+    if splitter is None:
+        return [everything]
+    groups = [list(group) for group in splitter(model)]
+    if not groups or not all(groups):
+        sizes = [len(group) for group in groups]
+        raise ValueError(f"splitter must return groups of parameters, none empty; got {sizes}")
+    held = {id(p) for group in groups for p in group}
+    left = [name for name, p in model.named_parameters() if id(p) not in held]
+    if left:
+        raise ValueError(
+            f"splitter leaves out {len(left)} parameter(s), which would never train: "
+            f"{', '.join(left[:5])}{', ...' if len(left) > 5 else ''}; put each in a group "
+            "(and freeze those that must not train)"
+        )
+    return groups
+
+
+def _check_kind(model: nn.Module, opt_func: OptFunc) -> None:
+    """Refuse early, and in the user's words, the classes that cannot serve."""
+    kind = _underlying(opt_func)
+    if kind is torch.optim.LBFGS:
+        raise ValueError(_needs_closure("LBFGS"))
+    if kind is torch.optim.SparseAdam:
+        sparse = _sparse_parameters(model)
+        dense = [name for name, p in model.named_parameters() if id(p) not in sparse]
+        if dense:
+            raise ValueError(
+                f"SparseAdam trains only parameters with sparse gradients; {dense[0]!r} has dense "
+                "ones: use AdamW, or nn.Embedding(sparse=True) throughout"
+            )
+    if kind is torch.optim.Muon:
+        other = [name for name, p in model.named_parameters() if p.ndim != 2]
+        if other:
+            raise ValueError(
+                f"Muon trains only matrices; {other[0]!r} is none ({len(other)} such "
+                "parameters): use AdamW, or give opt= an optimizer that combines both"
+            )
+
+
+def _needs_closure(name: str) -> str:
+    return (
+        f"{name} needs a closure that evaluates the model several times in each step, which a "
+        "batch loop does not give: use a first-order optimizer such as AdamW or SGD"
+    )
+
+
+def _underlying(opt_func: OptFunc) -> Any:
+    return opt_func.func if isinstance(opt_func, functools.partial) else opt_func
+
+
+def _name(opt_func: OptFunc) -> str:
+    return str(getattr(_underlying(opt_func), "__name__", opt_func))
+
+
+def _sparse_parameters(model: nn.Module) -> set[int]:
+    return {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+    }
+
+
+def _can_be_fused(model: nn.Module, opt_func: OptFunc) -> bool:
+    try:
+        options = inspect.signature(opt_func).parameters
+    except (TypeError, ValueError):
+        return False
+    if "fused" not in options or options["fused"].default is not None:
+        return False
+    if "foreach" in options and options["foreach"].default is not None:
+        return False
+    if "differentiable" in options and options["differentiable"].default:
+        return False
+    return not _sparse_parameters(model) and all(
+        p.is_floating_point() and p.device.type in _FUSED_DEVICES for p in model.parameters()
+    )
+
+
+def _split_decay(opt: Optimizer, model: nn.Module, members: list[list[int]]) -> None:
+    """Move norms and biases out of every group that decays, into one of its own beside it."""
+    exempt = _norms_and_biases(model)
+    for g, member in enumerate(members):
+        group = opt.param_groups[g]
+        without = [p for p in group["params"] if id(p) in exempt]
+        if not group.get("weight_decay") or not without:
+            continue
+        if len(without) == len(group["params"]):
+            group |= {"weight_decay": 0.0, "no_decay": True}
+            continue
+        group["params"] = [p for p in group["params"] if id(p) not in exempt]
+        options = {key: value for key, value in group.items() if key != "params"}
+        opt.add_param_group({**options, "params": without, "weight_decay": 0.0, "no_decay": True})
+        member.append(len(opt.param_groups) - 1)
+
+
+def _norms_and_biases(model: nn.Module) -> set[int]:
+    exempt = set()
+    for module in model.modules():
+        is_norm = isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(recurse=False):
+            if is_norm or "bias" in name:
+                exempt.add(id(parameter))
+    return exempt

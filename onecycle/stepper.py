@@ -1,0 +1,124 @@
+"""How an optimizer update is made: backward, unscale, step, zero; plain and gradient-scaled."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
+
+
+class Stepper:
+    """Makes an update of the plain kind.
+
+    The optimizer's step is called without torch's wrappers (about 10 us: a profiler range, the
+    search for hooks) as long as no step hook is registered, on this optimizer or globally, and
+    nobody has wrapped ``opt.step``; otherwise the whole ``opt.step()`` runs.
+
+    Attributes:
+        batches_per_update: How many batches make one update; the plan of a fit counts with it.
+        grad_factor: What the gradients are multiplied with once, before ``before_step``.
+
+    Args:
+        opt: The optimizer.
+    """
+
+    def __init__(self, opt: Optimizer) -> None:
+        self.opt = opt
+        self.batches_per_update = 1
+        self.grad_factor = 1.0
+        self.params = [p for group in opt.param_groups for p in group["params"]]
+        self._bare_step = _bare_step(opt)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a scalar loss to those that wait."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self) -> None:
+        """Give the gradients their final scale."""
+        if self.grad_factor != 1.0:
+            torch._foreach_mul_(
+                [p.grad for p in self.params if p.grad is not None], self.grad_factor
+            )
+            self.grad_factor = 1.0
+
+    def step(self) -> bool:
+        """Step the optimizer.
+
+        Returns:
+            Whether an update was made; a gradient scaler may refuse.
+        """
+        if self._bare_step is None or _has_step_hooks(self.opt):
+            self.opt.step()
+        else:
+            with torch.no_grad():
+                self._bare_step(self.opt)
+        return True
+
+    def skip(self) -> None:
+        """Note that the update whose gradients were unscaled is not made."""
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for p in self.params:
+            p.grad = None
+
+
+class ScaledStepper(Stepper):
+    """Makes an update with a gradient scaler, as fp16 needs.
+
+    One flag is read from the device for each update: whether the scaler skipped it.
+
+    Args:
+        opt: The optimizer.
+        scaler: Multiplies the loss, and skips updates with infinite gradients.
+    """
+
+    def __init__(self, opt: Optimizer, scaler: torch.amp.GradScaler) -> None:
+        super().__init__(opt)
+        self.scaler = scaler
+        self._scale: float | None = None
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the scaled gradients of a scalar loss to those that wait."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self) -> None:
+        """Divide the gradients by the loss scale."""
+        self.scaler.unscale_(self.opt)
+        super().unscale()
+
+    def step(self) -> bool:
+        """Step the optimizer unless a gradient is infinite or NaN."""
+        before = self.scaler.get_scale() if self._scale is None else self._scale
+        self.scaler.step(self.opt)
+        self.scaler.update()
+        # The scaler has no public flag: its scale falls exactly when it has skipped.
+        self._scale = self.scaler.get_scale()
+        return self._scale >= before
+
+    def skip(self) -> None:
+        """Let the scaler forget the update that is not made."""
+        self.scaler.update()
+        self._scale = None
+
+
+def _bare_step(opt: Optimizer) -> Any:
+    """Return the innermost step function of one of torch's own optimizers, or ``None``."""
+    kind = type(opt)
+    ours = kind.__module__.startswith("torch.optim") and "step" not in vars(opt)
+    if not ours or opt.defaults.get("differentiable"):
+        return None
+    return inspect.unwrap(kind.step)
+
+
+def _has_step_hooks(opt: Optimizer) -> bool:
+    return bool(
+        opt._optimizer_step_pre_hooks
+        or opt._optimizer_step_post_hooks
+        or torch_optimizer._global_optimizer_pre_hooks
+        or torch_optimizer._global_optimizer_post_hooks
+    )
