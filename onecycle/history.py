@@ -112,18 +112,16 @@ def _read(numbers: list[Scalar], name: str) -> list[float]:
         # The first test is for speed: isinstance(..., Tensor) runs Python code.
         if type(number) is not float and isinstance(number, Tensor):
             places[number.device, number.dtype].append(place)
-    # Without gradients, so that a tensor that still carries its graph does not extend it.
-    with torch.no_grad():
-        for group in places.values():
-            # One dtype at a time: stacked together, float32 and float16 would share one.
-            stacked = torch.stack([floats[place] for place in group])
-            if stacked.numel() != len(group):
-                raise ValueError(
-                    f"an entry of {name!r} is a tensor of shape {tuple(stacked.shape[1:])}: "
-                    "append tensors of one element, or a list of one for each group"
-                )
-            for place, number in zip(group, stacked.flatten().tolist(), strict=True):
-                floats[place] = number
+    for group in places.values():
+        # One dtype at a time: stacked with float32, a large integer would be rounded.
+        stacked = torch.stack([floats[place] for place in group])
+        if stacked.numel() != len(group):
+            raise ValueError(
+                f"an entry of {name!r} is a tensor of shape {tuple(stacked.shape[1:])}: "
+                "append tensors of one element, or a list of one for each group"
+            )
+        for place, number in zip(group, stacked.flatten().tolist(), strict=True):
+            floats[place] = number
     return floats
 
 

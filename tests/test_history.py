@@ -111,9 +111,13 @@ def test_each_dtype_becomes_float64_without_a_change_of_value() -> None:
     for value in [*tensors, 0.1, np.float32(3.0)]:
         series.append(1, value)
     assert series.values.tolist() == expected
-    third = torch.tensor(1 / 3, dtype=torch.float64)
-    series.append(2, third)
-    assert series.values[-1] == 1 / 3
+
+
+def test_integer_beside_a_float32_is_not_rounded() -> None:
+    series = History().series("count")
+    series.append(1, torch.tensor(2**24 + 1))
+    series.append(2, torch.tensor(0.5))
+    assert series.values.tolist() == [2**24 + 1, 0.5]
 
 
 def test_numbers_that_are_not_finite_are_kept() -> None:
