@@ -26,7 +26,17 @@ from onecycle.errors import (
     UnknownEventError,
 )
 from onecycle.learner import Learner, Predictions
-from onecycle.metrics import accuracy, error_rate, mae, mse
+from onecycle.metrics import (
+    MeanMetric,
+    accuracy,
+    binary_accuracy,
+    error_rate,
+    mae,
+    mse,
+    rmse,
+    top_k_accuracy,
+)
+from onecycle.schedule_plot import plot_schedule
 from onecycle.schedules import (
     Schedule,
     constant,
@@ -57,6 +67,7 @@ __all__ = [
     "LRFindResult",
     "LRFinder",
     "Learner",
+    "MeanMetric",
     "MissingCallbackError",
     "MomentumCycler",
     "NonFiniteLossError",
@@ -72,6 +83,7 @@ __all__ = [
     "TensorLoader",
     "UnknownEventError",
     "accuracy",
+    "binary_accuracy",
     "constant",
     "cosine",
     "error_rate",
@@ -83,11 +95,14 @@ __all__ = [
     "momentum_cycle",
     "mse",
     "one_cycle",
+    "plot_schedule",
     "polynomial",
+    "rmse",
     "slide",
     "steep",
     "step",
     "three_phase",
+    "top_k_accuracy",
     "torch_one_cycle",
     "valley",
 ]

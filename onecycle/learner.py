@@ -220,8 +220,8 @@ class Learner(Loop):
             >>> from onecycle.testing import toy_learner
             >>> learn = toy_learner(n_batches=5)
             >>> learn.fit_one_cycle(2, lr_max=0.1)
-            >>> lrs = learn.recorder.history["lr"].values
-            >>> lrs.max() <= 0.1, lrs[-1] == 0.1 / 1e5
+            >>> lrs = learn.recorder.history["lr"].values.tolist()
+            >>> lrs[0] == 0.1 / 25, lrs[-1] == 0.1 / 1e5
             (True, True)
         """
         cycle = OneCycleSchedule(
