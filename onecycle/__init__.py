@@ -5,8 +5,10 @@ collect the record. `onecycle.events` draws the loop.
 """
 
 from onecycle.callback import Callback, Stage
+from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
 from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, ParamScheduler
+from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
 from onecycle.data import DataLoaders, TensorLoader
@@ -64,11 +66,14 @@ __all__ = [
     "CancelValid",
     "CheckpointError",
     "DataLoaders",
+    "GradientAccumulation",
+    "GradientClip",
     "LRFindResult",
     "LRFinder",
     "Learner",
     "MeanMetric",
     "MissingCallbackError",
+    "MixedPrecision",
     "MomentumCycler",
     "NonFiniteLossError",
     "OneCycleSchedule",

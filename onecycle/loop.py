@@ -65,6 +65,8 @@ class Loop:
         n_skipped: The updates skipped in this fit.
         n_updates_planned: The updates this fit will make; ``None`` if that cannot be known.
         total_updates, total_epochs: The same over the learner's life.
+        batches_per_update: How many batches make one update; set in ``before_fit``, before
+            `plan_updates`.
         batches_in_window: The batches whose gradients wait for the next update.
         stepper: How an update is made.
         stop_reason: The reason that the last cancel gave, or ``None``.
@@ -95,6 +97,7 @@ class Loop:
         self.dl: Any = dls.train
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.total_updates = self.total_epochs = self.batches_in_window = 0
+        self.batches_per_update = 1
         self.n_epoch: int | None = 0
         self.n_iter: int | None = None
         self.n_updates_planned: int | None = None
@@ -151,7 +154,7 @@ class Loop:
         batches = _least(n_batches(self.dls.train), self.steps_per_epoch)
         planned = None
         if batches is not None and self.n_epoch is not None:
-            planned = self.n_epoch * math.ceil(batches / self.stepper.batches_per_update)
+            planned = self.n_epoch * math.ceil(batches / self.batches_per_update)
         self.n_updates_planned = _least(planned, self.max_updates)
 
     # The loop -----------------------------------------------------------------------------
@@ -192,6 +195,7 @@ class Loop:
         self.n_epoch, self.steps_per_epoch, self.max_updates = n_epoch, steps_per_epoch, max_updates
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.stop_reason = None
+        self.batches_per_update = 1
         self.stepper = Stepper(self.opt)
         self._drop_gradients()
         self.plan_updates()
@@ -241,7 +245,7 @@ class Loop:
         self.n_iter = n_batches(dl)
         if training:
             left = self._updates_left()
-            batches = None if left is None else left * self.stepper.batches_per_update
+            batches = None if left is None else left * self.batches_per_update
             self.n_iter = _least(self.n_iter, self.steps_per_epoch, batches)
 
     def _train(self) -> None:
@@ -274,12 +278,14 @@ class Loop:
             self._report(on.after_batch, "after_batch")
 
     def _postponed(self, on: Handlers) -> bool:
-        if on.after_backward:
+        """Let every callback see the gradients; one is enough to postpone the update."""
+        postponed = False
+        for handler in on.after_backward:
             try:
-                self._fire(on.after_backward, "after_backward")
+                self._fire((handler,), "after_backward")
             except CancelStep:
-                return True
-        return False
+                postponed = True
+        return postponed
 
     def _update(self, on: Handlers) -> None:
         stepper = self.stepper
@@ -303,7 +309,6 @@ class Loop:
                 self._fire(on.before_step, "before_step")
             except CancelStep as cancel:
                 self.stop_reason = cancel.reason or self.stop_reason
-                self.stepper.skip()
                 return True
         return False
 
