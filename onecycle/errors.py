@@ -8,7 +8,6 @@ onecycle has a type here, so that a program can tell the cases apart:
     │   ├── UnknownEventError        a callback method looks like an event and is none
     │   ├── MissingCallbackError     `requires` names a callback that is not there
     │   ├── ScheduleConflictError    two callbacks schedule the same hyperparameter
-    │   ├── NonFiniteLossError       the loss became NaN or infinite
     │   └── CheckpointError          a file cannot be read as what it should be
     └── Cancel                       control flow, caught by the loop: not an error
         ├── CancelStep               skip or postpone this optimizer update
@@ -36,10 +35,6 @@ class MissingCallbackError(OnecycleError, ValueError):
 
 class ScheduleConflictError(OnecycleError, ValueError):
     """Two callbacks schedule the same hyperparameter of the same parameter group."""
-
-
-class NonFiniteLossError(OnecycleError, ArithmeticError):
-    """The training loss became NaN or infinite."""
 
 
 class CheckpointError(OnecycleError):

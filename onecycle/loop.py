@@ -227,8 +227,10 @@ class Loop:
 
     def _epochs(self) -> None:
         for self.epoch in itertools.count() if self.n_epoch is None else range(self.n_epoch):
-            self._scope("epoch", CancelEpoch, self._passes)
-            self.total_epochs += 1
+            try:
+                self._scope("epoch", CancelEpoch, self._passes)
+            finally:  # also where the fit ends here: the next one draws another order
+                self.total_epochs += 1
             if self._updates_left() == 0:
                 break
 
