@@ -286,6 +286,15 @@ def test_an_error_before_the_table_begins_is_not_hidden(terminal: Terminal) -> N
     assert terminal.getvalue() == ""
 
 
+def test_a_fit_cancelled_before_the_table_begins_says_why(terminal: Terminal) -> None:
+    def cancel(learn: Learner) -> None:
+        raise CancelFit("nothing to do")
+
+    with redirect_stdout(terminal):
+        toy_learner().fit(1, cbs=[Callback(before_fit=cancel), Progress()])
+    assert terminal.getvalue() == "stop_reason: nothing to do\n"
+
+
 def test_unknown_numbers_of_epochs_and_batches_are_left_out(
     terminal: Terminal, clock: Clock
 ) -> None:
