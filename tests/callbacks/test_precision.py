@@ -441,7 +441,7 @@ def test_accumulation_in_half_trains_like_the_large_batch_to_rounding(dtype: str
         learn.fit_one_cycle(3, 0.03)
     moved = (weights(large) - weights(toy_learner())).abs().max()
     apart = (weights(large) - weights(small)).abs().max()
-    assert apart < 0.02 * moved
+    assert apart < 0.01 * moved
 
 
 def test_gradients_are_unscaled_when_they_are_clipped_and_measured() -> None:
@@ -471,7 +471,6 @@ def test_fp16_waits_for_the_device_once_an_update() -> None:
     learn = toy_learner(n_batches=32, cbs=(fp16(), GradientClip()), device="cuda")
     learn.dls.train = learn.dls.train.to("cuda")
     learn.fit(1)
-    waits = []
 
     def begin(learn: Learner) -> None:
         torch.cuda.set_sync_debug_mode("warn")
