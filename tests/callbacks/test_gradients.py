@@ -220,6 +220,20 @@ def test_a_batch_cancelled_after_backward_drops_its_window(first: bool, stage: S
     assert_close(weights(learn), by_hand([batches[2:5], batches[5:]], 0.1))
 
 
+@pytest.mark.parametrize("event", ["before_step", "after_step"])
+def test_a_batch_may_be_cancelled_in_the_last_partial_update_as_in_a_full_one(event: str) -> None:
+    heard: list[int] = []
+
+    def cancel(learn: Learner) -> None:
+        raise CancelBatch
+
+    leave = Callback(**{event: cancel}, after_cancel_batch=lambda learn: heard.append(learn.iter))
+    learn = make_learner(pieces(4, 4, 4), [GradientAccumulation(2), leave])
+    learn.fit(2)
+    assert heard == [1, 2, 1, 2]
+    assert learn.n_updates == (4 if event == "after_step" else 0)
+
+
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.REACT])
 def test_an_update_postponed_by_another_callback_takes_in_one_batch_more(stage: Stage) -> None:
     batches = pieces(4, 6, 5, 4, 3)
