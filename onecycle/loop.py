@@ -256,7 +256,10 @@ class Loop:
             for self.iter, batch in enumerate(self._batches()):
                 self._train_batch(batch, on)
             if self.batches_in_window:  # the pass ended before the window was full
-                self._update(on)
+                try:
+                    self._update(on)
+                except CancelBatch as cancel:
+                    self._cancelled("batch", cancel, on)
         finally:
             self._drop_gradients()
 
