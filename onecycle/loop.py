@@ -36,6 +36,16 @@ from onecycle.stepper import Stepper
 
 log = logging.getLogger("onecycle")
 
+#: What each cancel ends, from the narrowest to the widest.
+_SCOPES: dict[type[Cancel], str] = {
+    CancelStep: "update",
+    CancelBatch: "batch",
+    CancelTrain: "training pass",
+    CancelValid: "validation pass",
+    CancelEpoch: "epoch",
+    CancelFit: "fit",
+}
+
 
 class Loop:
     """Runs fits and inference passes over a model, and fires the events.
@@ -169,13 +179,14 @@ class Loop:
         with self.added_cbs(cbs):
             self._begin(n_epoch, run, steps_per_epoch, max_updates)
             try:
-                self._scope("fit", CancelFit, self._epochs)
-            except BaseException as error:
-                self._end(error)
-                if isinstance(error, Cancel):
-                    raise OnecycleError(_out_of_place(error)) from error
-                raise
-            self._end(None)
+                try:
+                    self._scope("fit", CancelFit, self._epochs)
+                except BaseException as error:
+                    self._end(error)
+                    raise
+                self._end(None)
+            except Cancel as cancel:
+                raise OnecycleError(_out_of_place(cancel, self._where())) from cancel
 
     def _begin(
         self, n_epoch: int | None, run: Run, steps_per_epoch: int | None, max_updates: int | None
@@ -418,7 +429,8 @@ class Loop:
         for handler in handlers:
             try:
                 handler(self)
-            except Cancel:
+            except Cancel as cancel:
+                cancel.raised_by = handler, event
                 raise
             except Exception as error:
                 error.add_note(
@@ -490,9 +502,13 @@ def _least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _out_of_place(cancel: Cancel) -> str:
-    scope = type(cancel).__name__.removeprefix("Cancel").lower()
+def _out_of_place(cancel: Cancel, where: str) -> str:
+    scope = next((name for kind, name in _SCOPES.items() if isinstance(cancel, kind)), "scope")
+    source = "the model, the loss or the loader"
+    if cancel.raised_by is not None:
+        handler, event = cancel.raised_by
+        source = f"{handler_owner(handler)} in {event}"
     return (
-        f"{type(cancel).__name__} was raised where no {scope} is running that it could end "
-        f"(reason: {cancel.reason or 'none given'})"
+        f"{type(cancel).__name__} was raised by {source}, {where}, where no {scope} is running "
+        f"that it could end (reason: {cancel.reason or 'none given'})"
     )
