@@ -439,15 +439,18 @@ class Loop:
                 raise
 
     def _report(self, handlers: tuple[Handler, ...], event: str) -> None:
-        """Fire an event that tells of something done: all hear of it before a cancel acts."""
-        first: Cancel | None = None
+        """Fire an event that tells of something done: all hear of it before a cancel acts.
+
+        Of several cancels the widest acts, so that a stop is never lost to a smaller wish.
+        """
+        cancels: list[Cancel] = []
         for handler in handlers:
             try:
                 self._fire((handler,), event)
             except Cancel as cancel:
-                first = first or cancel
-        if first is not None:
-            raise first
+                cancels.append(cancel)
+        if cancels:
+            raise max(cancels, key=_width)
 
     def _where(self) -> str:
         kind = "training" if self.training else "validation"
@@ -500,6 +503,10 @@ class Loop:
 
 def _least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _width(cancel: Cancel) -> int:
+    return max((i for i, kind in enumerate(_SCOPES) if isinstance(cancel, kind)), default=0)
 
 
 def _out_of_place(cancel: Cancel, where: str) -> str:
