@@ -234,8 +234,10 @@ class Loop:
 
     def _epochs(self) -> None:
         for self.epoch in itertools.count() if self.n_epoch is None else range(self.n_epoch):
-            self._scope("epoch", CancelEpoch, self._passes)
-            self.total_epochs += 1
+            try:
+                self._scope("epoch", CancelEpoch, self._passes)
+            finally:  # an epoch that was cut short has used its order of the data too
+                self.total_epochs += 1
             if self._updates_left() == 0:
                 break
 
