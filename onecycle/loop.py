@@ -318,6 +318,9 @@ class Loop:
                 self.stop_reason = cancel.reason or self.stop_reason
                 self.stepper.skip()
                 return True
+            except BaseException:
+                self.stepper.skip()  # the gradients are unscaled, and no step will follow
+                raise
         return False
 
     def _validate(self) -> None:
