@@ -199,13 +199,13 @@ class Loop:
         self._on = Handlers(callbacks, "train")
         self._on_valid = Handlers(callbacks, "valid")
         self._contexts = self._forward_contexts(callbacks)
-        self._run = run
         self.n_epoch, self.steps_per_epoch, self.max_updates = n_epoch, steps_per_epoch, max_updates
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.stop_reason = None
         self.stepper = Stepper(self.opt)
         self._drop_gradients()
         self.plan_updates()
+        self._run = run  # last: what fails above leaves no run behind
 
     def _end(self, error: BaseException | None) -> None:
         """Let every callback clean up; none can hide the first error."""
