@@ -282,7 +282,7 @@ class Loop:
         except CancelBatch as cancel:
             if self.batches_in_window > window:  # its gradients are among those that wait
                 self._drop_gradients()
-            self._cancelled("batch", cancel, on)
+            self._batch_cancelled(cancel, on)
         if on.after_batch:
             self._report(on.after_batch, "after_batch")
 
@@ -333,10 +333,13 @@ class Loop:
             self._take(batch)
             self._forward(on, with_loss=with_loss)
         except CancelBatch as cancel:
-            self.pred = self.loss = self.loss_grad = None  # nobody counts the batch before
-            self._cancelled("batch", cancel, on)
+            self._batch_cancelled(cancel, on)
         if on.after_batch:
             self._report(on.after_batch, "after_batch")
+
+    def _batch_cancelled(self, cancel: Cancel, on: Handlers) -> None:
+        self.pred = self.loss = self.loss_grad = None  # nobody counts the batch before
+        self._cancelled("batch", cancel, on)
 
     def _batches(self) -> Iterator[Any]:
         """Draw the batches of this pass; its order is a function of the seed and the epoch."""
