@@ -162,6 +162,20 @@ def handler_owner(handler: Handler) -> str:
     return type(owner).__name__ if owner is not None else f"Callback from {handler!r}"
 
 
+def check_callbacks(cbs: Sequence[Callback]) -> None:
+    """Refuse what is no list of callbacks.
+
+    Raises:
+        TypeError: Naming what came, with the hint to make an object of a class.
+    """
+    if isinstance(cbs, Callback | type):
+        raise TypeError(f"cbs must be a list of Callback objects; got {cbs!r}: write [...] around")
+    for callback in cbs:
+        if not isinstance(callback, Callback):
+            hint = " (write it with parentheses)" if isinstance(callback, type) else ""
+            raise TypeError(f"cbs must be Callback objects; got {callback!r}{hint}")
+
+
 def check_requirements(callbacks: Iterable[Callback]) -> None:
     """Refuse a list of callbacks in which one lacks another that it requires.
 

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onecycle.callback import Callback, Handler, Handlers, Run, check_requirements, handler_owner
+from onecycle.callback import (
+    Callback,
+    Handler,
+    Handlers,
+    Run,
+    check_callbacks,
+    check_requirements,
+    handler_owner,
+)
 from onecycle.data import DataLoaders, n_batches, split_batch, start_pass, to_device
 from onecycle.errors import (
     Cancel,
@@ -469,6 +477,7 @@ class Loop:
     @contextmanager
     def added_cbs(self, cbs: Sequence[Callback]) -> Iterator[None]:
         """Run a block with more callbacks."""
+        check_callbacks(cbs)
         before = self.cbs
         self.cbs = [*before, *cbs]
         try:
