@@ -84,12 +84,18 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in vars(cls):
+        for name in dir(cls):  # what a mixin brings included
             if name.startswith(EVENT_PREFIXES) and name not in EVENTS:
                 raise UnknownEventError(_unknown_event(cls.__name__, name))
         if cls.during not in ("train", "valid", "both"):
             raise ValueError(
                 f'{cls.__name__}.during must be "train", "valid" or "both"; got {cls.during!r}'
+            )
+        runs = cls.runs_in
+        if runs is not None and (isinstance(runs, str) or not _ALL_RUNS.issuperset(runs)):
+            raise ValueError(
+                f"{cls.__name__}.runs_in must be a set of {', '.join(sorted(_ALL_RUNS))}; "
+                f"got {runs!r}"
             )
 
     def __repr__(self) -> str:
