@@ -255,7 +255,7 @@ class Learner(Loop):
             )
             return []
         shape: Policy = "cosine" if isinstance(policy, Schedule) else policy
-        return [MomentumCycler(moms or self.moms, pct_start, policy=shape)]
+        return [MomentumCycler(self.moms if moms is None else moms, pct_start, policy=shape)]
 
     def lr_find(
         self,
