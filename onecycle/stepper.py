@@ -16,7 +16,8 @@ class Stepper:
 
     The optimizer's step is called without torch's wrappers (about 10 us: a profiler range, the
     search for hooks) as long as no step hook is registered, on this optimizer or globally, and
-    nobody has wrapped ``opt.step``; otherwise the whole ``opt.step()`` runs.
+    nobody has wrapped ``opt.step``, as a scheduler of torch does; otherwise the whole
+    ``opt.step()`` runs.
 
     Attributes:
         batches_per_update: How many batches make one update; the plan of a fit counts with it.
@@ -51,7 +52,7 @@ class Stepper:
         Returns:
             Whether an update was made; a gradient scaler may refuse.
         """
-        if self._bare_step is None or _has_step_hooks(self.opt):
+        if self._bare_step is None or _is_extended(self.opt):
             self.opt.step()
         else:
             with torch.no_grad():
@@ -109,15 +110,16 @@ class ScaledStepper(Stepper):
 def _bare_step(opt: Optimizer) -> Any:
     """Return the innermost step function of one of torch's own optimizers, or ``None``."""
     kind = type(opt)
-    ours = kind.__module__.startswith("torch.optim") and "step" not in vars(opt)
-    if not ours or opt.defaults.get("differentiable"):
+    if not kind.__module__.startswith("torch.optim.") or opt.defaults.get("differentiable"):
         return None
     return inspect.unwrap(kind.step)
 
 
-def _has_step_hooks(opt: Optimizer) -> bool:
+def _is_extended(opt: Optimizer) -> bool:
+    """Tell whether more than the bare step must run; hooks and wrappers may come at any time."""
     return bool(
-        opt._optimizer_step_pre_hooks
+        "step" in vars(opt)
+        or opt._optimizer_step_pre_hooks
         or opt._optimizer_step_post_hooks
         or torch_optimizer._global_optimizer_pre_hooks
         or torch_optimizer._global_optimizer_post_hooks
