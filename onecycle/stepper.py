@@ -41,9 +41,9 @@ class Stepper:
     def unscale(self) -> None:
         """Give the gradients their final scale."""
         if self.grad_factor != 1.0:
-            torch._foreach_mul_(
-                [p.grad for p in self.params if p.grad is not None], self.grad_factor
-            )
+            gradients = [p.grad for p in self.params if p.grad is not None]
+            if gradients:
+                torch._foreach_mul_(gradients, self.grad_factor)
             self.grad_factor = 1.0
 
     def step(self) -> bool:
