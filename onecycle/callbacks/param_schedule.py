@@ -9,8 +9,8 @@ import numpy as np
 
 from onecycle.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
-from onecycle.hyperparams import GroupValues
-from onecycle.schedules import Schedule, momentum_cycle, one_cycle, torch_one_cycle
+from onecycle.hyperparams import GroupValues, check_value
+from onecycle.schedules import Array, Schedule, momentum_cycle, one_cycle, torch_one_cycle
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop
@@ -94,6 +94,11 @@ class ParamScheduler(Callback):
                         f"{type(self).__name__} and {type(other).__name__} both schedule {name!r} "
                         f"of parameter group {g}: remove one of them from cbs"
                     )
+        last = (learn.n_updates_planned or 1) - 1
+        sample = np.linspace(0, last, BLOCK).round() / max(1, last)  # all updates of a short fit
+        for name, each in self.schedules(learn).items():
+            for schedule in filter(None, each):
+                _checked_values(name, schedule, sample)
         self._planned = None
 
     def before_batch(self, learn: Loop) -> None:
@@ -117,13 +122,7 @@ class ParamScheduler(Callback):
             for g, schedule in enumerate(each):
                 if schedule is None:
                     continue
-                values = schedule(positions)
-                if not (np.isfinite(values).all() and (values >= 0).all()):
-                    raise ValueError(
-                        f"the schedule of {name} gives {values.min():g} to {values.max():g}; "
-                        f"expected finite values that are not negative: {schedule}"
-                    )
-                row = values.tolist()
+                row = _checked_values(name, schedule, positions).tolist()
                 self._rows += [(slot.set, row) for slot in learn.groups.slots(name, g)]
 
 
@@ -233,6 +232,16 @@ class MomentumCycler(ParamScheduler):
             return rate.momentum(base=self.moms[1], max=self.moms[0])
         anneal = check_policy(self.policy)
         return momentum_cycle(self.moms, pct_start=self.pct_start, anneal=anneal)
+
+
+def _checked_values(name: str, schedule: Schedule, positions: Array) -> Array:
+    values = schedule(positions)
+    try:
+        check_value(name, values.min())
+        check_value(name, values.max())
+    except ValueError as error:
+        raise ValueError(f"{error}, from {schedule}") from None
+    return values
 
 
 def check_policy(policy: object) -> Literal["cosine", "linear"]:
