@@ -35,6 +35,7 @@ class ParamScheduler(Callback):
             one for each group, in which ``None`` leaves a group alone.
 
     Raises:
+        TypeError: If something is no schedule.
         ValueError: Before the first batch, if the optimizer has no such hyperparameter, the number
             of schedules is not that of the groups, or a value is negative or not finite.
         ScheduleConflictError: If another callback schedules the same one of the same group.
@@ -53,6 +54,8 @@ class ParamScheduler(Callback):
     runs_in = frozenset(("fit",))
 
     def __init__(self, schedules: Mapping[str, Schedule | Sequence[Schedule | None]]) -> None:
+        for name, given in schedules.items():
+            _check_schedules(name, given)
         self._given = dict(schedules)
         self._planned: int | None = None
         self._start = self._stop = 0
@@ -63,7 +66,9 @@ class ParamScheduler(Callback):
         n = len(learn.groups)
         found: dict[str, list[Schedule | None]] = {}
         for name, given in self._given.items():
-            each: list[Schedule | None] = [given] * n if callable(given) else list(given)
+            each: list[Schedule | None] = (
+                [given] * n if isinstance(given, Schedule) else list(given)
+            )
             if len(each) != n:
                 raise ValueError(
                     f"expected one schedule of {name}, or {n}, one for each parameter group; "
@@ -232,6 +237,15 @@ class MomentumCycler(ParamScheduler):
             return rate.momentum(base=self.moms[1], max=self.moms[0])
         anneal = check_policy(self.policy)
         return momentum_cycle(self.moms, pct_start=self.pct_start, anneal=anneal)
+
+
+def _check_schedules(name: str, given: object) -> None:
+    each = given if isinstance(given, list | tuple) else [given]
+    if given is None or not all(part is None or isinstance(part, Schedule) for part in each):
+        raise TypeError(
+            f"expected a Schedule of {name}, such as linear(1.0, 0.0), or a list with one or None "
+            f"for each parameter group; got {given!r}"
+        )
 
 
 def _checked_values(name: str, schedule: Schedule, positions: Array) -> Array:
