@@ -173,6 +173,11 @@ class OneCycleSchedule(ParamScheduler):
         """Return the learning rate's schedule for each parameter group."""
         peaks = learn.groups.expand("lr_max", self.lr_max)
         if isinstance(self.policy, Schedule):
+            if peaks[-1] == 0:
+                raise ValueError(
+                    "lr_max of the last group must be above 0: the other groups' rates are the "
+                    f"schedule's times their lr_max over its; got {peaks}"
+                )
             return {"lr": [self.policy.scaled(peak / peaks[-1]) for peak in peaks]}
         return {"lr": [self._rate(peak, learn.n_updates_planned or 1) for peak in peaks]}
 
