@@ -22,6 +22,7 @@ The errors that concern an argument also derive from ``ValueError`` or ``TypeErr
 """
 
 from collections.abc import Callable
+from typing import Any
 
 
 class OnecycleError(Exception):
@@ -59,7 +60,7 @@ class Cancel(Exception):  # noqa: N818 - control flow, not an error
         raised_by: The handler that raised it and the event, filled in by the loop.
     """
 
-    raised_by: tuple[Callable[..., object], str] | None = None
+    raised_by: tuple[Callable[[Any], None], str] | None = None
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
