@@ -106,6 +106,11 @@ class ParamGroups:
             names.append("momentum")
         return names
 
+    def canonical(self, name: str) -> str:
+        """Return the one name of a hyperparameter that has two: Adam's beta1 is its momentum."""
+        is_momentum = name == "beta1" and "momentum" not in self.opt.param_groups[0]
+        return "momentum" if is_momentum else name
+
     def slots(self, name: str, group: int) -> list[Slot]:
         """Return where a hyperparameter of one group is kept: one place, or more.
 

@@ -80,7 +80,7 @@ class ParamScheduler(Callback):
     def targets(self, learn: Loop) -> set[tuple[str, int]]:
         """Return what this callback schedules: names with the index of the group."""
         return {
-            (name, g)
+            (learn.groups.canonical(name), g)
             for name, each in self.schedules(learn).items()
             for g, schedule in enumerate(each)
             if schedule is not None
@@ -89,9 +89,10 @@ class ParamScheduler(Callback):
     def before_fit(self, learn: Loop) -> None:
         """Refuse what cannot work, before anything runs."""
         learn.pos  # noqa: B018 - raises where the number of updates cannot be known
+        for name in self.schedules(learn):
+            for g in range(len(learn.groups)):
+                learn.groups.slots(name, g)
         mine = self.targets(learn)
-        for name, g in mine:
-            learn.groups.slots(name, g)
         for other in learn.cbs:
             if isinstance(other, ParamScheduler) and other is not self:
                 for name, g in sorted(mine & other.targets(learn)):
