@@ -273,8 +273,10 @@ def check_policy(policy: object) -> Literal["cosine", "linear"]:
     raise ValueError(f"policy must be 'cosine', 'linear', 'torch' or a Schedule; got {policy!r}")
 
 
-def check_moms(moms: Sequence[float]) -> tuple[float, float, float]:
+def check_moms(moms: object) -> tuple[float, float, float]:
     """Return three momenta, each in [0, 1), or refuse them."""
-    if len(moms) != 3 or not all(0 <= mom < 1 for mom in moms):
-        raise ValueError(f"moms must be three numbers in [0, 1), like (0.95, 0.85, 0.95): {moms}")
-    return moms[0], moms[1], moms[2]
+    if isinstance(moms, list | tuple) and len(moms) == 3:
+        start, peak, end = moms
+        if all(isinstance(mom, int | float) and 0 <= mom < 1 for mom in moms):
+            return start, peak, end
+    raise ValueError(f"moms must be three numbers in [0, 1), like (0.95, 0.85, 0.95): {moms!r}")
