@@ -48,9 +48,8 @@ def draw(lines, repeats):
         depth = len(lines[i]) - len(lines[i].lstrip())
         text = lines[i].strip()
         if text.endswith(":"):
-            body = list(
-                itertools.takewhile(lambda x: len(x) - len(x.lstrip()) > depth, lines[i + 1 :])
-            )
+            deeper = " " * (depth + 1)
+            body = list(itertools.takewhile(lambda x, d=deeper: x.startswith(d), lines[i + 1 :]))
             times = next(n for word, n in repeats.items() if word in text)
             events += draw(body, repeats) * times
             i += len(body)
@@ -269,7 +268,7 @@ def test_other_events_stop_at_the_first_cancel():
 # Errors -----------------------------------------------------------------------------------
 
 
-class Boom(Exception):
+class Boom(Exception):  # noqa: N818 - the sound of it
     pass
 
 
