@@ -20,6 +20,9 @@ onecycle has a type here, so that a program can tell the cases apart:
 The errors that concern an argument also derive from ``ValueError`` or ``TypeError``.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 
 class OnecycleError(Exception):
     """Base of the errors that are onecycle's own."""
@@ -46,7 +49,13 @@ class Cancel(Exception):  # noqa: N818 - control flow, not an error
 
     Args:
         reason: Why, in words for a person. The loop keeps it in ``learn.stop_reason``.
+
+    Attributes:
+        reason: The same.
+        raised_by: The handler that raised it and the event, filled in by the loop.
     """
+
+    raised_by: tuple[Callable[[Any], None], str] | None = None
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onecycle.callback import Callback, draw_loop
+from onecycle.callback import Callback, check_callbacks, draw_loop
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
 from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
@@ -99,7 +99,9 @@ class Learner(Loop):
         device: str | torch.device | None = None,
         seed: int | None = None,
     ) -> None:
-        _check_arguments(model, cbs)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+        check_callbacks(cbs)
         on = torch.device(device) if device is not None else _default_device()
         model.to(on)
         if isinstance(loss_func, nn.Module):
@@ -253,7 +255,7 @@ class Learner(Loop):
             )
             return []
         shape: Policy = "cosine" if isinstance(policy, Schedule) else policy
-        return [MomentumCycler(moms or self.moms, pct_start, policy=shape)]
+        return [MomentumCycler(self.moms if moms is None else moms, pct_start, policy=shape)]
 
     def lr_find(
         self,
@@ -450,15 +452,6 @@ class Predictions:
 
 def _default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def _check_arguments(model: nn.Module, cbs: Sequence[Callback]) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    for callback in cbs:
-        if not isinstance(callback, Callback):
-            hint = " (write it with parentheses)" if isinstance(callback, type) else ""
-            raise TypeError(f"cbs must be Callback objects; got {callback!r}{hint}")
 
 
 def _check_budget(

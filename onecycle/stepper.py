@@ -17,7 +17,8 @@ class Stepper:
 
     The optimizer's step is called without torch's wrappers (about 10 us: a profiler range, the
     search for hooks) as long as no step hook is registered, on this optimizer or globally, and
-    nobody has wrapped ``opt.step``; otherwise the whole ``opt.step()`` runs.
+    nobody has wrapped ``opt.step``, as a scheduler of torch does; otherwise the whole
+    ``opt.step()`` runs.
 
     Attributes:
         grad_factor: What the gradients are multiplied with once, before ``before_step``.
@@ -39,9 +40,9 @@ class Stepper:
     def unscale(self) -> None:
         """Give the gradients their final scale."""
         if self.grad_factor != 1.0:
-            torch._foreach_mul_(
-                [p.grad for p in self.params if p.grad is not None], self.grad_factor
-            )
+            gradients = [p.grad for p in self.params if p.grad is not None]
+            if gradients:
+                torch._foreach_mul_(gradients, self.grad_factor)
 
     def step(self) -> bool:
         """Step the optimizer.
@@ -49,12 +50,11 @@ class Stepper:
         Returns:
             Whether an update was made; a gradient scaler may refuse.
         """
-        opt = self.opt
-        if self._bare_step is None or "step" in vars(opt) or _has_step_hooks(opt):
-            opt.step()
+        if self._bare_step is None or _is_extended(self.opt):
+            self.opt.step()
         else:
             with torch.no_grad():
-                self._bare_step(opt)
+                self._bare_step(self.opt)
         return True
 
     def zero_grad(self) -> None:
@@ -125,15 +125,16 @@ class _Told:
 def _bare_step(opt: Optimizer) -> Any:
     """Return the innermost step function of one of torch's own optimizers, or ``None``."""
     kind = type(opt)
-    ours = kind.__module__.startswith("torch.optim") and "step" not in vars(opt)
-    if not ours or opt.defaults.get("differentiable"):
+    if not kind.__module__.startswith("torch.optim.") or opt.defaults.get("differentiable"):
         return None
     return inspect.unwrap(kind.step)
 
 
-def _has_step_hooks(opt: Optimizer) -> bool:
+def _is_extended(opt: Optimizer) -> bool:
+    """Tell whether more than the bare step must run; hooks and wrappers may come at any time."""
     return bool(
-        opt._optimizer_step_pre_hooks
+        "step" in vars(opt)
+        or opt._optimizer_step_pre_hooks
         or opt._optimizer_step_post_hooks
         or torch_optimizer._global_optimizer_pre_hooks
         or torch_optimizer._global_optimizer_post_hooks
