@@ -1,15 +1,15 @@
-"""`Callback`, the stages that order callbacks, and the table of handlers for one run."""
+"""`Callback`, and the stages that order callbacks."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from onecycle.errors import MissingCallbackError, UnknownEventError
-from onecycle.events import BATCH_EVENTS, EVENT_PREFIXES, EVENTS, LOOP
+from onecycle.errors import UnknownEventError
+from onecycle.events import EVENT_PREFIXES, EVENTS
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop
@@ -128,84 +128,3 @@ def _unknown_event(owner: str, name: str) -> str:
         f"{owner} defines {name!r}, which looks like an event and is none: {hint} "
         f"(A helper method must not begin with {', '.join(EVENT_PREFIXES)}.)"
     )
-
-
-class Handlers:
-    """The handlers of every event, as one attribute for each: a tuple, often empty.
-
-    It is built once for a run, from the bound methods that callbacks really define, so that an
-    event nobody handles costs the loop one truth test.
-
-    Args:
-        callbacks: Those that take part, in any order.
-        during: Which batches this table is for.
-    """
-
-    __slots__ = tuple(EVENTS)
-
-    def __init__(self, callbacks: Sequence[Callback], during: Literal["train", "valid"]) -> None:
-        ordered = sorted(callbacks, key=lambda callback: callback.stage)
-        for event in EVENTS:
-            for_batches = event in BATCH_EVENTS
-            handlers: list[Handler] = [
-                getattr(callback, event)
-                for callback in ordered
-                if hasattr(callback, event)
-                and not (for_batches and callback.during not in (during, "both"))
-            ]
-            if event == "cleanup_fit":
-                handlers.reverse()
-            setattr(self, event, tuple(handlers))
-
-    if TYPE_CHECKING:
-
-        def __getattr__(self, event: str) -> tuple[Handler, ...]: ...
-
-
-def handler_owner(handler: Handler) -> str:
-    """Name the callback behind a handler, for messages."""
-    owner = getattr(handler, "__self__", None)
-    return type(owner).__name__ if owner is not None else f"Callback from {handler!r}"
-
-
-def check_callbacks(cbs: Sequence[Callback]) -> None:
-    """Refuse what is no list of callbacks.
-
-    Raises:
-        TypeError: Naming what came, with the hint to make an object of a class.
-    """
-    if isinstance(cbs, Callback | type):
-        raise TypeError(f"cbs must be a list of Callback objects; got {cbs!r}: write [...] around")
-    for callback in cbs:
-        if not isinstance(callback, Callback):
-            hint = " (write it with parentheses)" if isinstance(callback, type) else ""
-            raise TypeError(f"cbs must be Callback objects; got {callback!r}{hint}")
-
-
-def check_requirements(callbacks: Iterable[Callback]) -> None:
-    """Refuse a list of callbacks in which one lacks another that it requires.
-
-    Raises:
-        MissingCallbackError: Naming both, and what to do.
-    """
-    present = list(callbacks)
-    for callback in present:
-        for needed in callback.requires:
-            if not any(isinstance(other, needed) for other in present):
-                raise MissingCallbackError(
-                    f"{type(callback).__name__} requires {needed.__name__}, which takes no part "
-                    f"in this fit: add {needed.__name__}() to the learner's or the fit's cbs"
-                )
-
-
-def draw_loop(callbacks: Sequence[Callback]) -> str:
-    """Draw the loop with the callbacks at their events, in the order they hear of them."""
-    train, valid = Handlers(callbacks, "train"), Handlers(callbacks, "valid")
-    drawn, on = [], train
-    for line in LOOP.splitlines():
-        event = line.strip().removeprefix("fire ")
-        if event in ("before_validate", "after_validate"):  # the batch events between are valid's
-            on = valid if event == "before_validate" else train
-        names = [handler_owner(handler) for handler in getattr(on, event, ())]
-        drawn.append(f"{line}: {', '.join(names)}" if names else line)
-    return "\n".join(drawn)

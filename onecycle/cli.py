@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from onecycle import vision
 from onecycle.callbacks.lr_finder import LRFindResult
-from onecycle.data import DataLoaders
+from onecycle.data import DataLoaders, n_batches
 from onecycle.learner import Learner
 from onecycle.metrics import accuracy
 from onecycle.suggestions import minimum, slide, steep, valley
@@ -77,8 +77,8 @@ def demo(options: argparse.Namespace) -> None:
     held_out = learn.get_preds().targets
     size = sum(p.numel() for p in learn.model.parameters())
     print(
-        f"{options.data}: {len(dls.train)} batches to train on, {len(held_out):,} images held out; "
-        f"a CNN of {size:,} parameters on {learn.device}, seed {options.seed}"
+        f"{options.data}: {n_batches(dls.train)} batches to train on, {len(held_out):,} images "
+        f"held out; a CNN of {size:,} parameters on {learn.device}, seed {options.seed}"
     )
     result = find_rate(learn)
     lr_max = options.lr_max or result.suggestion or 1e-3
@@ -145,7 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--epochs", type=_at_least_one, help="default: 8 (mnist 3, cifar10 5)")
     command.add_argument("--lr-max", type=_positive, help="default: what the range test suggests")
-    command.add_argument("--batch-size", type=_at_least_one, help="default: 64 (mnist 512, cifar10 256)")
+    command.add_argument(
+        "--batch-size", type=_at_least_one, help="default: 64 (mnist 512, cifar10 256)"
+    )
     command.add_argument("--seed", type=int, default=0, help="of weights and data order")
     command.add_argument("--device", help="default: the accelerator if there is one")
     command.add_argument(

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onecycle.callback import Callback, check_callbacks, draw_loop
+from onecycle.callback import Callback
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
 from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
+from onecycle.checks import check_budget, check_callbacks
 from onecycle.data import DataLoaders, as_dataloaders, to_device
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
+from onecycle.handlers import draw_loop
 from onecycle.hyperparams import GroupValues, ParamGroups
 from onecycle.loop import Loop, log
 from onecycle.metrics import MetricSet, as_metrics, batch_size_of
@@ -170,7 +172,7 @@ class Learner(Loop):
             >>> learn.recorder.history["lr"].values.tolist() == [0.05] * 8
             True
         """
-        _check_budget(n_epoch, steps_per_epoch, max_updates)
+        check_budget(n_epoch, steps_per_epoch, max_updates)
         rates = self.groups.expand("lr", self.lr if lr is None else lr)
         if wd is not None:
             self.groups.set("weight_decay", wd)
@@ -452,19 +454,6 @@ class Predictions:
 
 def _default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def _check_budget(
-    n_epoch: int | None, steps_per_epoch: int | None, max_updates: int | None
-) -> None:
-    limits = {"n_epoch": n_epoch, "steps_per_epoch": steps_per_epoch, "max_updates": max_updates}
-    for name, limit in limits.items():
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
-            raise TypeError(f"{name} must be an integer; got {limit!r}")
-        if limit is not None and limit < 1:
-            raise ValueError(f"{name} must be at least 1; got {limit}")
-    if n_epoch is None and max_updates is None:
-        raise ValueError("n_epoch=None needs max_updates=: nothing else would end the fit")
 
 
 def _read(path: str | Path) -> dict[str, Any]:

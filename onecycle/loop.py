@@ -18,15 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onecycle.callback import (
-    Callback,
-    Handler,
-    Handlers,
-    Run,
-    check_callbacks,
-    check_requirements,
-    handler_owner,
-)
+from onecycle.callback import Callback, Handler, Run
+from onecycle.checks import check_callbacks, check_model, check_requirements
 from onecycle.data import DataLoaders, n_batches, split_batch, start_pass, to_device
 from onecycle.errors import (
     Cancel,
@@ -38,21 +31,12 @@ from onecycle.errors import (
     CancelValid,
     OnecycleError,
 )
+from onecycle.handlers import Handlers, clean_up, fire, out_of_place, report, where
 from onecycle.hyperparams import ParamGroups
-from onecycle.snapshot import preserved_rng
+from onecycle.snapshot import hold_loader, preserved_rng
 from onecycle.stepper import Stepper
 
 log = logging.getLogger("onecycle")
-
-#: What each cancel ends, from the narrowest to the widest.
-_SCOPES: dict[type[Cancel], str] = {
-    CancelStep: "update",
-    CancelBatch: "batch",
-    CancelTrain: "training pass",
-    CancelValid: "validation pass",
-    CancelEpoch: "epoch",
-    CancelFit: "fit",
-}
 
 
 class Loop:
@@ -197,7 +181,7 @@ class Loop:
                     raise
                 self._end(None)
             except Cancel as cancel:
-                raise OnecycleError(_out_of_place(cancel, self._where())) from cancel
+                raise OnecycleError(out_of_place(cancel, self)) from cancel
 
     def _begin(
         self, n_epoch: int | None, run: Run, steps_per_epoch: int | None, max_updates: int | None
@@ -206,7 +190,7 @@ class Loop:
             raise RuntimeError(f"a {self._run} is running: a callback cannot start another {run}")
         callbacks = [callback for callback in self.cbs if callback.takes_part_in(run)]
         check_requirements(callbacks)
-        self._check_model()
+        check_model(self.model, self.device)
         self._on = Handlers(callbacks, "train")
         self._on_valid = Handlers(callbacks, "valid")
         self._contexts = self._forward_contexts(callbacks)
@@ -222,26 +206,20 @@ class Loop:
     def _end(self, error: BaseException | None) -> None:
         """Let every callback clean up; none can hide the first error."""
         if isinstance(error, Exception) and not isinstance(error, Cancel):
-            error.add_note(f"onecycle: {self._where()}")
-        first = error
-        for handler in self._on.cleanup_fit:
-            try:
-                self._fire((handler,), "cleanup_fit")
-            except BaseException as another:
-                if first is not None:
-                    first.add_note(f"onecycle: then {handler_owner(handler)} failed: {another!r}")
-                first = first or another
+            error.add_note(f"onecycle: {where(self)}")
+        first = clean_up(self, self._on.cleanup_fit, error)
         self._drop_gradients()
         self._forget_batch()
         self._run = None
-        if first is not None and error is None:
+        if first is not error and first is not None:
             raise first
         if self.n_skipped:
+            last = max(1, (self.n_updates_planned or 2) - 1)
             log.warning(
                 "%d of %s planned updates were skipped; the schedule ended at position %.4g",
                 self.n_skipped,
                 self.n_updates_planned,
-                max(0, self.n_updates - 1) / max(1, (self.n_updates_planned or 2) - 1),
+                max(0, self.n_updates - 1) / last,
             )
 
     def _epochs(self) -> None:
@@ -288,7 +266,7 @@ class Loop:
             self._take(batch)
             self._forward(on)
             if on.before_backward:
-                self._fire(on.before_backward, "before_backward")
+                fire(self, on.before_backward, "before_backward")
             self.batches_in_window = window + 1
             self.stepper.backward(self.loss_grad)
             self.update_loss = self.loss
@@ -299,14 +277,14 @@ class Loop:
                 self._drop_gradients()
             self._batch_cancelled(cancel, on)
         if on.after_batch:
-            self._report(on.after_batch, "after_batch")
+            report(self, on.after_batch, "after_batch")
 
     def _postponed(self, on: Handlers) -> bool:
         """Let every callback see the gradients; one is enough to postpone the update."""
         postponed = False
         for handler in on.after_backward:
             try:
-                self._fire((handler,), "after_backward")
+                fire(self, (handler,), "after_backward")
             except CancelStep:
                 postponed = True
         return postponed
@@ -317,12 +295,12 @@ class Loop:
             stepper.unscale()
             if self._skipped(on) or not stepper.step():
                 self.n_skipped += 1
-                self._fire(on.after_cancel_step, "after_cancel_step")
+                fire(self, on.after_cancel_step, "after_cancel_step")
             else:
                 self.n_updates += 1
                 self.total_updates += 1
                 if on.after_step:
-                    self._report(on.after_step, "after_step")
+                    report(self, on.after_step, "after_step")
         finally:
             stepper.zero_grad()
             self.batches_in_window = 0
@@ -330,7 +308,7 @@ class Loop:
     def _skipped(self, on: Handlers) -> bool:
         if on.before_step:
             try:
-                self._fire(on.before_step, "before_step")
+                fire(self, on.before_step, "before_step")
             except CancelStep as cancel:
                 self.stop_reason = cancel.reason or self.stop_reason
                 return True
@@ -348,7 +326,7 @@ class Loop:
         except CancelBatch as cancel:
             self._batch_cancelled(cancel, on)
         if on.after_batch:
-            self._report(on.after_batch, "after_batch")
+            report(self, on.after_batch, "after_batch")
 
     def _batch_cancelled(self, cancel: Cancel, on: Handlers) -> None:
         self.pred = self.loss = self.loss_grad = None  # nobody counts the batch before
@@ -375,7 +353,7 @@ class Loop:
 
     def _forward(self, on: Handlers, *, with_loss: bool = True) -> None:
         if on.before_batch:
-            self._fire(on.before_batch, "before_batch")
+            fire(self, on.before_batch, "before_batch")
         if not self._contexts:
             self._predict(on, with_loss)
             return
@@ -387,12 +365,12 @@ class Loop:
     def _predict(self, on: Handlers, with_loss: bool) -> None:
         self.pred = self.predict_batch(self.batch)
         if on.after_pred:
-            self._fire(on.after_pred, "after_pred")
+            fire(self, on.after_pred, "after_pred")
         if with_loss:
             self.loss_grad = self.compute_loss(self.pred, self.batch)
             self.loss = self.loss_grad.detach()
             if on.after_loss:
-                self._fire(on.after_loss, "after_loss")
+                fire(self, on.after_loss, "after_loss")
 
     def infer(
         self,
@@ -417,6 +395,8 @@ class Loop:
         on = Handlers([*callbacks, Callback(after_batch=collect)], "valid")
         fields = dict(vars(self))
         flags = [(module, module.training) for module in self.model.modules()]
+        # The workers of a loader whose pass is running are not to be shared with another pass.
+        put_back = hold_loader(dl) if self._run is not None and dl is self.dl else None
         gradients_off = torch.inference_mode() if inference_mode else torch.no_grad()
         try:
             with gradients_off, preserved_rng():
@@ -429,6 +409,8 @@ class Loop:
                 module.training = flag
             vars(self).clear()
             vars(self).update(fields)
+            if put_back is not None:
+                put_back()
 
     # Events -------------------------------------------------------------------------------
 
@@ -436,46 +418,15 @@ class Loop:
         """Run a part of the loop between its two events; its own cancel ends it."""
         on = self._on
         try:
-            self._fire(getattr(on, f"before_{name}"), f"before_{name}")
+            fire(self, getattr(on, f"before_{name}"), f"before_{name}")
             body()
         except cancel_type as cancel:
             self._cancelled(name, cancel, on)
-        self._report(getattr(on, f"after_{name}"), f"after_{name}")
+        report(self, getattr(on, f"after_{name}"), f"after_{name}")
 
     def _cancelled(self, name: str, cancel: Cancel, on: Handlers) -> None:
         self.stop_reason = cancel.reason or self.stop_reason
-        self._fire(getattr(on, f"after_cancel_{name}"), f"after_cancel_{name}")
-
-    def _fire(self, handlers: tuple[Handler, ...], event: str) -> None:
-        for handler in handlers:
-            try:
-                handler(self)
-            except Cancel as cancel:
-                cancel.raised_by = handler, event
-                raise
-            except Exception as error:
-                error.add_note(
-                    f"onecycle: raised by {handler_owner(handler)} in {event}, {self._where()}"
-                )
-                raise
-
-    def _report(self, handlers: tuple[Handler, ...], event: str) -> None:
-        """Fire an event that tells of something done: all hear of it before a cancel acts.
-
-        Of several cancels the widest acts, so that a stop is never lost to a smaller wish.
-        """
-        cancels: list[Cancel] = []
-        for handler in handlers:
-            try:
-                self._fire((handler,), event)
-            except Cancel as cancel:
-                cancels.append(cancel)
-        if cancels:
-            raise max(cancels, key=_width)
-
-    def _where(self) -> str:
-        kind = "training" if self.training else "validation"
-        return f"epoch {self.epoch}, {kind} batch {self.iter}, after {self.n_updates} updates"
+        fire(self, getattr(on, f"after_cancel_{name}"), f"after_cancel_{name}")
 
     # Callbacks and checks -----------------------------------------------------------------
 
@@ -494,20 +445,6 @@ class Loop:
         found = (callback.forward_context(self) for callback in callbacks)
         return [context for context in found if context is not None]
 
-    def _check_model(self) -> None:
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        if not trainable:
-            raise ValueError(
-                "no parameter of the model takes a gradient: all are frozen; call unfreeze(), or "
-                "set requires_grad on those that should train"
-            )
-        for name, parameter in self.model.named_parameters():
-            if parameter.device != self.device:
-                raise ValueError(
-                    f"the model's parameter {name!r} is on {parameter.device}, and the batches go "
-                    f"to {self.device}: move the model back, or make a new Learner with device="
-                )
-
     def _updates_left(self) -> int | None:
         if self.max_updates is None:
             return None
@@ -525,19 +462,3 @@ class Loop:
 
 def _least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _width(cancel: Cancel) -> int:
-    return max((i for i, kind in enumerate(_SCOPES) if isinstance(cancel, kind)), default=0)
-
-
-def _out_of_place(cancel: Cancel, where: str) -> str:
-    scope = next((name for kind, name in _SCOPES.items() if isinstance(cancel, kind)), "scope")
-    source = "the model, the loss or the loader"
-    if cancel.raised_by is not None:
-        handler, event = cancel.raised_by
-        source = f"{handler_owner(handler)} in {event}"
-    return (
-        f"{type(cancel).__name__} was raised by {source}, {where}, where no {scope} is running "
-        f"that it could end (reason: {cancel.reason or 'none given'})"
-    )

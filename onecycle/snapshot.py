@@ -167,7 +167,7 @@ class Snapshot:
         self._capture = capture
         self._flags = [_flags(module) for module in modules]
         self._gradients = [(p, p.grad) for p in learn.stepper.params]
-        self._loaders = [_hold_loader(dl) for dl in (learn.dls.train, learn.dls.valid)]
+        self._loaders = [hold_loader(dl) for dl in (learn.dls.train, learn.dls.valid)]
         self._rng = RngState()
 
     def restore(self) -> None:
@@ -194,7 +194,7 @@ def _flags(root: nn.Module) -> _Restore:
     return put_back
 
 
-def _hold_loader(loader: Any) -> _Restore:
+def hold_loader(loader: Any) -> _Restore:
     """Remember a loader's fields and its generators, without copying any data.
 
     A DataLoader with persistent workers is given new ones meanwhile: the old ones are in the

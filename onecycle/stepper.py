@@ -43,6 +43,7 @@ class Stepper:
             gradients = [p.grad for p in self.params if p.grad is not None]
             if gradients:
                 torch._foreach_mul_(gradients, self.grad_factor)
+            self.grad_factor = 1.0
 
     def step(self) -> bool:
         """Step the optimizer.

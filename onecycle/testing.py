@@ -50,7 +50,9 @@ def toy_learner(
     return learn
 
 
-def check_callback(make: Callable[[], Callback], learner: Callable[[], Learner] = toy_learner) -> None:
+def check_callback(
+    make: Callable[[], Callback], learner: Callable[[], Learner] = toy_learner
+) -> None:
     """Check that a callback keeps the rules that every callback must keep.
 
     It must get through two fits in a row, a fit without validation, one that is cancelled and one

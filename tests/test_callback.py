@@ -1,7 +1,7 @@
 import pytest
 
 from onecycle import Callback, MissingCallbackError, Recorder, Stage, UnknownEventError
-from onecycle.callback import Handlers, draw_loop
+from onecycle.handlers import Handlers, draw_loop
 from onecycle.events import BATCH_EVENTS, EVENTS
 from onecycle.testing import toy_learner
 

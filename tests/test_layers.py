@@ -41,7 +41,7 @@ LEVELS = {
     "vision": 6,
     "testing": 6,
     "cli": 7,
-    "__main__": 7,
+    "__main__": 8,
     "": 8,
 }
 

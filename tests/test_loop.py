@@ -765,7 +765,7 @@ def test_plain_training_over_a_loader_without_length_needs_no_plan():
 
 def test_the_plan_is_known_at_before_fit_and_follows_the_accumulation():
     def accumulate(learn):
-        learn.stepper.batches_per_update = 3
+        learn.batches_per_update = 3
         learn.plan_updates()
 
     learn, planned = toy_learner(n_batches=8), []

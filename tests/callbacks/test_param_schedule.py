@@ -197,7 +197,7 @@ def test_a_scheduler_can_be_used_for_several_fits():
 
 def test_a_plan_that_changes_after_the_scheduler_heard_of_the_fit_is_followed():
     def accumulate(learn):
-        learn.stepper.batches_per_update = 2
+        learn.batches_per_update = 2
         learn.plan_updates()
 
     def last_of_two(learn):

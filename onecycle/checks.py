@@ -1,0 +1,79 @@
+"""What is refused before a fit begins, each with one clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from onecycle.callback import Callback
+from onecycle.errors import MissingCallbackError
+
+
+def check_callbacks(cbs: Sequence[Callback]) -> None:
+    """Refuse what is no list of callbacks.
+
+    Raises:
+        TypeError: Naming what came, with the hint to make an object of a class.
+    """
+    if isinstance(cbs, Callback | type):
+        raise TypeError(f"cbs must be a list of Callback objects; got {cbs!r}: write [...] around")
+    for callback in cbs:
+        if not isinstance(callback, Callback):
+            hint = " (write it with parentheses)" if isinstance(callback, type) else ""
+            raise TypeError(f"cbs must be Callback objects; got {callback!r}{hint}")
+
+
+def check_requirements(callbacks: Iterable[Callback]) -> None:
+    """Refuse a list of callbacks in which one lacks another that it requires.
+
+    Raises:
+        MissingCallbackError: Naming both, and what to do.
+    """
+    present = list(callbacks)
+    for callback in present:
+        for needed in callback.requires:
+            if not any(isinstance(other, needed) for other in present):
+                raise MissingCallbackError(
+                    f"{type(callback).__name__} requires {needed.__name__}, which takes no part "
+                    f"in this fit: add {needed.__name__}() to the learner's or the fit's cbs"
+                )
+
+
+def check_model(model: nn.Module, device: torch.device) -> None:
+    """Refuse a model that cannot train, or that is not where the batches go.
+
+    Raises:
+        ValueError: If all its parameters are frozen, or one is on another device.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            "no parameter of the model takes a gradient: all are frozen; set requires_grad on "
+            "those that should train"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.device != device:
+            raise ValueError(
+                f"the model's parameter {name!r} is on {parameter.device}, and the batches go "
+                f"to {device}: move the model back, or make a new Learner with device="
+            )
+
+
+def _check_budget(
+    n_epoch: int | None, steps_per_epoch: int | None, max_updates: int | None
+) -> None:
+    """Refuse a length of a fit that is none.
+
+    Raises:
+        TypeError: If a limit is no integer.
+        ValueError: If one is below 1, or nothing would end the fit.
+    """
+    limits = {"n_epoch": n_epoch, "steps_per_epoch": steps_per_epoch, "max_updates": max_updates}
+    for name, limit in limits.items():
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+            raise TypeError(f"{name} must be an integer; got {limit!r}")
+        if limit is not None and limit < 1:
+            raise ValueError(f"{name} must be at least 1; got {limit}")
+    if n_epoch is None and max_updates is None:
+        raise ValueError("n_epoch=None needs max_updates=: nothing else would end the fit")

@@ -1,0 +1,161 @@
+"""The handlers of a run: a table made once, and how its events are fired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from onecycle.callback import Callback, Handler
+from onecycle.errors import (
+    Cancel,
+    CancelBatch,
+    CancelEpoch,
+    CancelFit,
+    CancelStep,
+    CancelTrain,
+    CancelValid,
+)
+from onecycle.events import BATCH_EVENTS, EVENTS, LOOP
+
+if TYPE_CHECKING:
+    from onecycle.loop import Loop
+
+#: What each cancel ends, from the narrowest to the widest.
+_SCOPES: dict[type[Cancel], str] = {
+    CancelStep: "update",
+    CancelBatch: "batch",
+    CancelTrain: "training pass",
+    CancelValid: "validation pass",
+    CancelEpoch: "epoch",
+    CancelFit: "fit",
+}
+
+
+class Handlers:
+    """The handlers of every event, as one attribute for each: a tuple, often empty.
+
+    It is built once for a run, from the bound methods that callbacks really define, so that an
+    event nobody handles costs the loop one truth test.
+
+    Args:
+        callbacks: Those that take part, in any order.
+        during: Which batches this table is for.
+    """
+
+    __slots__ = tuple(EVENTS)
+
+    def __init__(self, callbacks: Sequence[Callback], during: Literal["train", "valid"]) -> None:
+        ordered = sorted(callbacks, key=lambda callback: callback.stage)
+        for event in EVENTS:
+            for_batches = event in BATCH_EVENTS
+            handlers: list[Handler] = [
+                getattr(callback, event)
+                for callback in ordered
+                if hasattr(callback, event)
+                and not (for_batches and callback.during not in (during, "both"))
+            ]
+            if event == "cleanup_fit":
+                handlers.reverse()
+            setattr(self, event, tuple(handlers))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, event: str) -> tuple[Handler, ...]: ...
+
+
+def handler_owner(handler: Handler) -> str:
+    """Name the callback behind a handler, for messages."""
+    owner = getattr(handler, "__self__", None)
+    return type(owner).__name__ if owner is not None else f"Callback from {handler!r}"
+
+
+def fire(learn: Loop, handlers: tuple[Handler, ...], event: str) -> None:
+    """Call the handlers of an event in their order.
+
+    An error keeps its type and gains a note that names callback, event, epoch and batch; a cancel
+    remembers who raised it.
+    """
+    for handler in handlers:
+        try:
+            handler(learn)
+        except Cancel as cancel:
+            cancel.raised_by = handler, event
+            raise
+        except Exception as error:
+            owner = handler_owner(handler)
+            error.add_note(f"onecycle: raised by {owner} in {event}, {where(learn)}")
+            raise
+
+
+def report(learn: Loop, handlers: tuple[Handler, ...], event: str) -> None:
+    """Fire an event that tells of something done: all hear of it before a cancel acts.
+
+    Of several cancels the widest acts, so that a stop is never lost to a smaller wish.
+    """
+    cancels: list[Cancel] = []
+    for handler in handlers:
+        try:
+            fire(learn, (handler,), event)
+        except Cancel as cancel:
+            cancels.append(cancel)
+    if cancels:
+        raise max(cancels, key=_width)
+
+
+def clean_up(
+    learn: Loop, handlers: tuple[Handler, ...], error: BaseException | None
+) -> BaseException | None:
+    """Fire ``cleanup_fit`` for every handler, whatever fails.
+
+    Args:
+        learn: The learner.
+        handlers: Newest callback first.
+        error: What ended the fit, or ``None``.
+
+    Returns:
+        The first error: the given one, with a note for each that followed, or that of a handler.
+    """
+    for handler in handlers:
+        try:
+            fire(learn, (handler,), "cleanup_fit")
+        except BaseException as another:
+            if error is not None:
+                error.add_note(f"onecycle: then {handler_owner(handler)} failed: {another!r}")
+            error = error or another
+    return error
+
+
+def where(learn: Loop) -> str:
+    """Say where the loop stands, for messages."""
+    kind = "training" if learn.training else "validation"
+    return f"epoch {learn.epoch}, {kind} batch {learn.iter}, after {learn.n_updates} updates"
+
+
+def out_of_place(cancel: Cancel, learn: Loop) -> str:
+    """Say who raised a cancel where nothing runs that it could end."""
+    scope = next((name for kind, name in _SCOPES.items() if isinstance(cancel, kind)), "scope")
+    source = "the model, the loss or the loader"
+    if cancel.raised_by is not None:
+        handler, event = cancel.raised_by
+        source = f"{handler_owner(handler)} in {event}"
+    return (
+        f"{type(cancel).__name__} was raised by {source}, {where(learn)}, where no {scope} is "
+        f"running that it could end (reason: {cancel.reason or 'none given'})"
+    )
+
+
+def _width(cancel: Cancel) -> int:
+    return max((i for i, kind in enumerate(_SCOPES) if isinstance(cancel, kind)), default=0)
+
+
+def draw_loop(callbacks: Sequence[Callback]) -> str:
+    """Draw the loop with the callbacks at their events, in the order they hear of them."""
+    train, valid = Handlers(callbacks, "train"), Handlers(callbacks, "valid")
+    drawn, on = [], train
+    for line in LOOP.splitlines():
+        event = line.strip().removeprefix("fire ")
+        if event in ("before_validate", "after_validate"):  # the batch events between are valid's
+            on = valid if event == "before_validate" else train
+        names = [handler_owner(handler) for handler in getattr(on, event, ())]
+        drawn.append(f"{line}: {', '.join(names)}" if names else line)
+    return "\n".join(drawn)
