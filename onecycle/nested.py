@@ -21,7 +21,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: map_tensors(function, part) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(map_tensors(function, part) for part in value)
+        return _like(value, [map_tensors(function, part) for part in value])
     return value
 
 
@@ -45,5 +45,10 @@ def concatenate(batches: Sequence[Any]) -> Any:
     if isinstance(first, Mapping):
         return {key: concatenate([batch[key] for batch in batches]) for key in first}
     if isinstance(first, tuple | list):
-        return type(first)(concatenate(parts) for parts in zip(*batches, strict=True))
+        return _like(first, [concatenate(parts) for parts in zip(*batches, strict=True)])
     return None if all(batch is None for batch in batches) else list(batches)
+
+
+def _like(value: Any, parts: list[Any]) -> Any:
+    """Return a tuple or list of the same type; a named tuple takes its parts one by one."""
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
