@@ -19,7 +19,7 @@ from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, 
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
 from onecycle.data import DataLoaders, as_dataloaders, to_device
-from onecycle.errors import CheckpointError
+from onecycle.errors import CheckpointError, MissingCallbackError
 from onecycle.files import atomic_write
 from onecycle.hyperparams import GroupValues, ParamGroups
 from onecycle.loop import Loop, log
@@ -99,7 +99,8 @@ class Learner(Loop):
         device: str | torch.device | None = None,
         seed: int | None = None,
     ) -> None:
-        _check_arguments(model, cbs)
+        _check_arguments(model, loss_func)
+        _check_callbacks(cbs)
         on = torch.device(device) if device is not None else _default_device()
         model.to(on)
         if isinstance(loss_func, nn.Module):
@@ -111,6 +112,8 @@ class Learner(Loop):
             groups = ParamGroups(opt, members)
             self.lr = groups.expand("lr", 1e-3 if lr is None else lr)
         else:
+            if wd is not None or splitter is not None:
+                raise ValueError("opt= is used as it is: give wd and splitter to opt_func instead")
             check_serves(opt, model)
             groups = ParamGroups(opt)
             self.lr = groups.get("lr") if lr is None else groups.expand("lr", lr)
@@ -134,7 +137,10 @@ class Learner(Loop):
     @property
     def recorder(self) -> Recorder:
         """The recorder: ``learn.recorder.history``, ``learn.recorder.plot_loss()``."""
-        return next(callback for callback in self.cbs if isinstance(callback, Recorder))
+        for callback in self.cbs:
+            if isinstance(callback, Recorder):
+                return callback
+        raise MissingCallbackError("this learner has no Recorder now: it was removed from cbs")
 
     # Training -----------------------------------------------------------------------------
 
@@ -169,6 +175,7 @@ class Learner(Loop):
             True
         """
         _check_budget(n_epoch, steps_per_epoch, max_updates)
+        _check_callbacks(cbs or ())
         rates = self.groups.expand("lr", self.lr if lr is None else lr)
         if wd is not None:
             self.groups.set("weight_decay", wd)
@@ -224,6 +231,7 @@ class Learner(Loop):
             >>> lrs[0] == 0.1 / 25, lrs[-1] == 0.1 / 1e5
             (True, True)
         """
+        _check_callbacks(cbs or ())
         cycle = OneCycleSchedule(
             self.lr if lr_max is None else lr_max, div, div_final, pct_start, policy=policy
         )
@@ -301,7 +309,9 @@ class Learner(Loop):
             self._run = None  # a range test may also run between two updates of a fit
             self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
         result = finder.result(suggest_funcs)
-        self.recorder.lr_find_result = result
+        for callback in self.cbs:
+            if isinstance(callback, Recorder):
+                callback.lr_find_result = result
         if show_plot:
             result.plot()
         return result
@@ -401,7 +411,12 @@ class Learner(Loop):
         Args:
             path: Where to write; a file that is there is replaced.
         """
-        state = {"format": FORMAT, "model": self.model.state_dict(), "opt": self.opt.state_dict()}
+        state = {
+            "format": FORMAT,
+            "model": self.model.state_dict(),
+            "opt": self.opt.state_dict(),
+            "opt_class": type(self.opt).__name__,
+        }
         with atomic_write(path) as temporary:
             torch.save(state, temporary)
 
@@ -415,17 +430,12 @@ class Learner(Loop):
         Raises:
             CheckpointError: If the file is none of ours, or does not fit this learner, which is
                 then unchanged.
+            OSError: If the file cannot be opened.
         """
         state = _read(path)
         _check_fits(path, state["model"], self.model.state_dict())
         if with_opt:
-            try:
-                self.opt.load_state_dict(state["opt"])
-            except (ValueError, KeyError) as error:
-                raise CheckpointError(
-                    f"{path}: the optimizer's state does not fit {type(self.opt).__name__}: "
-                    f"{error}; load(path, with_opt=False) takes the model alone"
-                ) from error
+            _load_opt(path, state, self.opt)
         self.model.load_state_dict(state["model"])
 
     def _loader(self, dl: Iterable[Any] | None) -> Any:
@@ -452,9 +462,17 @@ def _default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def _check_arguments(model: nn.Module, cbs: Sequence[Callback]) -> None:
+def _check_arguments(model: nn.Module, loss_func: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    if isinstance(loss_func, type) or not (loss_func is None or callable(loss_func)):
+        hint = " (write it with parentheses)" if isinstance(loss_func, type) else ""
+        raise TypeError(f"loss_func must be called with (pred, yb); got {loss_func!r}{hint}")
+
+
+def _check_callbacks(cbs: Sequence[Callback]) -> None:
+    if isinstance(cbs, Callback):
+        raise TypeError(f"cbs must be a list of callbacks; got {cbs!r} alone: write [...] around")
     for callback in cbs:
         if not isinstance(callback, Callback):
             hint = " (write it with parentheses)" if isinstance(callback, type) else ""
@@ -475,27 +493,52 @@ def _check_budget(
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(state, dict) or not {"format", "model", "opt"} <= state.keys():
+    with Path(path).open("rb") as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # torch's own words fill a page, and advise to switch the protection off.
+            raise CheckpointError(
+                f"{path} cannot be read as a checkpoint: it is damaged, of another kind, or holds "
+                "more than tensors and plain values, which could run code"
+            ) from error
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
         raise CheckpointError(f"{path} was not written by Learner.save")
     if state["format"] > FORMAT:
         raise CheckpointError(
             f"{path} has format {state['format']}; this onecycle reads up to {FORMAT}: update it"
         )
+    parts = {"model": dict, "opt": dict, "opt_class": str}
+    if not all(isinstance(state.get(name), kind) for name, kind in parts.items()):
+        raise CheckpointError(f"{path} was not written by Learner.save")
     return state
 
 
-def _check_fits(path: str | Path, found: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+def _load_opt(path: str | Path, state: dict[str, Any], opt: Optimizer) -> None:
+    """Load the optimizer's state, or refuse it and leave the optimizer as it was."""
+    found, own = state["opt_class"], type(opt).__name__
+    try:
+        if found != own:
+            raise ValueError(f"it is that of {found}")
+        opt.load_state_dict(state["opt"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: the optimizer's state does not fit {own}: {error}; "
+            "load(path, with_opt=False) takes the model alone"
+        ) from error
+
+
+def _check_fits(path: str | Path, found: dict[str, Any], own: dict[str, Any]) -> None:
     """Refuse a model's state before any of it is loaded: torch would load half of it."""
     missing, unknown = own.keys() - found.keys(), found.keys() - own.keys()
-    other = [name for name in own.keys() & found.keys() if own[name].shape != found[name].shape]
+    other = [name for name in own.keys() & found.keys() if _shape(own[name]) != _shape(found[name])]
     if missing or unknown or other:
         raise CheckpointError(
             f"{path} holds another model: missing {sorted(missing)[:3]}, unknown "
             f"{sorted(unknown)[:3]}, of another shape {sorted(other)[:3]}"
         )
+
+
+def _shape(value: Any) -> torch.Size | None:
+    """Return a tensor's shape; a module's extra state has none."""
+    return value.shape if isinstance(value, Tensor) else None
