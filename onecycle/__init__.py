@@ -5,10 +5,15 @@ collect the record. `onecycle.events` draws the loop.
 """
 
 from onecycle.callback import Callback, Stage
+from onecycle.callbacks.checkpoint import SaveModel
+from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
+from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
 from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, ParamScheduler
+from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau, TerminateOnNonFinite
 from onecycle.data import DataLoaders, TensorLoader
 from onecycle.errors import (
     Cancel,
@@ -20,7 +25,6 @@ from onecycle.errors import (
     CancelValid,
     CheckpointError,
     MissingCallbackError,
-    NonFiniteLossError,
     OnecycleError,
     ScheduleConflictError,
     UnknownEventError,
@@ -54,6 +58,7 @@ from onecycle.schedules import (
 from onecycle.suggestions import minimum, slide, steep, valley
 
 __all__ = [
+    "CSVLogger",
     "Callback",
     "Cancel",
     "CancelBatch",
@@ -64,23 +69,29 @@ __all__ = [
     "CancelValid",
     "CheckpointError",
     "DataLoaders",
+    "EarlyStopping",
+    "GradientAccumulation",
+    "GradientClip",
     "LRFindResult",
     "LRFinder",
     "Learner",
     "MeanMetric",
     "MissingCallbackError",
+    "MixedPrecision",
     "MomentumCycler",
-    "NonFiniteLossError",
     "OneCycleSchedule",
     "OnecycleError",
     "ParamScheduler",
     "Predictions",
     "Progress",
     "Recorder",
+    "ReduceLROnPlateau",
+    "SaveModel",
     "Schedule",
     "ScheduleConflictError",
     "Stage",
     "TensorLoader",
+    "TerminateOnNonFinite",
     "UnknownEventError",
     "accuracy",
     "binary_accuracy",

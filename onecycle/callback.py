@@ -84,12 +84,18 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in vars(cls):
+        for name in dir(cls):  # what a mixin brings included
             if name.startswith(EVENT_PREFIXES) and name not in EVENTS:
                 raise UnknownEventError(_unknown_event(cls.__name__, name))
         if cls.during not in ("train", "valid", "both"):
             raise ValueError(
                 f'{cls.__name__}.during must be "train", "valid" or "both"; got {cls.during!r}'
+            )
+        runs = cls.runs_in
+        if runs is not None and (isinstance(runs, str) or not _ALL_RUNS.issuperset(runs)):
+            raise ValueError(
+                f"{cls.__name__}.runs_in must be a set of {', '.join(sorted(_ALL_RUNS))}; "
+                f"got {runs!r}"
             )
 
     def __repr__(self) -> str:
@@ -160,6 +166,20 @@ def handler_owner(handler: Handler) -> str:
     """Name the callback behind a handler, for messages."""
     owner = getattr(handler, "__self__", None)
     return type(owner).__name__ if owner is not None else f"Callback from {handler!r}"
+
+
+def check_callbacks(cbs: Sequence[Callback]) -> None:
+    """Refuse what is no list of callbacks.
+
+    Raises:
+        TypeError: Naming what came, with the hint to make an object of a class.
+    """
+    if isinstance(cbs, Callback | type):
+        raise TypeError(f"cbs must be a list of Callback objects; got {cbs!r}: write [...] around")
+    for callback in cbs:
+        if not isinstance(callback, Callback):
+            hint = " (write it with parentheses)" if isinstance(callback, type) else ""
+            raise TypeError(f"cbs must be Callback objects; got {callback!r}{hint}")
 
 
 def check_requirements(callbacks: Iterable[Callback]) -> None:

@@ -20,11 +20,16 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     RandomSampler,
     Sampler,
     SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
 )
 
+#: torch's samplers that draw from a `generator`, when the first index is asked for.
+_RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _UINT64 = 2**64 - 1
 
 
@@ -117,11 +122,10 @@ def as_dataloaders(dls: DataLoaders | tuple[Iterable[Any], Iterable[Any] | None]
     """
     if isinstance(dls, DataLoaders):
         return dls
-    if isinstance(dls, (tuple, list)) and len(dls) == 2:
+    # Not a list: two batches in a list would be taken for two loaders.
+    if isinstance(dls, tuple) and len(dls) == 2:
         return DataLoaders(*dls)
-    came = type(dls).__name__
-    if isinstance(dls, (tuple, list)):
-        came += f" of {len(dls)} items"
+    came = type(dls).__name__ + (f" of {len(dls)} items" if isinstance(dls, tuple) else "")
     raise TypeError(
         f"expected DataLoaders or a (train, valid) pair; got {came}; "
         "write (loader, None) to train without validation"
@@ -288,8 +292,9 @@ def _splitmix64(x: int) -> int:
 def start_pass(dl: Iterable[Any], *, seed: int, epoch: int, skip: int = 0) -> Iterator[Any]:
     """Start one pass over a loader, in the order that belongs to (seed, epoch).
 
-    A `TensorLoader`, and a torch DataLoader whose indices come from torch's ``RandomSampler``,
-    are shuffled by a generator made here. It replaces theirs while the pass starts; a generator
+    A `TensorLoader`, and a torch DataLoader whose indices come from torch's ``RandomSampler``
+    (``shuffle=True``), ``SubsetRandomSampler`` or ``WeightedRandomSampler``, are shuffled by a
+    generator made here. It replaces theirs while the pass starts; a generator
     of the user's own is put back without a number drawn from it. Neither does a DataLoader draw
     from torch's default generator then. Any other iterable keeps its own order.
 
@@ -343,10 +348,8 @@ def can_skip(dl: Iterable[Any]) -> bool:
     """
     if isinstance(dl, DataLoader):
         # Exact types: a subclass may count, cache or filter in its own way.
-        return type(dl.batch_sampler) is BatchSampler and type(_index_sampler(dl)) in (
-            RandomSampler,
-            SequentialSampler,
-        )
+        own = (*_RANDOM_SAMPLERS, SequentialSampler, DistributedSampler)
+        return type(dl.batch_sampler) is BatchSampler and type(_index_sampler(dl)) in own
     return isinstance(dl, (TensorLoader, list, tuple))
 
 
@@ -378,7 +381,7 @@ def _ordered(dl: DataLoader[Any], order: int, skip: int) -> Iterator[None]:
         # The seed of the workers comes from the loader's generator, but persistent workers take
         # one only in their first pass: from a shared generator, the order would depend on that.
         stack.enter_context(_swapped(dl, "generator", _generator(order_seed(order, 0))))
-        if isinstance(sampler, RandomSampler):
+        if isinstance(sampler, _RANDOM_SAMPLERS):
             stack.enter_context(_swapped(sampler, "generator", _generator(order)))
         if skip and isinstance(dl.batch_sampler, BatchSampler):
             rest = islice(sampler, skip * dl.batch_sampler.batch_size, None)

@@ -8,7 +8,6 @@ onecycle has a type here, so that a program can tell the cases apart:
     │   ├── UnknownEventError        a callback method looks like an event and is none
     │   ├── MissingCallbackError     `requires` names a callback that is not there
     │   ├── ScheduleConflictError    two callbacks schedule the same hyperparameter
-    │   ├── NonFiniteLossError       the loss became NaN or infinite
     │   └── CheckpointError          a file cannot be read as what it should be
     └── Cancel                       control flow, caught by the loop: not an error
         ├── CancelStep               skip or postpone this optimizer update
@@ -20,6 +19,9 @@ onecycle has a type here, so that a program can tell the cases apart:
 
 The errors that concern an argument also derive from ``ValueError`` or ``TypeError``.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 
 class OnecycleError(Exception):
@@ -38,10 +40,6 @@ class ScheduleConflictError(OnecycleError, ValueError):
     """Two callbacks schedule the same hyperparameter of the same parameter group."""
 
 
-class NonFiniteLossError(OnecycleError, ArithmeticError):
-    """The training loss became NaN or infinite."""
-
-
 class CheckpointError(OnecycleError):
     """A file cannot be read as a onecycle checkpoint."""
 
@@ -51,7 +49,13 @@ class Cancel(Exception):  # noqa: N818 - control flow, not an error
 
     Args:
         reason: Why, in words for a person. The loop keeps it in ``learn.stop_reason``.
+
+    Attributes:
+        reason: The same.
+        raised_by: The handler that raised it and the event, filled in by the loop.
     """
+
+    raised_by: tuple[Callable[[Any], None], str] | None = None
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)

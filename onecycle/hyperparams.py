@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 #: One number, one for each group, or ``slice(lo, hi)``: geometric steps from lo to hi.
 GroupValues = float | Sequence[float] | slice
 
+_BELOW_ONE = ("momentum", "beta1", "beta2", "beta3")
 _NO_MOMENTUM = "Adagrad, Adadelta, ASGD, Rprop and Adafactor have none"
 
 
@@ -104,6 +105,11 @@ class ParamGroups:
         if self.has_momentum() and "momentum" not in names:
             names.append("momentum")
         return names
+
+    def canonical(self, name: str) -> str:
+        """Return the one name of a hyperparameter that has two: Adam's beta1 is its momentum."""
+        is_momentum = name == "beta1" and "momentum" not in self.opt.param_groups[0]
+        return "momentum" if is_momentum else name
 
     def slots(self, name: str, group: int) -> list[Slot]:
         """Return where a hyperparameter of one group is kept: one place, or more.
@@ -201,7 +207,7 @@ def check_value(name: str, value: Any) -> float:
 
     Raises:
         TypeError: If it is no number.
-        ValueError: If it is negative or not finite.
+        ValueError: If it is negative or not finite, or a momentum or beta of 1 or more.
     """
     try:
         value = getattr(value, "item", lambda: value)()  # NumPy and torch scalars
@@ -212,6 +218,8 @@ def check_value(name: str, value: Any) -> float:
         raise TypeError(f"{name} must be a number, or one for each group; got {value!r}")
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be finite and not negative; got {value!r}")
+    if name in _BELOW_ONE and value >= 1:
+        raise ValueError(f"{name} must be below 1; got {value!r}")
     return float(value)
 
 

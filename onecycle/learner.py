@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onecycle.callback import Callback, draw_loop
+from onecycle.callback import Callback, check_callbacks, draw_loop
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
 from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
@@ -100,7 +100,7 @@ class Learner(Loop):
         seed: int | None = None,
     ) -> None:
         _check_arguments(model, loss_func)
-        _check_callbacks(cbs)
+        check_callbacks(cbs)
         on = torch.device(device) if device is not None else _default_device()
         model.to(on)
         if isinstance(loss_func, nn.Module):
@@ -175,7 +175,6 @@ class Learner(Loop):
             True
         """
         _check_budget(n_epoch, steps_per_epoch, max_updates)
-        _check_callbacks(cbs or ())
         rates = self.groups.expand("lr", self.lr if lr is None else lr)
         if wd is not None:
             self.groups.set("weight_decay", wd)
@@ -231,7 +230,7 @@ class Learner(Loop):
             >>> lrs[0] == 0.1 / 25, lrs[-1] == 0.1 / 1e5
             (True, True)
         """
-        _check_callbacks(cbs or ())
+        check_callbacks(cbs or ())
         cycle = OneCycleSchedule(
             self.lr if lr_max is None else lr_max, div, div_final, pct_start, policy=policy
         )
@@ -261,7 +260,7 @@ class Learner(Loop):
             )
             return []
         shape: Policy = "cosine" if isinstance(policy, Schedule) else policy
-        return [MomentumCycler(moms or self.moms, pct_start, policy=shape)]
+        return [MomentumCycler(self.moms if moms is None else moms, pct_start, policy=shape)]
 
     def lr_find(
         self,
@@ -468,15 +467,6 @@ def _check_arguments(model: nn.Module, loss_func: object) -> None:
     if isinstance(loss_func, type) or not (loss_func is None or callable(loss_func)):
         hint = " (write it with parentheses)" if isinstance(loss_func, type) else ""
         raise TypeError(f"loss_func must be called with (pred, yb); got {loss_func!r}{hint}")
-
-
-def _check_callbacks(cbs: Sequence[Callback]) -> None:
-    if isinstance(cbs, Callback):
-        raise TypeError(f"cbs must be a list of callbacks; got {cbs!r} alone: write [...] around")
-    for callback in cbs:
-        if not isinstance(callback, Callback):
-            hint = " (write it with parentheses)" if isinstance(callback, type) else ""
-            raise TypeError(f"cbs must be Callback objects; got {callback!r}{hint}")
 
 
 def _check_budget(

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onecycle.callback import Callback, Handler, Handlers, Run, check_requirements, handler_owner
+from onecycle.callback import (
+    Callback,
+    Handler,
+    Handlers,
+    Run,
+    check_callbacks,
+    check_requirements,
+    handler_owner,
+)
 from onecycle.data import DataLoaders, n_batches, split_batch, start_pass, to_device
 from onecycle.errors import (
     Cancel,
@@ -35,6 +43,16 @@ from onecycle.snapshot import hold_loaders, preserved_rng
 from onecycle.stepper import Stepper
 
 log = logging.getLogger("onecycle")
+
+#: What each cancel ends, from the narrowest to the widest.
+_SCOPES: dict[type[Cancel], str] = {
+    CancelStep: "update",
+    CancelBatch: "batch",
+    CancelTrain: "training pass",
+    CancelValid: "validation pass",
+    CancelEpoch: "epoch",
+    CancelFit: "fit",
+}
 
 
 class Loop:
@@ -65,6 +83,8 @@ class Loop:
         n_skipped: The updates skipped in this fit.
         n_updates_planned: The updates this fit will make; ``None`` if that cannot be known.
         total_updates, total_epochs: The same over the learner's life.
+        batches_per_update: How many batches make one update; set in ``before_fit``, before
+            `plan_updates`.
         batches_in_window: The batches whose gradients wait for the next update.
         stepper: How an update is made.
         stop_reason: The reason that the last cancel gave, or ``None``.
@@ -95,6 +115,7 @@ class Loop:
         self.dl: Any = dls.train
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.total_updates = self.total_epochs = self.batches_in_window = 0
+        self.batches_per_update = 1
         self.n_epoch: int | None = 0
         self.n_iter: int | None = None
         self.n_updates_planned: int | None = None
@@ -151,7 +172,7 @@ class Loop:
         batches = _least(n_batches(self.dls.train), self.steps_per_epoch)
         planned = None
         if batches is not None and self.n_epoch is not None:
-            planned = self.n_epoch * math.ceil(batches / self.stepper.batches_per_update)
+            planned = self.n_epoch * math.ceil(batches / self.batches_per_update)
         self.n_updates_planned = _least(planned, self.max_updates)
 
     # The loop -----------------------------------------------------------------------------
@@ -169,13 +190,14 @@ class Loop:
         with self.added_cbs(cbs):
             self._begin(n_epoch, run, steps_per_epoch, max_updates)
             try:
-                self._scope("fit", CancelFit, self._epochs)
-            except BaseException as error:
-                self._end(error)
-                if isinstance(error, Cancel):
-                    raise OnecycleError(_out_of_place(error)) from error
-                raise
-            self._end(None)
+                try:
+                    self._scope("fit", CancelFit, self._epochs)
+                except BaseException as error:
+                    self._end(error)
+                    raise
+                self._end(None)
+            except Cancel as cancel:
+                raise OnecycleError(_out_of_place(cancel, self._where())) from cancel
 
     def _begin(
         self, n_epoch: int | None, run: Run, steps_per_epoch: int | None, max_updates: int | None
@@ -188,13 +210,14 @@ class Loop:
         self._on = Handlers(callbacks, "train")
         self._on_valid = Handlers(callbacks, "valid")
         self._contexts = self._forward_contexts(callbacks)
-        self._run = run
         self.n_epoch, self.steps_per_epoch, self.max_updates = n_epoch, steps_per_epoch, max_updates
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.stop_reason = None
+        self.batches_per_update = 1
         self.stepper = Stepper(self.opt)
         self._drop_gradients()
         self.plan_updates()
+        self._run = run  # last: what fails above leaves no run behind
 
     def _end(self, error: BaseException | None) -> None:
         """Let every callback clean up; none can hide the first error."""
@@ -223,8 +246,10 @@ class Loop:
 
     def _epochs(self) -> None:
         for self.epoch in itertools.count() if self.n_epoch is None else range(self.n_epoch):
-            self._scope("epoch", CancelEpoch, self._passes)
-            self.total_epochs += 1
+            try:
+                self._scope("epoch", CancelEpoch, self._passes)
+            finally:  # an epoch that was cut short has used its order of the data too
+                self.total_epochs += 1
             if self._updates_left() == 0:
                 break
 
@@ -241,7 +266,7 @@ class Loop:
         self.n_iter = n_batches(dl)
         if training:
             left = self._updates_left()
-            batches = None if left is None else left * self.stepper.batches_per_update
+            batches = None if left is None else left * self.batches_per_update
             self.n_iter = _least(self.n_iter, self.steps_per_epoch, batches)
 
     def _train(self) -> None:
@@ -250,7 +275,10 @@ class Loop:
             for self.iter, batch in enumerate(self._batches()):
                 self._train_batch(batch, on)
             if self.batches_in_window:  # the pass ended before the window was full
-                self._update(on)
+                try:
+                    self._update(on)
+                except CancelBatch as cancel:
+                    self._cancelled("batch", cancel, on)
         finally:
             self._drop_gradients()
 
@@ -269,17 +297,19 @@ class Loop:
         except CancelBatch as cancel:
             if self.batches_in_window > window:  # its gradients are among those that wait
                 self._drop_gradients()
-            self._cancelled("batch", cancel, on)
+            self._batch_cancelled(cancel, on)
         if on.after_batch:
             self._report(on.after_batch, "after_batch")
 
     def _postponed(self, on: Handlers) -> bool:
-        if on.after_backward:
+        """Let every callback see the gradients; one is enough to postpone the update."""
+        postponed = False
+        for handler in on.after_backward:
             try:
-                self._fire(on.after_backward, "after_backward")
+                self._fire((handler,), "after_backward")
             except CancelStep:
-                return True
-        return False
+                postponed = True
+        return postponed
 
     def _update(self, on: Handlers) -> None:
         stepper = self.stepper
@@ -303,7 +333,6 @@ class Loop:
                 self._fire(on.before_step, "before_step")
             except CancelStep as cancel:
                 self.stop_reason = cancel.reason or self.stop_reason
-                self.stepper.skip()
                 return True
         return False
 
@@ -317,10 +346,13 @@ class Loop:
             self._take(batch)
             self._forward(on, with_loss=with_loss)
         except CancelBatch as cancel:
-            self.pred = self.loss = self.loss_grad = None  # nobody counts the batch before
-            self._cancelled("batch", cancel, on)
+            self._batch_cancelled(cancel, on)
         if on.after_batch:
             self._report(on.after_batch, "after_batch")
+
+    def _batch_cancelled(self, cancel: Cancel, on: Handlers) -> None:
+        self.pred = self.loss = self.loss_grad = None  # nobody counts the batch before
+        self._cancelled("batch", cancel, on)
 
     def _batches(self) -> Iterator[Any]:
         """Draw the batches of this pass; its order is a function of the seed and the epoch."""
@@ -394,7 +426,7 @@ class Loop:
                 for self.iter, batch in enumerate(self._batches()):
                     self._valid_batch(batch, on, with_loss=with_loss)
         except Cancel as cancel:
-            raise OnecycleError(_out_of_place(cancel)) from cancel
+            raise OnecycleError(_out_of_place(cancel, self._where())) from cancel
         finally:
             put_back_loader()
             for module, flag in flags:
@@ -422,7 +454,8 @@ class Loop:
         for handler in handlers:
             try:
                 handler(self)
-            except Cancel:
+            except Cancel as cancel:
+                cancel.raised_by = handler, event
                 raise
             except Exception as error:
                 error.add_note(
@@ -431,15 +464,18 @@ class Loop:
                 raise
 
     def _report(self, handlers: tuple[Handler, ...], event: str) -> None:
-        """Fire an event that tells of something done: all hear of it before a cancel acts."""
-        first: Cancel | None = None
+        """Fire an event that tells of something done: all hear of it before a cancel acts.
+
+        Of several cancels the widest acts, so that a stop is never lost to a smaller wish.
+        """
+        cancels: list[Cancel] = []
         for handler in handlers:
             try:
                 self._fire((handler,), event)
             except Cancel as cancel:
-                first = first or cancel
-        if first is not None:
-            raise first
+                cancels.append(cancel)
+        if cancels:
+            raise max(cancels, key=_width)
 
     def _where(self) -> str:
         kind = "training" if self.training else "validation"
@@ -450,6 +486,7 @@ class Loop:
     @contextmanager
     def added_cbs(self, cbs: Sequence[Callback]) -> Iterator[None]:
         """Run a block with more callbacks."""
+        check_callbacks(cbs)
         before = self.cbs
         self.cbs = [*before, *cbs]
         try:
@@ -494,9 +531,17 @@ def _least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _out_of_place(cancel: Cancel) -> str:
-    scope = type(cancel).__name__.removeprefix("Cancel").lower()
+def _width(cancel: Cancel) -> int:
+    return max((i for i, kind in enumerate(_SCOPES) if isinstance(cancel, kind)), default=0)
+
+
+def _out_of_place(cancel: Cancel, where: str) -> str:
+    scope = next((name for kind, name in _SCOPES.items() if isinstance(cancel, kind)), "scope")
+    source = "the model, the loss or the loader"
+    if cancel.raised_by is not None:
+        handler, event = cancel.raised_by
+        source = f"{handler_owner(handler)} in {event}"
     return (
-        f"{type(cancel).__name__} was raised where no {scope} is running that it could end "
-        f"(reason: {cancel.reason or 'none given'})"
+        f"{type(cancel).__name__} was raised by {source}, {where}, where no {scope} is running "
+        f"that it could end (reason: {cancel.reason or 'none given'})"
     )

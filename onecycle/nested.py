@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Apply a function to every tensor of a nested value; the rest passes through.
 
+    Containers keep their type, so that named tuples and the outputs of model libraries do.
+
     Example:
         >>> map_tensors(torch.neg, {"a": torch.ones(1), "b": ("text", None)})
         {'a': tensor([-1.]), 'b': ('text', None)}
@@ -19,9 +22,12 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: map_tensors(function, part) for key, part in value.items()}
+        mapped = copy(value) if isinstance(value, MutableMapping) else dict(value)
+        for key, part in value.items():
+            mapped[key] = map_tensors(function, part)
+        return mapped
     if isinstance(value, tuple | list):
-        return _like(value, [map_tensors(function, part) for part in value])
+        return _sequence_like(value, [map_tensors(function, part) for part in value])
     return value
 
 
@@ -45,10 +51,10 @@ def concatenate(batches: Sequence[Any]) -> Any:
     if isinstance(first, Mapping):
         return {key: concatenate([batch[key] for batch in batches]) for key in first}
     if isinstance(first, tuple | list):
-        return _like(first, [concatenate(parts) for parts in zip(*batches, strict=True)])
+        return _sequence_like(first, [concatenate(part) for part in zip(*batches, strict=True)])
     return None if all(batch is None for batch in batches) else list(batches)
 
 
-def _like(value: Any, parts: list[Any]) -> Any:
-    """Return a tuple or list of the same type; a named tuple takes its parts one by one."""
-    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+def _sequence_like(example: Any, parts: list[Any]) -> Any:
+    kind = type(example)
+    return kind(*parts) if hasattr(example, "_fields") else kind(parts)

@@ -171,12 +171,16 @@ def _can_be_fused(model: nn.Module, opt_func: OptFunc) -> bool:
 
 
 def _split_decay(opt: Optimizer, model: nn.Module, members: list[list[int]]) -> None:
-    """Move norms and biases out of every group that decays, into one of its own beside it."""
+    """Move norms and biases out of every group that can decay, into one of its own beside it.
+
+    Also where the decay is 0 for now: a fit or a schedule may set it later, and which groups an
+    optimizer has, and so which checkpoints fit it, must not depend on what was called before.
+    """
     exempt = _norms_and_biases(model)
     for g, member in enumerate(members):
         group = opt.param_groups[g]
         without = [p for p in group["params"] if id(p) in exempt]
-        if not group.get("weight_decay") or not without:
+        if "weight_decay" not in group or not without:
             continue
         if len(without) == len(group["params"]):
             group |= {"weight_decay": 0.0, "no_decay": True}

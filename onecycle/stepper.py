@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ class Stepper:
 
     The optimizer's step is called without torch's wrappers (about 10 us: a profiler range, the
     search for hooks) as long as no step hook is registered, on this optimizer or globally, and
-    nobody has wrapped ``opt.step``; otherwise the whole ``opt.step()`` runs.
+    nobody has wrapped ``opt.step``, as a scheduler of torch does; otherwise the whole
+    ``opt.step()`` runs.
 
     Attributes:
-        batches_per_update: How many batches make one update; the plan of a fit counts with it.
         grad_factor: What the gradients are multiplied with once, before ``before_step``.
 
     Args:
@@ -28,7 +29,6 @@ class Stepper:
 
     def __init__(self, opt: Optimizer) -> None:
         self.opt = opt
-        self.batches_per_update = 1
         self.grad_factor = 1.0
         self.params = [p for group in opt.param_groups for p in group["params"]]
         self._bare_step = _bare_step(opt)
@@ -40,10 +40,9 @@ class Stepper:
     def unscale(self) -> None:
         """Give the gradients their final scale."""
         if self.grad_factor != 1.0:
-            torch._foreach_mul_(
-                [p.grad for p in self.params if p.grad is not None], self.grad_factor
-            )
-            self.grad_factor = 1.0
+            gradients = [p.grad for p in self.params if p.grad is not None]
+            if gradients:
+                torch._foreach_mul_(gradients, self.grad_factor)
 
     def step(self) -> bool:
         """Step the optimizer.
@@ -51,18 +50,16 @@ class Stepper:
         Returns:
             Whether an update was made; a gradient scaler may refuse.
         """
-        if self._bare_step is None or _has_step_hooks(self.opt):
+        if self._bare_step is None or _is_extended(self.opt):
             self.opt.step()
         else:
             with torch.no_grad():
                 self._bare_step(self.opt)
         return True
 
-    def skip(self) -> None:
-        """Note that the update whose gradients were unscaled is not made."""
-
     def zero_grad(self) -> None:
-        """Drop all gradients."""
+        """Drop all gradients, and what was to be done to them."""
+        self.grad_factor = 1.0
         for p in self.params:
             p.grad = None
 
@@ -70,7 +67,7 @@ class Stepper:
 class ScaledStepper(Stepper):
     """Makes an update with a gradient scaler, as fp16 needs.
 
-    One flag is read from the device for each update: whether the scaler skipped it.
+    One flag is read from the device for each update: whether a gradient is infinite or NaN.
 
     Args:
         opt: The optimizer.
@@ -80,7 +77,8 @@ class ScaledStepper(Stepper):
     def __init__(self, opt: Optimizer, scaler: torch.amp.GradScaler) -> None:
         super().__init__(opt)
         self.scaler = scaler
-        self._scale: float | None = None
+        self._told: Any = _Told(opt, super().step)
+        self._unscaled = False
 
     def backward(self, loss: Tensor) -> None:
         """Add the scaled gradients of a scalar loss to those that wait."""
@@ -88,36 +86,55 @@ class ScaledStepper(Stepper):
 
     def unscale(self) -> None:
         """Divide the gradients by the loss scale."""
-        self.scaler.unscale_(self.opt)
+        self.scaler.unscale_(self._told)
+        self._unscaled = True
         super().unscale()
 
     def step(self) -> bool:
         """Step the optimizer unless a gradient is infinite or NaN."""
-        before = self.scaler.get_scale() if self._scale is None else self._scale
-        self.scaler.step(self.opt)
+        made: object = self.scaler.step(self._told)
         self.scaler.update()
-        # The scaler has no public flag: its scale falls exactly when it has skipped.
-        self._scale = self.scaler.get_scale()
-        return self._scale >= before
+        self._unscaled = False
+        return made is True
 
-    def skip(self) -> None:
-        """Let the scaler forget the update that is not made."""
-        self.scaler.update()
-        self._scale = None
+    def zero_grad(self) -> None:
+        """Drop all gradients; let the scaler forget an update that was prepared and not made."""
+        if self._unscaled:
+            self.scaler.update()
+            self._unscaled = False
+        super().zero_grad()
+
+
+class _Told:
+    """What the scaler gets to see of an optimizer, so that we are told whether it stepped.
+
+    A scaler has no public flag for that. Its scale is a bad sign: it may be set by hand, costs a
+    second wait for the device, and no longer falls once it is 0, as after 165 skips in a row. But
+    ``GradScaler.step`` returns what the step returns, which here is ``True``, or else ``None``.
+    """
+
+    def __init__(self, opt: Optimizer, step: Callable[[], bool]) -> None:
+        self._opt, self.step = opt, step
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups as they are now: loading a state replaces the list."""
+        return self._opt.param_groups
 
 
 def _bare_step(opt: Optimizer) -> Any:
     """Return the innermost step function of one of torch's own optimizers, or ``None``."""
     kind = type(opt)
-    ours = kind.__module__.startswith("torch.optim") and "step" not in vars(opt)
-    if not ours or opt.defaults.get("differentiable"):
+    if not kind.__module__.startswith("torch.optim.") or opt.defaults.get("differentiable"):
         return None
     return inspect.unwrap(kind.step)
 
 
-def _has_step_hooks(opt: Optimizer) -> bool:
+def _is_extended(opt: Optimizer) -> bool:
+    """Tell whether more than the bare step must run; hooks and wrappers may come at any time."""
     return bool(
-        opt._optimizer_step_pre_hooks
+        "step" in vars(opt)
+        or opt._optimizer_step_pre_hooks
         or opt._optimizer_step_post_hooks
         or torch_optimizer._global_optimizer_pre_hooks
         or torch_optimizer._global_optimizer_post_hooks

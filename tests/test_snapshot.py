@@ -366,7 +366,7 @@ class TestInTheMiddleOfAFit:
             during = "train"
 
             def before_fit(self, learn: Any) -> None:
-                learn.stepper.batches_per_update = 2
+                learn.batches_per_update = 2
                 learn.plan_updates()
 
             def after_backward(self, learn: Any) -> None:
@@ -507,7 +507,15 @@ class TestNegativeControls:
 
     def test_without_the_loaders(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "hold_loaders", lambda *loaders: lambda: None)
-        assert any("sampler.generator" in path for path in self.changes(learner(weighted)))
+
+        class Counting:
+            passes = 0
+
+            def __iter__(self) -> Iterator[Any]:
+                self.passes += 1
+                return iter(in_memory())
+
+        assert "learn.dls.train.passes" in self.changes(learner(Counting))
 
     def test_a_fit_that_starts_elsewhere_ends_elsewhere(self) -> None:
         bare, other = learner(), learner()

@@ -9,8 +9,8 @@ import numpy as np
 
 from onecycle.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
-from onecycle.hyperparams import GroupValues
-from onecycle.schedules import Schedule, momentum_cycle, one_cycle, torch_one_cycle
+from onecycle.hyperparams import GroupValues, check_value
+from onecycle.schedules import Array, Schedule, momentum_cycle, one_cycle, torch_one_cycle
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop
@@ -35,6 +35,7 @@ class ParamScheduler(Callback):
             one for each group, in which ``None`` leaves a group alone.
 
     Raises:
+        TypeError: If something is no schedule.
         ValueError: Before the first batch, if the optimizer has no such hyperparameter, the number
             of schedules is not that of the groups, or a value is negative or not finite.
         ScheduleConflictError: If another callback schedules the same one of the same group.
@@ -53,6 +54,8 @@ class ParamScheduler(Callback):
     runs_in = frozenset(("fit",))
 
     def __init__(self, schedules: Mapping[str, Schedule | Sequence[Schedule | None]]) -> None:
+        for name, given in schedules.items():
+            _check_schedules(name, given)
         self._given = dict(schedules)
         self._planned: int | None = None
         self._start = self._stop = 0
@@ -63,7 +66,9 @@ class ParamScheduler(Callback):
         n = len(learn.groups)
         found: dict[str, list[Schedule | None]] = {}
         for name, given in self._given.items():
-            each: list[Schedule | None] = [given] * n if callable(given) else list(given)
+            each: list[Schedule | None] = (
+                [given] * n if isinstance(given, Schedule) else list(given)
+            )
             if len(each) != n:
                 raise ValueError(
                     f"expected one schedule of {name}, or {n}, one for each parameter group; "
@@ -75,7 +80,7 @@ class ParamScheduler(Callback):
     def targets(self, learn: Loop) -> set[tuple[str, int]]:
         """Return what this callback schedules: names with the index of the group."""
         return {
-            (name, g)
+            (learn.groups.canonical(name), g)
             for name, each in self.schedules(learn).items()
             for g, schedule in enumerate(each)
             if schedule is not None
@@ -84,9 +89,10 @@ class ParamScheduler(Callback):
     def before_fit(self, learn: Loop) -> None:
         """Refuse what cannot work, before anything runs."""
         learn.pos  # noqa: B018 - raises where the number of updates cannot be known
+        for name in self.schedules(learn):
+            for g in range(len(learn.groups)):
+                learn.groups.slots(name, g)
         mine = self.targets(learn)
-        for name, g in mine:
-            learn.groups.slots(name, g)
         for other in learn.cbs:
             if isinstance(other, ParamScheduler) and other is not self:
                 for name, g in sorted(mine & other.targets(learn)):
@@ -94,6 +100,11 @@ class ParamScheduler(Callback):
                         f"{type(self).__name__} and {type(other).__name__} both schedule {name!r} "
                         f"of parameter group {g}: remove one of them from cbs"
                     )
+        last = (learn.n_updates_planned or 1) - 1
+        sample = np.linspace(0, last, BLOCK).round() / max(1, last)  # all updates of a short fit
+        for name, each in self.schedules(learn).items():
+            for schedule in filter(None, each):
+                _checked_values(name, schedule, sample)
         self._planned = None
 
     def before_batch(self, learn: Loop) -> None:
@@ -117,13 +128,7 @@ class ParamScheduler(Callback):
             for g, schedule in enumerate(each):
                 if schedule is None:
                     continue
-                values = schedule(positions)
-                if not (np.isfinite(values).all() and (values >= 0).all()):
-                    raise ValueError(
-                        f"the schedule of {name} gives {values.min():g} to {values.max():g}; "
-                        f"expected finite values that are not negative: {schedule}"
-                    )
-                row = values.tolist()
+                row = _checked_values(name, schedule, positions).tolist()
                 self._rows += [(slot.set, row) for slot in learn.groups.slots(name, g)]
 
 
@@ -169,6 +174,11 @@ class OneCycleSchedule(ParamScheduler):
         """Return the learning rate's schedule for each parameter group."""
         peaks = learn.groups.expand("lr_max", self.lr_max)
         if isinstance(self.policy, Schedule):
+            if peaks[-1] == 0:
+                raise ValueError(
+                    "lr_max of the last group must be above 0: the other groups' rates are the "
+                    f"schedule's times their lr_max over its; got {peaks}"
+                )
             return {"lr": [self.policy.scaled(peak / peaks[-1]) for peak in peaks]}
         return {"lr": [self._rate(peak, learn.n_updates_planned or 1) for peak in peaks]}
 
@@ -235,6 +245,25 @@ class MomentumCycler(ParamScheduler):
         return momentum_cycle(self.moms, pct_start=self.pct_start, anneal=anneal)
 
 
+def _check_schedules(name: str, given: object) -> None:
+    each = given if isinstance(given, list | tuple) else [given]
+    if given is None or not all(part is None or isinstance(part, Schedule) for part in each):
+        raise TypeError(
+            f"expected a Schedule of {name}, such as linear(1.0, 0.0), or a list with one or None "
+            f"for each parameter group; got {given!r}"
+        )
+
+
+def _checked_values(name: str, schedule: Schedule, positions: Array) -> Array:
+    values = schedule(positions)
+    try:
+        check_value(name, values.min())
+        check_value(name, values.max())
+    except ValueError as error:
+        raise ValueError(f"{error}, from {schedule}") from None
+    return values
+
+
 def check_policy(policy: object) -> Literal["cosine", "linear"]:
     """Return the name of an annealing, or refuse what is no policy."""
     if policy == "cosine":
@@ -244,8 +273,10 @@ def check_policy(policy: object) -> Literal["cosine", "linear"]:
     raise ValueError(f"policy must be 'cosine', 'linear', 'torch' or a Schedule; got {policy!r}")
 
 
-def check_moms(moms: Sequence[float]) -> tuple[float, float, float]:
+def check_moms(moms: object) -> tuple[float, float, float]:
     """Return three momenta, each in [0, 1), or refuse them."""
-    if len(moms) != 3 or not all(0 <= mom < 1 for mom in moms):
-        raise ValueError(f"moms must be three numbers in [0, 1), like (0.95, 0.85, 0.95): {moms}")
-    return moms[0], moms[1], moms[2]
+    if isinstance(moms, list | tuple) and len(moms) == 3:
+        start, peak, end = moms
+        if all(isinstance(mom, int | float) and 0 <= mom < 1 for mom in moms):
+            return start, peak, end
+    raise ValueError(f"moms must be three numbers in [0, 1), like (0.95, 0.85, 0.95): {moms!r}")

@@ -1,7 +1,285 @@
-"""Stub, to be replaced."""
+"""`Progress`: the table of epochs, and bars where somebody can watch them."""
+
+from __future__ import annotations
+
+import html
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from onecycle.callback import Callback
+from onecycle.callbacks.recorder import Recorder
+from onecycle.metrics import as_metrics
+
+if TYPE_CHECKING:
+    from onecycle.learner import Learner
+
+#: Seconds between two refreshes of a bar. A refresh reads the loss, for which the device has to
+#: finish what it was given, and in a notebook it sends a message: five a second go unnoticed.
+REFRESH = 0.2
+
+#: Below this width a bar and its text do not fit on one line of a terminal.
+MIN_COLUMNS = 70
+
+_WIDTHS = {"epoch": 5, "time": 7}
 
 
 class Progress(Callback):
-    """Nothing yet."""
+    """Show the table of epochs, and a bar for the pass that is running.
+
+    Every learner has one; ``with learn.no_bar():`` does without. In a terminal and in a notebook
+    there are bars, with the time left and the loss of the latest batch. Where the output goes to
+    a file or a pipe there is the table alone, one line for each epoch.
+
+    The columns are ``epoch``, from 0; ``train_loss``, the mean over the updates of the epoch,
+    read from ``learn.recorder.history`` once, at its end; ``valid_loss``, the metrics, and
+    whatever else was recorded once for each validation; and ``time``, which is that of the whole
+    epoch. What an epoch did not compute is left blank. The last line is ``learn.stop_reason``,
+    if there is one.
+
+    Example:
+        >>> from onecycle.testing import toy_learner
+        >>> toy_learner(metrics=[]).fit(2, lr=0.05, cbs=[Progress()])  # doctest: +ELLIPSIS
+        epoch   train_loss   valid_loss     time
+            0     3.0...     1.7...     0:0...
+            1     0.9...     0.1...     0:0...
+    """
+
+    requires: ClassVar[tuple[type[Callback], ...]] = (Recorder,)
+
+    def __init__(self) -> None:
+        self._table = _Table()
+        self._refresh_at = math.inf
+
+    def before_fit(self, learn: Learner) -> None:
+        """Begin the table."""
+        self._table = _new_table(learn.n_epoch)
+        self._refresh_at = perf_counter() if self._table.has_bars else math.inf
+        validated = [] if learn.dls.valid is None else ["valid_loss", *as_metrics(learn.metrics)]
+        self._names = ["train_loss", *validated]
+        self._table.header(["epoch", *self._names, "time"])
+
+    def before_epoch(self, learn: Learner) -> None:
+        """Note where the epoch begins."""
+        self._epoch_began = perf_counter()
+        self._n_losses = len(learn.recorder.history.get("train_loss", ()))
+        self._lengths: dict[str, int] | None = None
+
+    def before_train(self, learn: Learner) -> None:
+        """Open the bar of the training pass."""
+        self._begin_pass(learn, "train")
+
+    def before_validate(self, learn: Learner) -> None:
+        """Open the bar of the validation pass."""
+        history = learn.recorder.history
+        self._lengths = {name: len(series) for name, series in history.items()}
+        self._begin_pass(learn, "valid")
+
+    def after_batch(self, learn: Learner) -> None:
+        """Refresh the bar, if it is time."""
+        if perf_counter() >= self._refresh_at:
+            loss = "" if learn.loss is None else f"loss {float(learn.loss):.4f}"
+            self._refresh(learn, learn.iter + 1, loss)
+
+    def after_train(self, learn: Learner) -> None:
+        """Close the bar."""
+        self._table.close_bar()
+
+    def after_validate(self, learn: Learner) -> None:
+        """Close the bar."""
+        self._table.close_bar()
+
+    def after_epoch(self, learn: Learner) -> None:
+        """Add a row to the table."""
+        table = self._table
+        table.close_bar()  # still open where the epoch was cancelled
+        values = self._epoch_values(learn.recorder)
+        if new := [name for name in values if name not in self._names]:
+            self._names += new
+            table.header(["epoch", *self._names, "time"])
+        numbers = [_number(values[name]) if name in values else "" for name in self._names]
+        table.row([str(learn.epoch), *numbers, _clock(perf_counter() - self._epoch_began)])
+
+    def cleanup_fit(self, learn: Learner) -> None:
+        """End the table; a bar that is still open stays, so that one sees how far it came."""
+        table = self._table
+        # Another one for a fit in which before_fit of an earlier callback fails.
+        self._table, self._refresh_at = _Table(), math.inf
+        table.end("" if learn.stop_reason is None else f"stop_reason: {learn.stop_reason}")
+
+    def _begin_pass(self, learn: Learner, kind: str) -> None:
+        of = "" if learn.n_epoch is None else f"/{learn.n_epoch}"
+        self._label = f"epoch {learn.epoch + 1}{of} {kind}"
+        self._pass_began = perf_counter()
+        if self._pass_began >= self._refresh_at:  # passes of a few milliseconds get no bar
+            self._refresh(learn, 0, "")
+
+    def _refresh(self, learn: Learner, done: int, comment: str) -> None:
+        table, now = self._table, perf_counter()
+        if not table.bar_is_open:
+            table.open_bar(self._label, learn.n_iter, now - self._pass_began)
+        if done:
+            table.update_bar(done, comment)
+        self._refresh_at = now + REFRESH
+
+    def _epoch_values(self, recorder: Recorder) -> dict[str, float]:
+        """Collect what this epoch recorded: updates in the mean, validation as it is."""
+        history = recorder.history
+        losses = history["train_loss"].values[self._n_losses :]
+        values = {"train_loss": float(np.mean(losses))} if len(losses) else {}
+        if self._lengths is not None:
+            for name, series in history.items():
+                if len(series) > self._lengths.get(name, 0) and series.width == 1:
+                    values[name] = float(series.values[-1])
+        return values
+
+
+class _Table:
+    """The table as plain lines, without bars."""
+
+    has_bars = False
+    bar_is_open = False
+
+    def header(self, names: Sequence[str]) -> None:
+        self._widths = [_WIDTHS.get(name, max(11, len(name))) for name in names]
+        self.row(names)
+
+    def row(self, cells: Sequence[str]) -> None:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, self._widths, strict=True)]
+        print("  ".join(aligned), flush=True)
+
+    def end(self, note: str) -> None:
+        if note:
+            print(note, flush=True)
+
+    def open_bar(self, label: str, total: int | None, running_s: float) -> None:
+        pass
+
+    def update_bar(self, done: int, comment: str) -> None:
+        pass
+
+    def close_bar(self) -> None:
+        pass
+
+
+class _TerminalTable(_Table):
+    """The table as lines, and under it a bar for the pass that is running."""
+
+    has_bars = True
+
+    def open_bar(self, label: str, total: int | None, running_s: float) -> None:
+        from fastprogress.fastprogress import ConsoleProgressBar
+
+        self._bar = bar = ConsoleProgressBar(range(0), total or "noinfer", leave=False)
+        bar.cols = bar.length = min(bar.cols, 100) - 1  # some terminals wrap after the last column
+        bar.prefix = label
+        self.bar_is_open = True
+        _start(bar, running_s)
+
+    def update_bar(self, done: int, comment: str) -> None:
+        bar = self._bar
+        # fastprogress only ever shortens its bar. Made anew, each line has the full width, and
+        # covers the one before.
+        bar.length, bar.comment = bar.cols, comment
+        bar.update(done)
+
+    def close_bar(self) -> None:
+        if self.bar_is_open:
+            self.bar_is_open = False
+            self._bar.prefix = ""  # it would be left standing
+            self._bar.on_iter_end()
+
+    def end(self, note: str) -> None:
+        if self.bar_is_open:
+            self.bar_is_open = False
+            print(flush=True)
+        super().end(note)
+
+
+class _NotebookTable(_Table):
+    """The table in HTML between a bar of epochs and a bar for the pass that is running."""
+
+    has_bars = True
+
+    def __init__(self, n_epoch: int | None) -> None:
+        from fastprogress.fastprogress import NBMasterBar
+
+        self._n_rows = 0
+        self._master = NBMasterBar(range(0), n_epoch or "noinfer")
+        self._master.main_bar.update_every = 0
+        self._master.update(0)
+
+    def header(self, names: Sequence[str]) -> None:
+        self._master.lines[:1] = [[html.escape(name) for name in names]]
+
+    def row(self, cells: Sequence[str]) -> None:
+        self._master.lines.append(cells)
+        self._n_rows += 1
+
+    def open_bar(self, label: str, total: int | None, running_s: float) -> None:
+        from fastprogress.fastprogress import NBProgressBar
+
+        self._lay_out()
+        self._label = label
+        self._bar = NBProgressBar(range(0), total or "noinfer", parent=self._master)
+        self._bar.comment = label
+        self.bar_is_open = True
+        _start(self._bar, running_s)
+
+    def update_bar(self, done: int, comment: str) -> None:
+        self._bar.comment = f"{self._label} {comment}"
+        self._bar.update(done)
+
+    def close_bar(self) -> None:
+        self.bar_is_open = False
+
+    def end(self, note: str) -> None:
+        self._lay_out(note)
+        if self.bar_is_open:
+            self.bar_is_open = False
+            self._bar.on_interrupt()
+        else:
+            self._master.on_iter_end()
+
+    def _lay_out(self, note: str = "") -> None:
+        """Write the table for the next refresh: not at each row, as it grows with the rows."""
+        from fastprogress.core import text2html_table
+
+        self._master.update(self._n_rows)
+        self._master.text = text2html_table(self._master.lines) + html.escape(note)
+
+
+def _new_table(n_epoch: int | None) -> _Table:
+    # Imported when a fit begins: in a notebook fastprogress imports matplotlib.
+    from fastprogress.fastprogress import IN_NOTEBOOK
+
+    if IN_NOTEBOOK:
+        return _NotebookTable(n_epoch)
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    if is_terminal and shutil.get_terminal_size((100, 40)).columns >= MIN_COLUMNS:
+        return _TerminalTable()
+    return _Table()
+
+
+def _start(bar: Any, running_s: float) -> None:
+    """Start a bar of a pass that has been running for some seconds already."""
+    bar.update_every = 0  # when to refresh is decided here, not there
+    bar.update(0)
+    bar.start_t -= running_s
+
+
+def _number(value: float) -> str:
+    if value == 0 or 1e-4 <= abs(value) < 1e3:
+        return f"{value:.6f}"
+    return f"{value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

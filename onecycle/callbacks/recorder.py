@@ -36,6 +36,7 @@ class Recorder(Callback):
     def __init__(self) -> None:
         self.history = History()
         self.lr_find_result: LRFindResult | None = None
+        self._metric_names: list[str] = []
 
     def before_fit(self, learn: Loop) -> None:
         """Open the series that every update writes to."""
@@ -77,11 +78,16 @@ class Recorder(Callback):
 
     def after_validate(self, learn: Loop) -> None:
         """Record the validation pass."""
-        for name, value in self._valid.compute().items():
+        results = self._valid.compute()
+        for name, value in results.items():
             self.history.series(name).append(learn.total_updates, value)
+        new = results.keys() - {"valid_loss", *self._metric_names}
+        self._metric_names += [name for name in results if name in new]
 
     def plot_loss(self, ax: Axes | None = None, *, skip_start: int = 0) -> Axes:
         """Plot training loss, raw and smoothed, and validation loss against the update.
+
+        The smoothing remembers about 50 updates, in short records a tenth of them.
 
         Args:
             ax: Where to draw; by default a new figure.
@@ -95,7 +101,7 @@ class Recorder(Callback):
             losses,
             None if valid is None else valid.updates,
             None if valid is None else valid.values,
-            train_smoothed=smooth(losses),
+            train_smoothed=smooth(losses, beta=min(0.98, 1 - 10 / max(len(losses), 11))),
             skip_start=skip_start,
             ax=ax,
         )
@@ -114,11 +120,9 @@ class Recorder(Callback):
 
     def plot_metrics(self, ax: Axes | None = None) -> Axes:
         """Plot every metric against the update."""
-        trained = ("train_loss", "lr", "momentum", "valid_loss")
         series = {
             name: (self.history[name].updates, self.history[name].values)
-            for name in self.history
-            if name not in trained
+            for name in self._metric_names
         }
         if not series:
             raise ValueError("no metric was recorded: give the Learner metrics=[...] and validate")
@@ -140,8 +144,9 @@ class Recorder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record."""
-        return {"history": self.history.state_dict()}
+        return {"history": self.history.state_dict(), "metrics": list(self._metric_names)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a record."""
         self.history.load_state_dict(state["history"])
+        self._metric_names = list(state["metrics"])

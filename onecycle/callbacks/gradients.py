@@ -1,0 +1,132 @@
+"""What happens to gradients before an update: `GradientAccumulation` and `GradientClip`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from onecycle.callback import Callback, Stage
+from onecycle.errors import CancelStep
+from onecycle.metrics import batch_size_of
+
+if TYPE_CHECKING:
+    from onecycle.loop import Loop
+
+
+class GradientAccumulation(Callback):
+    """Make one update of several batches, as if they were one large batch.
+
+    Every sample has the same weight in an update, also where batches differ in size and where an
+    epoch ends before the last update has all its batches: that update is made of those there are.
+    Schedules, ``n_updates_planned`` and the record count updates, and the recorded training loss
+    is the mean over all samples of an update.
+
+    The loss must be a mean over samples. Layers that look at a whole batch, like batch norm, see
+    the small batches.
+
+    Args:
+        n_batches: How many batches make one update, at least 1.
+
+    Raises:
+        TypeError, ValueError: For what is no number of batches.
+
+    Example:
+        >>> from onecycle import GradientAccumulation
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner(n_batches=10)
+        >>> learn.fit(2, cbs=[GradientAccumulation(4)])
+        >>> learn.n_updates
+        6
+    """
+
+    stage = Stage.PREPARE
+
+    def __init__(self, n_batches: int) -> None:
+        if not isinstance(n_batches, int) or isinstance(n_batches, bool):
+            raise TypeError(f"n_batches must be an integer; got {n_batches!r}")
+        if n_batches < 1:
+            raise ValueError(f"n_batches must be at least 1; got {n_batches}")
+        self.n_batches = n_batches
+        self._full = self._samples = 0
+        self._loss: Any = 0.0
+
+    def before_fit(self, learn: Loop) -> None:
+        """Plan the updates of the fit."""
+        learn.batches_per_update = self.n_batches
+        learn.plan_updates()
+
+    def before_backward(self, learn: Loop) -> None:
+        """Weight the batch as one of a window whose batches all have the size of its first."""
+        n = batch_size_of(learn.batch)
+        if learn.batches_in_window == 0:
+            self._full, self._samples, self._loss = self.n_batches * n, 0, 0.0
+        learn.loss_grad = learn.loss_grad * (n / self._full)
+
+    def after_backward(self, learn: Loop) -> None:
+        """Postpone the update until there are enough batches."""
+        n = batch_size_of(learn.batch)
+        self._samples += n
+        self._loss = self._loss + learn.loss * (n / self._full)
+        # 1 for a window as expected; only the loop knows which batch will turn out the last.
+        learn.stepper.grad_factor = self._full / self._samples
+        if learn.batches_in_window < self.n_batches:
+            raise CancelStep
+
+    def before_step(self, learn: Loop) -> None:
+        """Report the mean loss of all samples of the update."""
+        learn.update_loss = self._loss * (self._full / self._samples)
+
+
+class GradientClip(Callback):
+    """Clip the gradients of every update, by their norm or each value for itself.
+
+    It sees the gradients of the whole update: after accumulation, and without the scale of fp16.
+
+    Args:
+        max_norm: If the 2-norm of all gradients together is larger, they are scaled down to it.
+            The default, 1, unless ``max_value`` is given.
+        max_value: Every value is cut off to ``[-max_value, max_value]`` instead.
+
+    Attributes:
+        norm: The norm before clipping, of the last update that was clipped by norm: a tensor on
+            the device, which is not read; ``None`` before.
+
+    Raises:
+        ValueError: If both are given, or a limit is not above 0.
+
+    Source:
+        Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks",
+        arXiv:1211.5063.
+
+    Example:
+        >>> from onecycle import GradientClip
+        >>> from onecycle.testing import toy_learner
+        >>> clip = GradientClip(0.5)
+        >>> toy_learner().fit(1, cbs=[clip])
+        >>> clip.norm.shape
+        torch.Size([])
+    """
+
+    stage = Stage.PREPARE
+
+    def __init__(self, max_norm: float | None = None, *, max_value: float | None = None) -> None:
+        if max_norm is not None and max_value is not None:
+            raise ValueError(
+                f"give max_norm or max_value, not both; got {max_norm} and {max_value}"
+            )
+        if max_norm is None and max_value is None:
+            max_norm = 1.0
+        for name, limit in (("max_norm", max_norm), ("max_value", max_value)):
+            if limit is not None and not 0 < limit < math.inf:
+                raise ValueError(f"{name} must be finite and above 0; got {limit}")
+        self.max_norm, self.max_value = max_norm, max_value
+        self.norm: Tensor | None = None
+
+    def before_step(self, learn: Loop) -> None:
+        """Clip what the optimizer will see."""
+        if self.max_norm is not None:
+            self.norm = nn.utils.clip_grad_norm_(learn.stepper.params, self.max_norm)
+        elif self.max_value is not None:
+            nn.utils.clip_grad_value_(learn.stepper.params, self.max_value)

@@ -1,0 +1,128 @@
+"""`CSVLogger`: a table of the epochs in a file, whole after each of them."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onecycle.callback import Callback, Stage
+from onecycle.callbacks.recorder import Recorder
+from onecycle.files import atomic_write
+from onecycle.loop import log
+from onecycle.monitor import EpochValue, recorded_names
+
+if TYPE_CHECKING:
+    from onecycle.learner import Learner
+
+
+class CSVLogger(Callback):
+    """Write a row for each epoch to a CSV file, which is whole after each of them.
+
+    The columns are ``epoch`` (of the learner's life, the first is 1), ``train_loss`` (the mean
+    over the epoch's updates), ``valid_loss`` and the metrics where there is validation,
+    ``seconds``, and ``lr`` at the end of the epoch (``lr_0``, ``lr_1``, ... for several parameter
+    groups). A cell is empty where an epoch recorded nothing. Numbers are written so that reading
+    them gives the same bits. ``learn.recorder.to_csv`` writes every update instead.
+
+    The file is written anew after each epoch, so that a crash at any moment leaves the rows of all
+    finished epochs. If that fails (a full disk), the fit goes on, a warning says so, and the next
+    epoch writes the missing rows too. Later fits with the same logger add to its rows.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        append: Keep the rows of a file that is there, and add to them, instead of replacing it.
+
+    Raises:
+        ValueError: If ``path`` is a folder; before the first batch, if the rows that are there
+            have other columns.
+
+    Example:
+        >>> import tempfile
+        >>> from onecycle import CSVLogger
+        >>> from onecycle.testing import toy_learner
+        >>> path = Path(tempfile.mkdtemp()) / "log.csv"
+        >>> learn = toy_learner()
+        >>> learn.fit(2, cbs=[CSVLogger(path)])
+        >>> header, first, second = path.read_text().splitlines()
+        >>> header
+        'epoch,train_loss,valid_loss,mse,seconds,lr'
+        >>> float(second.split(",")[2]) == learn.validate()["valid_loss"]
+        True
+    """
+
+    stage = Stage.RECORD
+    requires = (Recorder,)
+
+    def __init__(self, path: str | Path, *, append: bool = False) -> None:
+        self.path, self.append = Path(path), append
+        if self.path.is_dir():
+            raise ValueError(f"expected the path of a file; {str(path)!r} is a folder")
+        self._header: list[str] | None = None
+        self._rows: list[list[Any]] = []
+        self._values: list[EpochValue] = []
+        self._began = 0.0
+
+    def before_fit(self, learn: Learner) -> None:
+        """Write the header, or check the one that is there."""
+        self._values = [EpochValue(name) for name in recorded_names(learn)]
+        for value in self._values:
+            value.begin(learn)
+        n = len(learn.groups)
+        rates = ["lr"] if n == 1 else [f"lr_{g}" for g in range(n)]
+        header = ["epoch", *(value.name for value in self._values), "seconds", *rates]
+        if self._header is None and self.append:
+            self._read()
+        if self._header not in (None, header):
+            raise ValueError(
+                f"the rows of {self.path} have the columns {', '.join(self._header or ())}; this "
+                f"fit has {', '.join(header)}: give it a CSVLogger with another path"
+            )
+        self._header = header
+        self._write()
+
+    def before_epoch(self, learn: Learner) -> None:
+        """Look at the clock."""
+        self._began = time.perf_counter()
+
+    def after_epoch(self, learn: Learner) -> None:
+        """Write the row of this epoch."""
+        seconds = time.perf_counter() - self._began
+        values = [value.read(learn) for value in self._values]
+        rates = learn.groups.get("lr")
+        self._rows.append([learn.total_epochs + 1, *values, seconds, *rates])
+        try:
+            self._write()
+        except OSError as error:
+            log.warning("CSVLogger: could not write %s, the fit goes on: %s", self.path, error)
+
+    def _read(self) -> None:
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self._header, *self._rows = [*csv.reader(file)] or [None]
+
+    def _write(self) -> None:
+        with (
+            atomic_write(self.path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            csv.writer(file).writerows([self._header or [], *self._rows])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows, and how much of the record is in them."""
+        return {
+            "header": self._header,
+            "rows": [list(row) for row in self._rows],
+            "values": {value.name: value.state_dict() for value in self._values},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned, and the file with it."""
+        self._header = state["header"]
+        self._rows = [list(row) for row in state["rows"]]
+        self._values = [EpochValue(name) for name in state["values"]]
+        for value in self._values:
+            value.load_state_dict(state["values"][value.name])
+        if self._header is not None:
+            self._write()

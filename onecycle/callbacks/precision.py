@@ -1,0 +1,124 @@
+"""`MixedPrecision`: forward pass and loss in half precision, with a gradient scaler for fp16."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from onecycle.callback import Callback, Stage
+from onecycle.nested import map_tensors
+from onecycle.stepper import ScaledStepper
+
+if TYPE_CHECKING:
+    from onecycle.loop import Loop
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class MixedPrecision(Callback):
+    """Run forward pass and loss under ``torch.autocast``, in fits, range tests and inference.
+
+    Weights, gradients and the optimizer stay in float32, and so does what the model returns: the
+    loss function, metrics, callbacks and ``get_preds`` see float32 predictions.
+
+    In fp16 small gradients would vanish, so a ``torch.amp.GradScaler`` multiplies the loss. It
+    finds its scale by skipping updates whose gradients overflow. Such an update is counted in
+    ``learn.n_skipped``, fires ``after_cancel_step``, and does not advance the schedules; the fit
+    reports the number at its end. The scale lives on over fits and checkpoints.
+
+    Args:
+        dtype: ``"bf16"``, ``"fp16"``, or the dtype of torch. By default bf16, which needs no
+            scaler and skips no update; fp16 on CUDA devices that have no bf16 (before Ampere).
+            On a CPU both save memory, and time only where the processor has instructions for
+            them.
+        init_scale: What the scaler begins with, above 0. Lower it if the first updates of a fit
+            are skipped.
+
+    Attributes:
+        scaler: The gradient scaler; ``None`` before the first fit in fp16.
+
+    Raises:
+        ValueError: For another dtype; before the first batch, for weights that are in fp16.
+
+    Source:
+        Micikevicius et al., "Mixed Precision Training", arXiv:1710.03740.
+
+    Example:
+        >>> from onecycle import MixedPrecision
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner(cbs=(MixedPrecision("bf16"),))
+        >>> learn.fit(1)
+        >>> learn.get_preds().preds.dtype
+        torch.float32
+    """
+
+    stage = Stage.PREPARE
+
+    def __init__(
+        self,
+        dtype: Literal["bf16", "fp16"] | torch.dtype | None = None,
+        *,
+        init_scale: float = 2.0**16,
+    ) -> None:
+        known = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if known not in _DTYPES.values() and dtype is not None:
+            raise ValueError(f"dtype must be 'bf16' or 'fp16', or torch's dtype; got {dtype!r}")
+        if not init_scale > 0:
+            raise ValueError(f"init_scale must be above 0; got {init_scale}")
+        self.dtype, self.init_scale = known, init_scale
+        self.scaler: torch.amp.GradScaler | None = None
+        self._scaler_state: dict[str, Any] = {}  # loaded before there is a scaler
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """Return the dtype that is used on a device.
+
+        Args:
+            device: Where the model is.
+        """
+        if self.dtype is not None:
+            return self.dtype
+        # Emulated, bf16 runs everywhere, but slower than float32.
+        emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
+        return torch.float16 if emulated else torch.bfloat16
+
+    def forward_context(self, learn: Loop) -> AbstractContextManager[Any]:
+        """Return the autocast of this learner's device."""
+        return torch.autocast(learn.device.type, dtype=self.dtype_on(learn.device))
+
+    def before_fit(self, learn: Loop) -> None:
+        """Let a gradient scaler make the updates of a fit in fp16."""
+        if self.dtype_on(learn.device) is not torch.float16:
+            return
+        for name, parameter in learn.model.named_parameters():
+            if parameter.dtype is torch.float16:
+                raise ValueError(
+                    f"mixed precision needs float32 weights; {name!r} is float16: do not call "
+                    "model.half()"
+                )
+        if self.scaler is None:
+            self.scaler = torch.amp.GradScaler(learn.device.type, init_scale=self.init_scale)
+            self.load_state_dict({"scaler": self._scaler_state})
+        learn.stepper = ScaledStepper(learn.opt, self.scaler)
+
+    def after_pred(self, learn: Loop) -> None:
+        """Give the prediction the precision that everyone after the model expects."""
+        learn.pred = map_tensors(_as_float32, learn.pred)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the scaler, if there is one."""
+        return {"scaler": self.scaler.state_dict() if self.scaler else self._scaler_state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back the state of a scaler."""
+        self._scaler_state = state["scaler"]
+        if self.scaler is not None and self._scaler_state:
+            self.scaler.load_state_dict(self._scaler_state)
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in _DTYPES.values() else tensor

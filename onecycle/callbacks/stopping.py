@@ -1,0 +1,246 @@
+"""End a fit early, or lower its learning rate: by a monitored value, or by a broken loss."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from onecycle.callback import Callback
+from onecycle.callbacks.param_schedule import ParamScheduler
+from onecycle.callbacks.recorder import Recorder
+from onecycle.errors import CancelFit, ScheduleConflictError
+from onecycle.loop import log
+from onecycle.monitor import Mode, Monitor
+
+if TYPE_CHECKING:
+    from onecycle.learner import Learner
+
+
+class _Patience(Callback):
+    """Counts the epochs since a monitored value was best, and acts when they are too many."""
+
+    requires = (Recorder,)
+
+    def __init__(self, monitor: str, mode: Mode, min_delta: float, patience: int) -> None:
+        if not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience must be a whole number of epochs, from 1; got {patience!r}")
+        self.patience = patience
+        self._monitor = Monitor(monitor, mode, min_delta)
+        self._waited = 0
+
+    def before_fit(self, learn: Learner) -> None:
+        """Begin anew, after checking that this fit records the monitored value."""
+        self._monitor.begin(learn)
+        self._waited = 0
+
+    def after_epoch(self, learn: Learner) -> None:
+        """Compare this epoch's value with the best; one that recorded none does not count."""
+        value = self._monitor.read(learn)
+        if value is None:
+            return
+        if self._monitor.is_better(value):
+            self._monitor.best = value
+            self._waited = 0
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            self._act(learn)
+
+    def _act(self, learn: Learner) -> None:
+        raise NotImplementedError
+
+    def _why(self) -> str:
+        best, epochs = self._monitor.best, "epoch" if self.patience == 1 else "epochs"
+        said = "was never a number" if best is None else f"has not improved on {best:.6g}"
+        return f"{self._monitor.name} {said} for {self.patience} {epochs}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value and the epochs since."""
+        return {"monitor": self._monitor.state_dict(), "waited": self._waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self._monitor.load_state_dict(state["monitor"])
+        self._waited = state["waited"]
+
+
+class EarlyStopping(_Patience):
+    """End the fit when a monitored value has stopped improving.
+
+    ``learn.stop_reason`` then says so, and it is logged. Every fit begins anew: the best of an
+    earlier one, perhaps with other layers frozen, says nothing about this one. A schedule does not
+    get to its end: under the 1cycle policy, whose last phase improves most, prefer shorter fits.
+
+    Args:
+        monitor: ``"valid_loss"``, the name of a metric, or ``"train_loss"`` (the mean over the
+            updates of an epoch).
+        mode: ``"min"``: less is better; ``"max"``: more is. ``"auto"``: less if the name holds
+            "loss", "error", "mse", "mae" or "perplexity", more otherwise.
+        min_delta: By how much a value must be better than the best to count, at least 0.
+        patience: After how many epochs in a row without improvement the fit ends, at least 1. An
+            epoch whose value is NaN has not improved.
+
+    Raises:
+        ValueError: For arguments out of range; before the first batch, if the fit does not record
+            ``monitor``.
+
+    Example:
+        >>> from onecycle import EarlyStopping
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner()
+        >>> learn.fit(10, lr=0.0, cbs=[EarlyStopping(patience=2)])
+        >>> len(learn.recorder.history["valid_loss"])
+        3
+    """
+
+    def __init__(
+        self,
+        monitor: str = "valid_loss",
+        *,
+        mode: Mode = "auto",
+        min_delta: float = 0.0,
+        patience: int = 1,
+    ) -> None:
+        super().__init__(monitor, mode, min_delta, patience)
+
+    def _act(self, learn: Learner) -> None:
+        log.warning("EarlyStopping: %s", self._why())
+        raise CancelFit(self._why())
+
+
+class ReduceLROnPlateau(_Patience):
+    """Lower the learning rate of every parameter group when a monitored value stops improving.
+
+    It counts anew after each time. The best value stays. Every fit begins anew, with that fit's
+    own rates.
+
+    Args:
+        monitor: As in `EarlyStopping`.
+        mode: As in `EarlyStopping`.
+        min_delta: By how much a value must be better than the best to count, at least 0.
+        patience: After how many epochs in a row without improvement the rates fall, at least 1.
+        factor: What the rates are multiplied with, between 0 and 1, both excluded.
+        min_lr: No rate is lowered beyond it; at least 0.
+
+    Raises:
+        ValueError: For arguments out of range; before the first batch, if the fit does not record
+            ``monitor``.
+        ScheduleConflictError: Before the first batch, if a schedule drives the learning rate: it
+            would overwrite what this sets.
+
+    Example:
+        >>> from onecycle import ReduceLROnPlateau
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner()
+        >>> learn.fit(3, lr=1e-30, cbs=[ReduceLROnPlateau(factor=0.5)])
+        >>> learn.groups.get("lr")
+        [2.5e-31]
+    """
+
+    def __init__(
+        self,
+        monitor: str = "valid_loss",
+        *,
+        mode: Mode = "auto",
+        min_delta: float = 0.0,
+        patience: int = 1,
+        factor: float = 0.1,
+        min_lr: float = 0.0,
+    ) -> None:
+        super().__init__(monitor, mode, min_delta, patience)
+        if not 0 < factor < 1:
+            raise ValueError(f"factor must be between 0 and 1, both excluded; got {factor!r}")
+        if not 0 <= min_lr < math.inf:
+            raise ValueError(f"min_lr must be finite and not negative; got {min_lr!r}")
+        self.factor, self.min_lr = factor, min_lr
+
+    def before_fit(self, learn: Learner) -> None:
+        """Begin anew, after checking that nothing else drives the learning rate."""
+        super().before_fit(learn)
+        for other in learn.cbs:
+            if isinstance(other, ParamScheduler):
+                for _, g in sorted(target for target in other.targets(learn) if target[0] == "lr"):
+                    raise ScheduleConflictError(
+                        f"ReduceLROnPlateau and {type(other).__name__} both drive 'lr' of "
+                        f"parameter group {g}: remove one of them from cbs"
+                    )
+
+    def _act(self, learn: Learner) -> None:
+        self._waited = 0
+        rates = learn.groups.get("lr")
+        # A rate that is already below the floor stays where it is.
+        lowered = [min(rate, max(rate * self.factor, self.min_lr)) for rate in rates]
+        if lowered != rates:
+            learn.groups.set("lr", lowered)
+            log.info("ReduceLROnPlateau: %s: %s", self._why(), _listed(lowered))
+
+
+class TerminateOnNonFinite(Callback):
+    """End the fit when the training loss becomes NaN or infinite.
+
+    ``learn.stop_reason``, which is also logged, names the update (as in ``learn.recorder``: of the
+    learner's life, from 1), the loss, the learning rate, and the last loss that was finite.
+
+    On the CPU the fit ends before that loss is differentiated, and the weights are those of the
+    update before. On an accelerator losses are read in blocks, so that the loop does not wait for
+    the device: the fit ends up to 64 batches late, with weights that are broken (`SaveModel` gets
+    the best ones back). The update named is the true one in both cases.
+
+    Example:
+        >>> import math
+        >>> from onecycle import TerminateOnNonFinite
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner(loss_func=lambda pred, yb: (pred - yb).mean() * math.inf)
+        >>> learn.fit(1, lr=0.1, cbs=[TerminateOnNonFinite()])
+        >>> learn.stop_reason
+        'the training loss became -inf at update 1 (learning rate 0.1), the first of this fit'
+    """
+
+    during = "train"
+
+    def before_fit(self, learn: Learner) -> None:
+        """Begin anew."""
+        self._block = _read_every(learn.device)
+        self._unread: list[tuple[int, list[float], Tensor]] = []
+        self._last_finite: tuple[int, list[float], float] | None = None
+
+    def after_loss(self, learn: Learner) -> None:
+        """Keep the loss, with the update that it would make; now and then read what is kept."""
+        self._unread.append((learn.total_updates + 1, learn.groups.get("lr"), learn.loss))
+        if len(self._unread) >= self._block:
+            self._read()
+
+    def after_train(self, learn: Learner) -> None:
+        """Read what is left, before the model is validated."""
+        self._read()
+
+    def _read(self) -> None:
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        losses = torch.stack([loss for _, _, loss in unread]).flatten().tolist()
+        for (update, rates, _), loss in zip(unread, losses, strict=True):
+            if not math.isfinite(loss):
+                reason = self._why(update, rates, loss)
+                log.warning("TerminateOnNonFinite: %s", reason)
+                raise CancelFit(reason)
+            self._last_finite = update, rates, loss
+
+    def _why(self, update: int, rates: list[float], loss: float) -> str:
+        became = f"the training loss became {loss} at update {update} ({_listed(rates)})"
+        if self._last_finite is None:
+            return f"{became}, the first of this fit"
+        update, rates, loss = self._last_finite
+        return f"{became}; the last finite one was {loss:.6g} at update {update} ({_listed(rates)})"
+
+
+def _read_every(device: torch.device) -> int:
+    """Return after how many batches to read: it makes the loop wait, save on the CPU."""
+    return 1 if device.type == "cpu" else 64
+
+
+def _listed(rates: list[float]) -> str:
+    return "learning rate " + ", ".join(f"{rate:.4g}" for rate in rates)

@@ -1,0 +1,416 @@
+import logging
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+
+from onecycle import (
+    Callback,
+    CancelStep,
+    Learner,
+    MomentumCycler,
+    OneCycleSchedule,
+    ParamScheduler,
+    Schedule,
+    ScheduleConflictError,
+    constant,
+    cosine,
+    join,
+    linear,
+    momentum_cycle,
+    one_cycle,
+    torch_one_cycle,
+)
+from onecycle.callbacks.param_schedule import BLOCK
+from onecycle.testing import toy_learner
+
+U = 10
+POS = np.arange(U) / (U - 1)
+
+
+def two_groups(model):
+    return [model[0].parameters(), model[2].parameters()]
+
+
+def record(learn, name):
+    return learn.recorder.history[name].values
+
+
+def hand_made(start, peak, end, anneal, p, pct_start=0.25):
+    """Compute a cycle once more, in plain Python."""
+    if p < pct_start:
+        a, b, t = start, peak, p / pct_start
+    else:
+        a, b, t = peak, end, (p - pct_start) / (1 - pct_start)
+    w = (1 + math.cos(math.pi * t)) / 2 if anneal == "cosine" else 1 - t
+    return a * w + b * (1 - w)
+
+
+@pytest.mark.parametrize("policy", ["cosine", "linear"])
+def test_one_cycle_on_ten_updates_has_exactly_the_values_of_the_schedule(policy):
+    learn = toy_learner(5)
+    learn.fit_one_cycle(2, 0.3, policy=policy)
+    lrs, momenta = record(learn, "lr"), record(learn, "momentum")
+    assert lrs.tolist() == one_cycle(0.3, anneal=policy)(POS).tolist()
+    assert momenta.tolist() == momentum_cycle(anneal=policy)(POS).tolist()
+    assert lrs == pytest.approx(
+        [hand_made(0.3 / 25, 0.3, 0.3 / 1e5, policy, p) for p in POS], rel=1e-12
+    )
+    assert momenta == pytest.approx(
+        [hand_made(0.95, 0.85, 0.95, policy, p) for p in POS], rel=1e-12
+    )
+    assert (lrs[0], lrs[-1]) == (0.3 / 25, 0.3 / 1e5)  # to the last bit
+    assert (momenta[0], momenta[-1]) == (0.95, 0.95)
+
+
+def test_the_torch_policy_equals_torchs_scheduler():
+    opt = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    scheduler = OneCycleLR(opt, 0.3, total_steps=U, pct_start=0.25, final_div_factor=1e3)
+    expected = []
+    for _ in range(U):
+        group = opt.param_groups[0]
+        expected.append((group["lr"], group["momentum"]))
+        opt.step()
+        if len(expected) < U:
+            scheduler.step()
+    learn = toy_learner(5)
+    learn.fit_one_cycle(2, 0.3, div_final=1e3, policy="torch")
+    assert record(learn, "lr") == pytest.approx([lr for lr, _ in expected], rel=1e-12)
+    assert record(learn, "momentum") == pytest.approx([m for _, m in expected], rel=1e-12)
+    assert record(learn, "lr")[-1] == 0.3 / 25 / 1e3
+
+
+@pytest.mark.parametrize("n_epoch", [1, 2, 5])
+def test_the_cut_into_epochs_does_not_matter(n_epoch):
+    learn = toy_learner(20 // n_epoch)
+    learn.fit_one_cycle(n_epoch, 0.1)
+    assert record(learn, "lr").tolist() == one_cycle(0.1)(np.arange(20) / 19).tolist()
+
+
+@pytest.mark.parametrize("pct_start", [0.0, 0.5, 1.0])
+def test_zero_length_phases_are_skipped_and_the_ends_exact(pct_start):
+    learn = toy_learner(U)
+    learn.fit_one_cycle(1, 0.1, pct_start=pct_start)
+    lrs = record(learn, "lr")
+    assert lrs[0] == (0.1 if pct_start == 0 else 0.1 / 25)
+    assert lrs[-1] == (0.1 if pct_start == 1 else 0.1 / 1e5)
+
+
+def test_an_own_schedule_gives_the_last_groups_rate_and_the_others_keep_their_ratios():
+    own = join([(0.5, linear(0.01, 0.2)), (0.5, cosine(0.2, 0.0))])
+    learn = toy_learner(U, splitter=two_groups)
+    learn.fit_one_cycle(1, slice(0.01, 0.1), policy=own)
+    lrs, expected = record(learn, "lr"), own(POS)
+    assert lrs[:, 1].tolist() == expected.tolist()
+    assert lrs[:, 0] == pytest.approx(expected / 10, rel=1e-12)
+
+
+def test_an_own_schedule_leaves_momentum_alone_unless_asked():
+    learn = toy_learner(U)
+    learn.fit_one_cycle(1, 0.1, policy=constant(0.1))
+    assert set(record(learn, "momentum")) == {0.9}
+    learn = toy_learner(U)
+    learn.fit_one_cycle(1, 0.1, policy=constant(0.1), moms=(0.9, 0.8, 0.9))
+    assert record(learn, "momentum").tolist() == momentum_cycle((0.9, 0.8, 0.9))(POS).tolist()
+
+
+def test_a_schedule_class_of_ones_own_drives_the_rate():
+    @dataclass(frozen=True)
+    class Triangle(Schedule):
+        def _values(self, p):
+            return 1 - abs(2 * p - 1)
+
+    learn = toy_learner(5)
+    learn.fit(1, cbs=[ParamScheduler({"lr": Triangle()})])
+    assert record(learn, "lr").tolist() == [0.0, 0.5, 1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("policy", ["cosine", "linear", "torch"])
+def test_slices_give_each_group_its_own_cycle(policy):
+    learn = toy_learner(U, splitter=two_groups)
+    learn.fit_one_cycle(1, slice(0.001, 0.1), policy=policy)
+    lrs = record(learn, "lr")
+    for g, peak in enumerate((0.001, 0.1)):
+        one = toy_learner(U)
+        one.fit_one_cycle(1, peak, policy=policy)
+        assert lrs[:, g].tolist() == record(one, "lr").tolist()
+    assert record(learn, "momentum").shape == (U, 2)
+
+
+@pytest.mark.parametrize("policy", ["cosine", "linear", "torch"])
+def test_one_update_in_all_has_the_first_value(policy):
+    learn, positions = toy_learner(1), []
+    spy = Callback(before_batch=lambda learn: positions.append(learn.pos))
+    spy.during = "train"
+    learn.fit_one_cycle(1, 0.1, policy=policy, cbs=[spy])
+    assert positions == [0.0]
+    first = {"torch": torch_one_cycle(1, max_lr=0.1, pct_start=0.25, final_div_factor=1e5)(0.0)}
+    assert record(learn, "lr").tolist() == [first.get(policy, 0.1 / 25)]
+
+
+def test_two_updates_have_both_ends():
+    learn = toy_learner(2)
+    learn.fit_one_cycle(1, 0.1)
+    assert record(learn, "lr").tolist() == [0.1 / 25, 0.1 / 1e5]
+
+
+def test_a_fit_longer_than_a_block_has_exactly_the_values_of_the_schedule():
+    n = BLOCK + 50
+    learn = toy_learner(n, batch_size=1)
+    learn.dls.valid = None
+    learn.fit_one_cycle(1, 0.01)
+    assert record(learn, "lr").tolist() == one_cycle(0.01)(np.arange(n) / (n - 1)).tolist()
+
+
+def test_the_value_in_force_is_there_before_any_other_callback_looks():
+    early = Callback(before_batch=lambda learn: seen.append(learn.groups.get("lr")[0]))
+    early.during, seen = "train", []
+    learn = toy_learner(4)
+    learn.fit_one_cycle(1, 0.1, cbs=[early])
+    assert seen == record(learn, "lr").tolist()
+
+
+def test_after_the_fit_rate_and_momentum_stay_and_the_next_fit_sets_its_own():
+    learn = toy_learner(4, lr=0.02)
+    learn.fit_one_cycle(1, 0.1, moms=(0.95, 0.85, 0.9))
+    assert learn.groups.get("lr") == [0.1 / 1e5]
+    assert learn.groups.get("momentum") == [0.9]
+    learn.fit(1)
+    assert record(learn, "lr")[4:].tolist() == [0.02] * 4
+
+
+def test_a_scheduler_can_be_used_for_several_fits():
+    cycle = OneCycleSchedule(0.1)
+    learn = toy_learner(4, cbs=(cycle,))
+    learn.fit(1)
+    learn.fit(2)
+    lrs = record(learn, "lr")
+    assert lrs[:4].tolist() == one_cycle(0.1)(np.arange(4) / 3).tolist()
+    assert lrs[4:].tolist() == one_cycle(0.1)(np.arange(8) / 7).tolist()
+
+
+def test_a_plan_that_changes_after_the_scheduler_heard_of_the_fit_is_followed():
+    def accumulate(learn):
+        learn.stepper.batches_per_update = 2
+        learn.plan_updates()
+
+    def last_of_two(learn):
+        if learn.batches_in_window < 2:
+            raise CancelStep
+
+    learn = toy_learner(10)
+    cbs = [Callback(before_fit=accumulate, after_backward=last_of_two)]
+    learn.fit_one_cycle(1, 0.1, cbs=cbs)
+    assert record(learn, "lr").tolist() == one_cycle(0.1)(np.arange(5) / 4).tolist()
+
+
+# Any hyperparameter -----------------------------------------------------------------------
+
+
+def test_any_hyperparameter_can_be_scheduled_by_name():
+    seen = {"beta2": [], "eps": [], "weight_decay": []}
+
+    def look(learn):
+        for name, values in seen.items():
+            values.append(learn.groups.get(name)[0])
+
+    schedules = {
+        "beta2": linear(0.9, 0.99),
+        "eps": constant(1e-6),
+        "weight_decay": linear(0.2, 0.1),
+    }
+    learn = toy_learner(U)
+    learn.fit(1, cbs=[ParamScheduler(schedules), Callback(after_step=look)])
+    for name, schedule in schedules.items():
+        assert seen[name] == schedule(POS).tolist()
+
+
+def test_a_schedule_of_the_decay_leaves_norms_and_biases_alone():
+    learn = toy_learner(3, wd=0.3)
+    learn.fit(1, cbs=[ParamScheduler({"weight_decay": linear(0.3, 0.1)})])
+    decay = {
+        tuple(p.shape): group["weight_decay"]
+        for group in learn.opt.param_groups
+        for p in group["params"]
+    }
+    assert decay == {(8, 4): 0.1, (1, 8): 0.1, (8,): 0.0, (1,): 0.0}
+
+
+def test_a_rate_schedule_drives_norms_and_biases_too():
+    learn = toy_learner(3, wd=0.3)
+    learn.fit_one_cycle(1, 0.1)
+    assert [group["lr"] for group in learn.opt.param_groups] == [0.1 / 1e5] * 2
+
+
+def test_none_leaves_a_group_alone():
+    learn = toy_learner(3, lr=0.05, splitter=two_groups)
+    learn.fit(1, cbs=[ParamScheduler({"lr": [None, linear(0.3, 0.1)]})])
+    lrs = record(learn, "lr")
+    assert lrs[:, 0].tolist() == [0.05] * 3
+    assert lrs[:, 1] == pytest.approx([0.3, 0.2, 0.1])
+
+
+def test_a_tensor_rate_is_driven_in_place():
+    rate = torch.tensor(0.1, dtype=torch.float64)
+    toy = toy_learner(4)
+    opt = AdamW(toy.model.parameters(), lr=rate)
+    learn = Learner(toy.dls, toy.model, F.mse_loss, opt=opt, device="cpu", seed=0)
+    with learn.no_bar():
+        learn.fit_one_cycle(1, 0.1)
+    assert opt.param_groups[0]["lr"] is rate
+    assert float(rate) == 0.1 / 1e5
+    assert record(learn, "lr").tolist() == one_cycle(0.1)(np.arange(4) / 3).tolist()
+
+
+# Refusals ---------------------------------------------------------------------------------
+
+
+def refused(error, words, *cbs, learn=None, **fit):
+    learn, batches = learn or toy_learner(4), []
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    with pytest.raises(error, match=words):
+        learn.fit(1, cbs=[*cbs, Callback(before_batch=batches.append)], **fit)
+    assert not batches
+    assert all(map(torch.equal, learn.model.parameters(), before))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [
+        ("lr", (OneCycleSchedule(0.1), ParamScheduler({"lr": constant(0.1)}))),
+        ("lr", (OneCycleSchedule(0.1), OneCycleSchedule(0.1))),
+        ("momentum", (MomentumCycler(), ParamScheduler({"momentum": constant(0.9)}))),
+        ("lr", (ParamScheduler({"lr": [None, constant(0.1)]}), OneCycleSchedule(0.1))),
+    ],
+)
+def test_two_schedules_of_one_hyperparameter_conflict(name, pair, order):
+    learn = toy_learner(4, splitter=two_groups)
+    words = f"both schedule '{name}' of parameter group [01]: remove one"
+    refused(ScheduleConflictError, words, *pair[::order], learn=learn)
+
+
+def test_a_schedule_of_the_learner_and_one_of_the_fit_conflict():
+    learn = toy_learner(4, cbs=(OneCycleSchedule(0.1),))
+    with pytest.raises(ScheduleConflictError, match="OneCycleSchedule and OneCycleSchedule"):
+        learn.fit_one_cycle(1, 0.1)
+
+
+def test_momentum_and_beta1_of_adam_are_the_same_hyperparameter():
+    pair = ParamScheduler({"momentum": constant(0.9)}), ParamScheduler({"beta1": constant(0.8)})
+    refused(ScheduleConflictError, "both schedule", *pair)
+
+
+def test_different_groups_and_different_hyperparameters_do_not_conflict():
+    learn = toy_learner(4, splitter=two_groups)
+    learn.fit(
+        1,
+        cbs=[
+            ParamScheduler({"lr": [linear(0.1, 0.2), None]}),
+            ParamScheduler({"lr": [None, linear(0.3, 0.4)]}),
+            ParamScheduler({"eps": constant(1e-7)}),
+            MomentumCycler(),
+        ],
+    )
+    assert record(learn, "lr")[[0, -1]].tolist() == [[0.1, 0.3], [0.2, 0.4]]
+
+
+@pytest.mark.parametrize(
+    ("name", "opt_func"),
+    [("nonsense", AdamW), ("betas", AdamW), ("beta3", AdamW), ("beta1", SGD), ("foreach", SGD)],
+)
+def test_an_unknown_hyperparameter_is_refused(name, opt_func):
+    words = f"{opt_func.__name__} has no hyperparameter '{name}'; it has lr"
+    learn = toy_learner(4, opt_func=opt_func)
+    refused(ValueError, words, ParamScheduler({name: constant(0.1)}), learn=learn)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_the_wrong_number_of_schedules_shows_the_groups(n):
+    callback = ParamScheduler({"lr": [constant(0.1)] * n})
+    words = rf"expected one schedule of lr, or 2.*got {n}(?s:.*)trainable"
+    refused(ValueError, words, callback, learn=toy_learner(4, splitter=two_groups))
+
+
+@pytest.mark.parametrize("given", [0.1, None, "cosine", [0.1], abs, lambda p: p])
+def test_what_is_no_schedule_is_refused_when_the_callback_is_made(given):
+    with pytest.raises(TypeError, match="expected a Schedule of lr"):
+        ParamScheduler({"lr": given})
+
+
+@dataclass(frozen=True)
+class Late(Schedule):
+    """Bad only in the last hundredth."""
+
+    bad: float
+
+    def _values(self, p):
+        return np.where(p > 0.99, self.bad, 0.1)
+
+
+@pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay"])
+def test_a_bad_value_is_refused_before_the_first_batch(name, bad):
+    learn = toy_learner(3)
+    words = rf"{name} must be finite and not negative.*Late\(bad={bad}\)"
+    callback = ParamScheduler({name: Late(bad)})
+    refused(ValueError, words, callback, learn=learn, max_updates=3)
+    learn.dls.train = [next(iter(learn.dls.train))] * (4 * BLOCK)
+    refused(ValueError, words, callback, learn=learn)
+
+
+def test_a_momentum_that_reaches_one_is_refused_before_the_first_batch():
+    callback = ParamScheduler({"momentum": linear(0.9, 1.0)})
+    refused(ValueError, "momentum must be below 1; got 1.0", callback)
+
+
+def test_a_dip_between_the_updates_that_are_made_harms_nobody():
+    dip = join([(0.5, linear(0.1, 0.0)), (0.1, linear(-1.0, -1.0)), (0.4, linear(0.0, 0.1))])
+    learn = toy_learner(2)
+    learn.fit(1, cbs=[ParamScheduler({"lr": dip})])
+    assert record(learn, "lr").tolist() == [0.1, 0.1]
+
+
+def test_a_peak_of_zero_with_an_own_schedule_is_refused():
+    callback = OneCycleSchedule(0.0, policy=linear(0.1, 0.0))
+    refused(ValueError, "lr_max of the last group must be above 0", callback)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (partial(OneCycleSchedule, 0.1, div=0), "div must be positive"),
+        (partial(OneCycleSchedule, 0.1, div_final=-1), "div_final must be positive"),
+        (partial(OneCycleSchedule, 0.1, pct_start=30), r"did you mean 0.3\?"),
+        (partial(OneCycleSchedule, 0.1, pct_start=-0.1), "pct_start is a fraction"),
+        (partial(OneCycleSchedule, 0.1, policy="cos"), "policy must be 'cosine'"),
+        (partial(MomentumCycler, (0.9, 0.8)), "three numbers"),
+        (partial(MomentumCycler, (0.9, -0.1, 0.9)), "three numbers"),
+        (partial(MomentumCycler, (0.9, 0.8, math.nan)), "three numbers"),
+        (partial(MomentumCycler, (0.9, 0.8, 0.7), policy="torch"), "momentum it began with"),
+        (partial(MomentumCycler, policy="sine"), "policy must be"),
+    ],
+)
+def test_bad_arguments_are_refused_where_they_are_written(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("make", [lambda: MomentumCycler(0.9), lambda: MomentumCycler("abc")])
+def test_moms_that_are_no_three_numbers_are_refused_in_words(make):
+    with pytest.raises((TypeError, ValueError), match="three numbers"):
+        make()
+
+
+def test_schedules_take_no_part_in_a_range_test(caplog):
+    learn = toy_learner(8, cbs=(OneCycleSchedule(0.5),))
+    with caplog.at_level(logging.WARNING):
+        result = learn.lr_find(1e-5, 1e-2, num_it=5, show_plot=False)
+    assert result.lrs[-1] == 1e-2
+    assert "lr" not in learn.recorder.history

@@ -1,0 +1,360 @@
+import logging
+import math
+
+import pytest
+import torch
+from scripted import same, scripted_learner, weights
+from torch import nn
+
+from onecycle import (
+    Callback,
+    CancelFit,
+    CancelTrain,
+    CancelValid,
+    EarlyStopping,
+    ParamScheduler,
+    ReduceLROnPlateau,
+    ScheduleConflictError,
+    Stage,
+    TerminateOnNonFinite,
+    constant,
+)
+from onecycle.callbacks import stopping
+from onecycle.testing import toy_learner
+
+NAN, INF = math.nan, math.inf
+
+
+def epochs_run(learn, values, n_epoch=9, **options):
+    """Fit until it stops; return the number of epochs."""
+    stop = EarlyStopping("score", **options)
+    before = len(learn.recorder.history.get("valid_loss", ()))
+    learn.fit(n_epoch, cbs=[stop])
+    return len(learn.recorder.history["valid_loss"]) - before
+
+
+# EarlyStopping
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "stops_after"),
+    [
+        ([3, 2, 1, 2], {"mode": "min"}, 4),
+        ([1, 2, 3, 3], {"mode": "max"}, 4),  # equal is not better
+        ([1, 2, 3, 2], {}, 4),  # auto: "score" is better when more
+        ([3, 2, 2, 1, 1, 1], {"mode": "min", "patience": 2}, 6),  # a better one begins anew
+        ([1.0, 0.95, 0.9, 0.85], {"mode": "min", "min_delta": 0.5, "patience": 3}, 4),
+        ([1.0, 0.75, 0.5, 0.25], {"mode": "min", "min_delta": 0.25}, 2),  # exactly min_delta
+        ([NAN, NAN], {"mode": "min"}, 1),
+        ([NAN, 5, 4, NAN, 6], {"mode": "min", "patience": 2}, 5),
+        ([INF, 5, 5], {"mode": "min"}, 3),
+    ],
+)
+def test_fit_ends_after_so_many_epochs_without_improvement(values, options, stops_after):
+    learn = scripted_learner([*values, *[0] * 9])
+    assert epochs_run(learn, values, **options) == stops_after
+    assert learn.stop_reason.startswith("score ")
+
+
+def test_fit_that_improves_runs_to_its_end():
+    learn = scripted_learner(range(9))
+    assert epochs_run(learn, range(9)) == 9
+    assert learn.stop_reason is None
+
+
+@pytest.mark.parametrize(
+    "name", ["my_loss", "error_rate", "MSE", "rmse", "mae", "MeanAbsoluteError", "perplexity"]
+)
+def test_mode_auto_takes_less_as_better_by_the_name(name):
+    learn = scripted_learner([3, 2, 1, 0, 1], name)
+    learn.fit(9, cbs=[EarlyStopping(name)])
+    assert len(learn.recorder.history[name]) == 5
+
+
+def test_default_monitors_the_validation_loss():
+    learn = toy_learner(n_batches=2)
+    learn.fit(9, lr=0.0, cbs=[EarlyStopping()])  # nothing moves: the second epoch is no better
+    losses = learn.recorder.history["valid_loss"].values
+    assert len(losses) == 2
+    assert learn.stop_reason == f"valid_loss has not improved on {losses[0]:.6g} for 1 epoch"
+
+
+def test_train_loss_is_the_mean_over_the_epoch_and_needs_no_validation():
+    # Batch losses by epoch: (1, 5), (4, 1), (0, 9): means 3, 2.5, 4.5.
+    losses = iter([1.0, 5.0, 4.0, 1.0, 0.0, 9.0])
+    learn = toy_learner(n_batches=2, loss_func=lambda pred, yb: pred.sum() * 0 + next(losses))
+    learn.dls.valid = None
+    learn.fit(3, cbs=[EarlyStopping("train_loss")])
+    assert learn.stop_reason == "train_loss has not improved on 2.5 for 1 epoch"
+    assert learn.total_updates == 6
+
+
+def test_epoch_without_validation_does_not_count():
+    def cancel(learn):
+        if learn.epoch == 1:
+            raise CancelValid("not this time")
+
+    learn = scripted_learner([2, 1, 1])
+    stop = EarlyStopping("score", mode="min")
+    learn.fit(9, cbs=[stop, Callback(before_validate=cancel)])
+    assert learn.n_updates == 8  # epochs 0, 2 and 3 have the values; 1 has none
+
+
+def test_second_fit_begins_anew():
+    learn = scripted_learner([1, 2, 8, 7, 6])  # 8, 7, 6 are worse than 1, and improve
+    stop = EarlyStopping("score", mode="min")
+    learn.fit(9, cbs=[stop])
+    assert learn.n_updates == 4
+    learn.fit(3, cbs=[stop])
+    assert learn.n_updates == 6
+    assert learn.stop_reason is None
+
+
+def test_stopped_epoch_counts_in_the_learners_life():
+    learn = scripted_learner([1, 2, 3])
+    learn.fit(9, cbs=[EarlyStopping("score", mode="min")])
+    assert learn.total_epochs == 2
+
+
+def test_state_goes_on_after_a_restart():
+    values = [5, 6, 7, 8, 9]
+    whole = EarlyStopping("score", mode="min", patience=3)
+    states = []
+    save = Callback(after_epoch=lambda learn: states.append(whole.state_dict()))
+    save.stage = Stage.SAVE
+    scripted_learner(values).fit(9, cbs=[whole, save])
+    assert states[1] == {"monitor": {"seen": 2, "best": 5.0}, "waited": 1}
+
+    learn = scripted_learner([6, 7, 8, 9])
+    stop = EarlyStopping("score", mode="min", patience=3)
+    state = states[0] | {"monitor": {"seen": 0, "best": 5.0}}  # this learner's record is empty
+    resume = Callback(before_train=lambda learn: learn.epoch or stop.load_state_dict(state))
+    learn.fit(9, cbs=[stop, resume])
+    assert learn.n_updates == 6  # 6, 7, 8: three epochs no better than the 5 before the restart
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (EarlyStopping, {"mode": "less"}, "mode must be"),
+        (EarlyStopping, {"min_delta": -1.0}, "min_delta must be"),
+        (EarlyStopping, {"patience": 0}, "patience must be"),
+        (EarlyStopping, {"patience": 1.5}, "patience must be"),
+        (ReduceLROnPlateau, {"factor": 1.0}, "factor must be"),
+        (ReduceLROnPlateau, {"factor": 0.0}, "factor must be"),
+        (ReduceLROnPlateau, {"min_lr": -1e-3}, "min_lr must be"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**options)
+
+
+@pytest.mark.parametrize("kind", [EarlyStopping, ReduceLROnPlateau])
+def test_unknown_name_is_refused_before_the_first_batch_and_the_names_are_listed(kind):
+    learn = toy_learner()
+    with pytest.raises(ValueError, match=r"'acuracy' .* train_loss, valid_loss, mse\n"):
+        learn.fit(1, cbs=[kind("acuracy")])
+    assert learn.total_updates == 0
+
+
+def test_validation_loss_without_a_validation_loader_is_refused():
+    learn = toy_learner()
+    learn.fit(1)  # the record has a valid_loss, of a fit that had a loader
+    learn.dls.valid = None
+    with pytest.raises(ValueError, match=r"records train_loss \(the learner has no validation"):
+        learn.fit(1, cbs=[EarlyStopping()])
+
+
+# ReduceLROnPlateau
+
+
+def rates_by_epoch(learn):
+    return learn.recorder.history["lr"].values[::2].tolist()  # two updates an epoch
+
+
+def test_rate_falls_after_patience_epochs_and_counts_anew():
+    learn = scripted_learner([5, 4, 4, 4, 4, 4, 3, 3])
+    reduce = ReduceLROnPlateau("score", mode="min", patience=2, factor=0.5)
+    learn.fit(8, lr=0.8, cbs=[reduce])
+    # No better: epochs 2, 3 (the rate falls), 4, 5 (it falls), 7.
+    assert rates_by_epoch(learn) == [0.8, 0.8, 0.8, 0.8, 0.4, 0.4, 0.2, 0.2]
+    assert learn.groups.get("lr") == [0.2]
+
+
+def test_rates_of_all_groups_fall_each_to_the_floor_and_not_beyond():
+    def halves(model):
+        return [list(model[0].parameters()), list(model[2].parameters())]
+
+    learn = scripted_learner([1] * 4, splitter=halves)
+    reduce = ReduceLROnPlateau("score", factor=0.1, min_lr=0.05)
+    learn.fit(4, lr=[0.01, 1.0], cbs=[reduce])
+    assert rates_by_epoch(learn) == [[0.01, 1.0], [0.01, 1.0], [0.01, 0.1], [0.01, 0.05]]
+
+
+def test_second_fit_has_its_own_rates_and_begins_anew():
+    learn = scripted_learner([1, 1, 1, 1])
+    reduce = ReduceLROnPlateau("score", factor=0.5)
+    learn.fit(2, lr=0.8, cbs=[reduce])
+    assert learn.groups.get("lr") == [0.4]
+    learn.fit(2, lr=0.8, cbs=[reduce])
+    assert rates_by_epoch(learn) == [0.8, 0.8, 0.8, 0.8]
+
+
+def test_lowered_rate_is_logged(caplog):
+    caplog.set_level(logging.INFO, "onecycle")
+    scripted_learner([1, 1]).fit(2, lr=0.8, cbs=[ReduceLROnPlateau("score", factor=0.5)])
+    assert caplog.messages == [
+        "ReduceLROnPlateau: score has not improved on 1 for 1 epoch: learning rate 0.4"
+    ]
+
+
+def test_schedule_of_the_rate_is_a_conflict_and_one_of_momentum_is_not():
+    learn = scripted_learner([1, 1])
+    reduce = ReduceLROnPlateau("score", factor=0.5)
+    with pytest.raises(
+        ScheduleConflictError, match=r"ReduceLROnPlateau and ParamScheduler .* 'lr'"
+    ):
+        learn.fit(2, cbs=[reduce, ParamScheduler({"lr": constant(0.1)})])
+    with pytest.raises(ScheduleConflictError, match="ReduceLROnPlateau and OneCycleSchedule"):
+        learn.fit_one_cycle(2, 0.1, cbs=[reduce])
+    assert learn.total_updates == 0
+    learn.fit(2, lr=0.8, cbs=[reduce, ParamScheduler({"momentum": constant(0.9)})])
+    assert learn.groups.get("lr") == [0.4]
+
+
+def test_rate_of_the_next_epoch_goes_on_after_a_restart():
+    learn = scripted_learner([6, 4, 4])
+    reduce = ReduceLROnPlateau("score", mode="min", patience=2, factor=0.5)
+    state = {"monitor": {"seen": 0, "best": 5.0}, "waited": 1}
+    resume = Callback(before_train=lambda learn: learn.epoch or reduce.load_state_dict(state))
+    learn.fit(3, lr=0.8, cbs=[reduce, resume])
+    assert rates_by_epoch(learn) == [0.8, 0.4, 0.4]
+
+
+# TerminateOnNonFinite
+
+
+class BreaksAt:
+    """A loss that is not finite from the given call on."""
+
+    def __init__(self, call, value):
+        self.call, self.value, self.calls = call, value, 0
+
+    def __call__(self, pred, yb):
+        loss = nn.functional.mse_loss(pred, yb)
+        if not pred.requires_grad:  # validation
+            return loss
+        self.calls += 1
+        return loss * self.value if self.calls >= self.call else loss
+
+
+def expected_reason(learn, value, bad):
+    """Write the sentence from the record of the updates before."""
+    loss = learn.recorder.history["train_loss"].values[bad - 2]
+    lr = learn.recorder.history["lr"].values[bad - 2]
+    return (
+        f"the training loss became {value} at update {bad} (learning rate 0.01); the last finite "
+        f"one was {loss:.6g} at update {bad - 1} (learning rate {lr:.4g})"
+    )
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_fit_ends_and_names_the_update_and_the_last_finite_loss(value, caplog):
+    learn = toy_learner(n_batches=4, loss_func=BreaksAt(7, value))
+    learn.fit(5, lr=0.01, cbs=[TerminateOnNonFinite()])
+    assert learn.stop_reason == expected_reason(learn, value, 7)
+    assert caplog.messages == [f"TerminateOnNonFinite: {learn.stop_reason}"]
+    assert learn.total_updates == 6
+
+
+def test_weights_on_the_cpu_are_those_of_the_update_before():
+    learn = toy_learner(n_batches=4, loss_func=BreaksAt(7, NAN))
+    learn.fit(5, lr=0.01, cbs=[TerminateOnNonFinite()])
+    other = toy_learner(n_batches=4)
+    other.fit(None, lr=0.01, max_updates=6)
+    assert same(weights(learn), weights(other))
+    assert all(parameter.grad is None for parameter in learn.model.parameters())
+
+
+@pytest.mark.parametrize(("block", "updates"), [(5, 10), (100, 12)])
+def test_late_reading_names_the_true_update(monkeypatch, block, updates):
+    monkeypatch.setattr(stopping, "_read_every", lambda device: block)
+    learn = toy_learner(n_batches=12, loss_func=BreaksAt(7, NAN))
+    learn.fit(5, lr=0.01, cbs=[TerminateOnNonFinite()])
+    assert learn.stop_reason == expected_reason(learn, NAN, 7)
+    assert updates - 1 <= learn.total_updates <= updates
+    assert "valid_loss" not in learn.recorder.history
+
+
+def test_late_reading_reads_once_a_block(monkeypatch):
+    monkeypatch.setattr(stopping, "_read_every", lambda device: 5)
+    reads = []
+    stack = torch.stack
+    monkeypatch.setattr(stopping.torch, "stack", lambda x: reads.append(len(x)) or stack(x))
+    learn = toy_learner(n_batches=12)
+    learn.dls.valid = None
+    learn.fit(2, cbs=[TerminateOnNonFinite()])
+    monkeypatch.undo()
+    assert reads == [5, 5, 2, 5, 5, 2]
+
+
+def test_accelerator_reads_in_blocks_and_the_cpu_at_once():
+    assert stopping._read_every(torch.device("cpu")) == 1
+    assert 16 <= stopping._read_every(torch.device("cuda")) <= 256
+
+
+def test_update_is_counted_over_the_life_of_the_learner():
+    learn = toy_learner(n_batches=4, loss_func=BreaksAt(7, NAN))
+    stop = TerminateOnNonFinite()
+    learn.fit(1, lr=0.01, cbs=[stop])
+    assert learn.stop_reason is None
+    learn.fit(1, lr=0.01, cbs=[stop])
+    assert learn.stop_reason == expected_reason(learn, NAN, 7)
+
+
+def test_first_update_has_no_finite_loss_before_it():
+    learn = toy_learner(loss_func=BreaksAt(1, NAN))
+    learn.fit(1, lr=0.01, cbs=[TerminateOnNonFinite()])
+    assert learn.stop_reason == (
+        "the training loss became nan at update 1 (learning rate 0.01), the first of this fit"
+    )
+
+
+def test_losses_of_an_earlier_fit_are_forgotten(monkeypatch):
+    monkeypatch.setattr(stopping, "_read_every", lambda device: 100)
+
+    def give_up(learn):
+        if learn.iter == 2:
+            raise CancelFit("enough")
+
+    learn = toy_learner(n_batches=4, loss_func=BreaksAt(3, NAN), opt_func=torch.optim.SGD)
+    start = weights(learn)
+    stop = TerminateOnNonFinite()
+    learn.fit(1, cbs=[stop, Callback(after_batch=give_up)])
+    assert learn.stop_reason == "enough"
+    learn.loss_func = nn.functional.mse_loss
+    learn.model.load_state_dict(start)
+    learn.fit(1, cbs=[stop])
+    assert learn.stop_reason is None
+
+
+def test_cancelled_pass_is_read_too(monkeypatch):
+    monkeypatch.setattr(stopping, "_read_every", lambda device: 100)
+
+    def end_pass(learn):
+        if learn.training and learn.iter == 3:
+            raise CancelTrain("enough")
+
+    learn = toy_learner(n_batches=8, loss_func=BreaksAt(3, NAN))
+    learn.fit(3, lr=0.01, cbs=[TerminateOnNonFinite(), Callback(after_batch=end_pass)])
+    assert learn.stop_reason == expected_reason(learn, NAN, 3)
+
+
+def test_validation_loss_and_a_finite_fit_do_not_stop():
+    learn = toy_learner(
+        loss_func=lambda pred, yb: (pred - yb).pow(2).mean() * (1 if pred.requires_grad else NAN)
+    )
+    learn.fit(2, cbs=[TerminateOnNonFinite()])
+    assert learn.stop_reason is None
+    assert learn.n_updates == 16

@@ -1,0 +1,234 @@
+import pytest
+
+from onecycle import Callback, MissingCallbackError, Recorder, Stage, UnknownEventError
+from onecycle.callback import Handlers, draw_loop
+from onecycle.events import BATCH_EVENTS, EVENTS
+from onecycle.testing import toy_learner
+
+
+class Note(Callback):
+    """Writes its name down at some events."""
+
+    def __init__(self, name, log, stage=Stage.REACT):
+        self.stage = stage
+        note = lambda learn: log.append(name)  # noqa: E731
+        super().__init__(before_fit=note, after_step=note, cleanup_fit=note)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_every_event_can_be_handled_by_a_method_and_by_a_function(event):
+    method = type("C", (Callback,), {event: lambda self, learn: None})()
+    function = Callback(**{event: lambda learn: None})
+    for callback in (method, function):
+        assert len(getattr(Handlers([callback], "train"), event)) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("after_bach", "after_batch"),
+        ("before_epochs", "before_epoch"),
+        ("cleanup_fitt", "cleanup_fit"),
+        ("after_cancel_valid", "after_cancel_validate"),
+        ("after_validation", "after_validate"),
+    ],
+)
+def test_a_misspelt_event_is_refused_when_the_class_is_made_with_the_nearest_name(wrong, right):
+    with pytest.raises(UnknownEventError, match=f"Wrong defines '{wrong}'.*'{right}'"):
+        type("Wrong", (Callback,), {wrong: lambda self, learn: None})
+    with pytest.raises(UnknownEventError, match=f"'{wrong}'.*'{right}'"):
+        Callback(**{wrong: lambda learn: None})
+
+
+def test_an_event_of_another_framework_is_refused_with_the_list_of_events():
+    with pytest.raises(UnknownEventError, match=r"the events are before_fit, .*after_cancel_fit"):
+
+        class Foreign(Callback):
+            def on_xyzzy(self, learn):
+                pass
+
+
+def test_a_misspelt_event_is_refused_also_when_a_mixin_brings_it():
+    class Mixin:
+        def after_bach(self, learn):
+            pass
+
+    with pytest.raises(UnknownEventError, match="after_batch"):
+
+        class Mixed(Mixin, Callback):
+            pass
+
+
+def test_a_misspelt_event_is_a_type_error_as_well():
+    with pytest.raises(TypeError):
+        Callback(after_bach=print)
+
+
+def test_methods_that_do_not_look_like_events_are_free():
+    class Free(Callback):
+        def afterwards(self):
+            return 1
+
+    assert Free().afterwards() == 1
+
+
+@pytest.mark.parametrize("during", ["training", None, "Valid"])
+def test_an_unknown_during_is_refused_when_the_class_is_made(during):
+    with pytest.raises(ValueError, match=r"Wrong\.during must be"):
+        type("Wrong", (Callback,), {"during": during})
+
+
+@pytest.mark.parametrize("runs_in", [frozenset(("fits",)), "fit"])
+def test_an_unknown_run_is_refused_when_the_class_is_made(runs_in):
+    with pytest.raises(ValueError, match=r"Wrong\.runs_in must be"):
+        type("Wrong", (Callback,), {"runs_in": runs_in})
+
+
+def test_stages_come_first_and_then_list_order():
+    log = []
+    given = [("save", 3), ("react1", 2), ("prepare1", 0), ("record", 1), ("react2", 2)]
+    given += [("prepare2", 0)]
+    cbs = [Note(name, log, Stage(stage)) for name, stage in given]
+    toy_learner(n_batches=1).fit(1, cbs=cbs)
+    ordered = ["prepare1", "prepare2", "record", "react1", "react2", "save"]
+    assert log == ordered + ordered + ordered[::-1]  # before_fit, after_step, cleanup_fit
+
+
+def test_the_callbacks_of_a_fit_come_after_those_of_the_learner_within_a_stage():
+    log = []
+    learn = toy_learner(n_batches=1, cbs=(Note("own", log),))
+    learn.fit(1, cbs=[Note("fit", log)])
+    assert log[:2] == ["own", "fit"]
+
+
+@pytest.mark.parametrize(
+    ("during", "trainings", "validations"), [("train", 3, 0), ("valid", 0, 2), ("both", 3, 2)]
+)
+def test_during_filters_the_batch_events_and_no_other(during, trainings, validations):
+    seen = {event: [] for event in EVENTS}
+    callback = Callback(**{e: lambda learn, e=e: seen[e].append(learn.training) for e in EVENTS})
+    callback.during = during
+    learn = toy_learner(n_batches=3)
+    learn.dls.valid.tensors = tuple(tensor[:16] for tensor in learn.dls.valid.tensors)
+    learn.fit(1, cbs=[callback])
+    for event in set(BATCH_EVENTS) - {"after_cancel_batch"}:
+        assert seen[event].count(True) == trainings
+        assert seen[event].count(False) == validations
+    assert len(seen["after_step"]) == len(seen["before_backward"]) == 3
+    assert len(seen["after_train"]) == len(seen["after_validate"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "runs_in", "expected"),
+    [
+        (Stage.PREPARE, None, {"fit", "range_test", "inference"}),
+        (Stage.RECORD, None, {"fit"}),
+        (Stage.REACT, None, {"fit"}),
+        (Stage.SAVE, None, {"fit"}),
+        (Stage.PREPARE, frozenset(("fit",)), {"fit"}),
+        (Stage.REACT, frozenset(("inference",)), {"inference"}),
+        (Stage.SAVE, frozenset(("range_test", "fit")), {"range_test", "fit"}),
+    ],
+)
+def test_only_preparing_callbacks_take_part_outside_fits_unless_they_say_otherwise(
+    stage, runs_in, expected
+):
+    runs = set()
+    running = ["fit"]
+    callback = Callback(before_batch=lambda learn: runs.add(running[0]))
+    callback.stage, callback.runs_in = stage, runs_in
+    learn = toy_learner(n_batches=3, cbs=(callback,))
+    learn.fit(1)
+    running[0] = "range_test"
+    learn.lr_find(num_it=3, show_plot=False)
+    running[0] = "inference"
+    learn.validate()
+    assert runs == expected
+
+
+def test_inference_fires_batch_events_only():
+    seen = []
+    callback = Callback(**{e: lambda learn, e=e: seen.append(e) for e in EVENTS})
+    callback.stage = Stage.PREPARE
+    learn = toy_learner(n_batches=2, cbs=(callback,))
+    learn.validate()
+    batch = ["before_batch", "after_pred", "after_loss", "after_batch"]
+    assert seen == batch * 2
+
+
+class Needy(Callback):
+    requires = (Recorder,)
+
+
+def test_a_required_callback_that_is_missing_is_refused_before_anything_runs():
+    seen = []
+    learn = toy_learner(cbs=(Callback(before_fit=seen.append, cleanup_fit=seen.append),))
+    weights = [p.clone() for p in learn.model.parameters()]
+    with (
+        learn.removed_cbs(Recorder),
+        pytest.raises(MissingCallbackError, match=r"Needy requires Recorder.*add Recorder\(\)"),
+    ):
+        learn.fit(1, cbs=[Needy()])
+    assert not seen
+    assert all((p == w).all() for p, w in zip(learn.model.parameters(), weights, strict=True))
+    learn.fit(1)  # and the learner is usable
+
+
+def test_a_required_callback_is_found_wherever_it_stands_in_the_list():
+    learn = toy_learner(n_batches=2)
+    with learn.removed_cbs(Recorder):
+        learn.fit(1, cbs=[Needy(), Recorder()])
+    assert learn.total_updates == 2
+
+
+def test_a_required_callback_may_be_a_subclass():
+    class MyRecorder(Recorder):
+        pass
+
+    learn = toy_learner(n_batches=2, cbs=(MyRecorder(),))
+    assert type(learn.recorder) is MyRecorder  # the learner adds no second one
+    learn.fit(1, cbs=[Needy()])
+    assert len(learn.recorder.history["train_loss"]) == 2
+
+
+def test_a_required_callback_must_take_part_in_this_run():
+    callback = Needy()
+    callback.stage, callback.runs_in = Stage.PREPARE, frozenset(("range_test",))
+    with pytest.raises(MissingCallbackError, match="Recorder"):
+        toy_learner(cbs=(callback,)).lr_find(show_plot=False)
+
+
+def test_an_event_that_nobody_handles_costs_no_call():
+    learn = toy_learner(n_batches=4)
+    fired, fire = [], learn._fire
+    learn._fire = lambda handlers, event: (fired.append((event, handlers)), fire(handlers, event))
+    learn.fit(1, cbs=[Callback(after_loss=lambda learn: None)])
+    per_batch = [event for event, _ in fired if EVENTS[event].scope in ("batch", "step")]
+    assert per_batch.count("after_loss") == 8
+    assert set(per_batch) == {"after_loss", "after_step", "after_batch"}  # the last two: Recorder
+    assert not [event for event, handlers in fired if event in per_batch and not handlers]
+
+
+def test_a_function_and_a_class_see_the_same_learner():
+    learn, seen = toy_learner(n_batches=1), []
+    learn.fit(1, cbs=[Callback(after_step=seen.append)])
+    assert seen == [learn]
+
+
+def test_the_drawing_shows_each_callback_at_its_events_in_order():
+    class First(Callback):
+        stage = Stage.PREPARE
+        during = "valid"
+
+        def before_batch(self, learn):
+            pass
+
+        def after_step(self, learn):
+            pass
+
+    lines = draw_loop([Callback(after_step=toy_learner), First()]).splitlines()
+    assert [line.strip() for line in lines if "First" in line] == [
+        f"fire after_step: First, Callback from {toy_learner!r}",
+        "fire before_batch: First",
+    ]
+    assert lines[5].strip() == "fire before_batch"  # of training

@@ -1,0 +1,35 @@
+"""Real models on real data, through the public names only."""
+
+import os
+
+import pytest
+import torch
+
+from onecycle import Learner, accuracy, minimum
+from onecycle.vision import lenet, mnist
+
+
+@pytest.fixture
+def data_dir() -> str:
+    """Return the folder with the real data sets, or skip."""
+    folder = os.environ.get("ONECYCLE_DATA")
+    if not folder:
+        pytest.skip("set ONECYCLE_DATA to a folder with the real data sets")
+    return folder
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_lenet_reaches_98_9_percent_on_mnist_in_three_epochs_from_the_suggested_rate(
+    data_dir: str,
+) -> None:
+    torch.manual_seed(0)
+    dls = mnist(data_dir, batch_size=256, download=False)
+    learn = Learner(
+        dls, lenet(), torch.nn.functional.cross_entropy, metrics=[accuracy], device="cpu", seed=0
+    )
+    # valley, the default, is more cautious than three epochs can afford here.
+    found = learn.lr_find(show_plot=False, suggest_funcs=(minimum,))
+    assert found.suggestion is not None
+    learn.fit_one_cycle(3, found.suggestion)
+    assert learn.validate()["accuracy"] >= 0.989

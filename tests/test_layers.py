@@ -1,0 +1,180 @@
+"""The house: imports run strictly downward, nothing is delegated or patched."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import onecycle
+
+PACKAGE = Path(onecycle.__file__).parent
+
+GROUND = -1
+LEVELS = {
+    "errors": GROUND,
+    "events": GROUND,
+    "files": GROUND,
+    "schedules": 0,
+    "history": 0,
+    "metrics": 0,
+    "nested": 0,
+    "plots": 0,
+    "schedule_plot": 0,
+    "smoothing": 0,
+    "suggestions": 0,
+    "data": 1,
+    "callback": 1,
+    "hyperparams": 1,
+    "monitor": 1,
+    "optimizers": 1,
+    "stepper": 1,
+    "snapshot": 1,
+    "summary": 1,
+    "loop": 2,
+    "callbacks": 2,
+    "callbacks.recorder": 2,
+    "callbacks.param_schedule": 2,
+    "learner": 5,
+    "vision": 6,
+    "testing": 6,
+    "cli": 7,
+    "__main__": 7,
+    "": 8,
+}
+
+
+def level_of(module: str) -> int:
+    """Return the level of a module, named without the package."""
+    if module.startswith("callbacks.") and module not in LEVELS:
+        return 3
+    return LEVELS[module]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imported(tree: ast.Module) -> list[tuple[str, int]]:
+    """List what a module imports from the package, and where, without what is for types only."""
+    found: list[tuple[str, int]] = []
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "onecycle":
+            base = (node.module or "").removeprefix("onecycle").removeprefix(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".removeprefix(".")
+                is_module = (PACKAGE / (inner.replace(".", "/") + ".py")).exists()
+                found.append((inner if is_module else base, node.lineno))
+        elif isinstance(node, ast.Import):
+            found += [
+                (alias.name.removeprefix("onecycle").removeprefix("."), node.lineno)
+                for alias in node.names
+                if alias.name.split(".")[0] == "onecycle"
+            ]
+    return found
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def upward_imports(name: str, tree: ast.Module) -> list[str]:
+    """List the imports of a module that do not run downward."""
+    return [
+        f"line {line}: {name or 'onecycle'} imports {other or 'onecycle'}"
+        for other, line in imported(tree)
+        if level_of(other) >= level_of(name)
+    ]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_a_module_imports_only_from_lower_levels(path: Path) -> None:
+    assert upward_imports(module_name(path), ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from onecycle.learner import Learner",
+        "import onecycle.learner",
+        "from onecycle import Learner",
+        "from onecycle.stepper import Stepper",
+        "def f():\n    from onecycle.loop import Loop",
+    ],
+)
+def test_an_upward_or_sideways_import_is_found(source: str) -> None:
+    assert len(upward_imports("snapshot", ast.parse(source))) == 1
+
+
+def test_an_import_for_types_is_allowed_upward() -> None:
+    source = "if TYPE_CHECKING:\n    from onecycle.loop import Loop"
+    assert upward_imports("snapshot", ast.parse(source)) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_nothing_is_imported_by_star_or_delegated(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    stars = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+    ]
+    for_types = [
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    ]
+    delegation = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        and node.name in ("__getattr__", "__getattribute__", "__setattr__")
+        and node not in for_types
+    ]
+    assert stars == []
+    assert delegation == []
+
+
+def code_lines(node: ast.AST, source: list[str]) -> int:
+    """Count the lines of a piece of code without docstrings and blank lines."""
+    first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", len(source))
+    lines = {n for n in range(first, last + 1) if source[n - 1].strip()}
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef | ast.ClassDef | ast.Module) and inner.body:
+            head = inner.body[0]
+            if isinstance(head, ast.Expr) and isinstance(head.value, ast.Constant):
+                lines -= set(range(head.lineno, (head.end_lineno or head.lineno) + 1))
+    return len(lines)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_file_is_over_400_lines_and_no_function_over_40(path: Path) -> None:
+    source = path.read_text().splitlines()
+    tree = ast.parse(path.read_text())
+    long = [
+        f"{node.name}: {code_lines(node, source)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and code_lines(node, source) > 40
+    ]
+    assert long == []
+    assert code_lines(tree, source) <= (300 if module_name(path) == "loop" else 400)
+
+
+def test_importing_onecycle_loads_neither_torchvision_nor_matplotlib() -> None:
+    code = "import sys, onecycle; print([m for m in ('torchvision', 'matplotlib') if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert result.stdout.strip() == "[]"
