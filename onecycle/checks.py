@@ -41,6 +41,19 @@ def check_requirements(callbacks: Iterable[Callback]) -> None:
                 )
 
 
+def check_parts(model: nn.Module, loss_func: object) -> None:
+    """Refuse what is no model, or no loss function.
+
+    Raises:
+        TypeError: Naming what came.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    if isinstance(loss_func, type) or not (loss_func is None or callable(loss_func)):
+        hint = " (write it with parentheses)" if isinstance(loss_func, type) else ""
+        raise TypeError(f"loss_func must be called with (pred, yb); got {loss_func!r}{hint}")
+
+
 def check_model(model: nn.Module, device: torch.device) -> None:
     """Refuse a model that cannot train, or that is not where the batches go.
 
@@ -60,9 +73,7 @@ def check_model(model: nn.Module, device: torch.device) -> None:
             )
 
 
-def _check_budget(
-    n_epoch: int | None, steps_per_epoch: int | None, max_updates: int | None
-) -> None:
+def check_budget(n_epoch: int | None, steps_per_epoch: int | None, max_updates: int | None) -> None:
     """Refuse a length of a fit that is none.
 
     Raises:

@@ -7,7 +7,7 @@ biases then stand in groups of their own without it. Everything public speaks of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -75,9 +75,9 @@ class ParamGroups:
     ``"eps"``, ``"beta2"``.
 
     Args:
-        opt: The optimizer.
-        members: For each of the splitter's groups the indices of its ``opt.param_groups``; by
-            default each is a group of its own.
+        opt: The optimizer; each of its ``param_groups`` is one of the splitter's.
+        exempt: The ids of parameters that must not decay. Where a group decays, they are moved
+            into one of their own beside it, at once or when it begins to decay.
 
     Example:
         >>> import torch
@@ -89,9 +89,11 @@ class ParamGroups:
         ([0.0001, 0.01], [0.9, 0.9])
     """
 
-    def __init__(self, opt: Optimizer, members: Sequence[Sequence[int]] | None = None) -> None:
+    def __init__(self, opt: Optimizer, exempt: Iterable[int] = ()) -> None:
         self.opt = opt
-        self.members = members or [[i] for i in range(len(opt.param_groups))]
+        self.members = [[i] for i in range(len(opt.param_groups))]
+        self._exempt = frozenset(exempt)
+        self.separate_decay()
 
     def __len__(self) -> int:
         """Return the number of the splitter's groups."""
@@ -152,6 +154,31 @@ class ParamGroups:
         for g, value in enumerate(self.expand(name, values)):
             for slot in self.slots(name, g):
                 slot.set(value)
+        if name == "weight_decay":
+            self.separate_decay()
+
+    def separate_decay(self, *, everywhere: bool = False) -> None:
+        """Move what must not decay out of every group that does.
+
+        Only there, since a second group costs time in every update.
+
+        Args:
+            everywhere: Also out of groups that do not decay yet, but may.
+        """
+        for g, member in enumerate(self.members):
+            group = self.opt.param_groups[member[0]]
+            without = [p for p in group["params"] if id(p) in self._exempt]
+            may_decay = "weight_decay" in group and (everywhere or group["weight_decay"])
+            if len(member) > 1 or not without or not may_decay:
+                continue
+            if len(without) == len(group["params"]):
+                group |= {"weight_decay": 0.0, "no_decay": True}
+                continue
+            group["params"] = [p for p in group["params"] if id(p) not in self._exempt]
+            fields = {key: value for key, value in group.items() if key != "params"}
+            fields |= {"weight_decay": 0.0, "no_decay": True}
+            self.opt.add_param_group({**fields, "params": without})
+            self.members[g].append(len(self.opt.param_groups) - 1)
 
     def has_momentum(self) -> bool:
         """Tell whether the optimizer has momentum, or beta1, at all."""

@@ -18,23 +18,26 @@ from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
 from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
-from onecycle.checks import check_budget, check_callbacks
+from onecycle.checks import check_budget, check_callbacks, check_parts
 from onecycle.data import DataLoaders, as_dataloaders, to_device
-from onecycle.errors import CheckpointError
-from onecycle.files import atomic_write
+from onecycle.errors import MissingCallbackError
 from onecycle.handlers import draw_loop
 from onecycle.hyperparams import GroupValues, ParamGroups
 from onecycle.loop import Loop, log
 from onecycle.metrics import MetricSet, as_metrics, batch_size_of
+from onecycle.model_files import read_model, write_model
 from onecycle.nested import concatenate, map_tensors
-from onecycle.optimizers import OptFunc, Splitter, build_optimizer, check_serves
+from onecycle.optimizers import (
+    OptFunc,
+    Splitter,
+    build_optimizer,
+    check_serves,
+    norms_and_biases,
+)
 from onecycle.schedules import Schedule
 from onecycle.snapshot import preserved
 from onecycle.suggestions import Rule, valley
 from onecycle.summary import Summary, summarize
-
-#: The version of the files that `Learner.save` writes.
-FORMAT = 1
 
 
 class Learner(Loop):
@@ -101,23 +104,19 @@ class Learner(Loop):
         device: str | torch.device | None = None,
         seed: int | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+        check_parts(model, loss_func)
         check_callbacks(cbs)
         on = torch.device(device) if device is not None else _default_device()
         model.to(on)
         if isinstance(loss_func, nn.Module):
             loss_func.to(on)
-        if opt is None:
-            opt, members = build_optimizer(
-                model, opt_func, lr=1e-3, wd=wd, splitter=splitter, wd_bn_bias=wd_bn_bias
-            )
-            groups = ParamGroups(opt, members)
-            self.lr = groups.expand("lr", 1e-3 if lr is None else lr)
-        else:
-            check_serves(opt, model)
-            groups = ParamGroups(opt)
-            self.lr = groups.get("lr") if lr is None else groups.expand("lr", lr)
+        groups = (
+            _built_groups(model, opt_func, wd, splitter, wd_bn_bias)
+            if opt is None
+            else _given_groups(model, opt, wd, splitter)
+        )
+        default_lr: GroupValues = 1e-3 if opt is None else groups.get("lr")
+        self.lr = groups.expand("lr", default_lr if lr is None else lr)
         groups.set("lr", self.lr)
         self.moms = moms
         defaults: list[Callback] = [Recorder(), Progress()]
@@ -126,7 +125,7 @@ class Learner(Loop):
             as_dataloaders(dls),
             model,
             loss_func,
-            opt,
+            groups.opt,
             groups,
             cbs=[*defaults, *cbs],
             metrics=list(as_metrics(metrics).values()),
@@ -138,7 +137,10 @@ class Learner(Loop):
     @property
     def recorder(self) -> Recorder:
         """The recorder: ``learn.recorder.history``, ``learn.recorder.plot_loss()``."""
-        return next(callback for callback in self.cbs if isinstance(callback, Recorder))
+        for callback in self.cbs:
+            if isinstance(callback, Recorder):
+                return callback
+        raise MissingCallbackError("this learner has no Recorder now: it was removed from cbs")
 
     # Training -----------------------------------------------------------------------------
 
@@ -228,6 +230,7 @@ class Learner(Loop):
             >>> lrs[0] == 0.1 / 25, lrs[-1] == 0.1 / 1e5
             (True, True)
         """
+        check_callbacks(cbs or ())
         cycle = OneCycleSchedule(
             self.lr if lr_max is None else lr_max, div, div_final, pct_start, policy=policy
         )
@@ -305,7 +308,9 @@ class Learner(Loop):
             self._run = None  # a range test may also run between two updates of a fit
             self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
         result = finder.result(suggest_funcs)
-        self.recorder.lr_find_result = result
+        for callback in self.cbs:
+            if isinstance(callback, Recorder):
+                callback.lr_find_result = result
         if show_plot:
             result.plot()
         return result
@@ -405,9 +410,7 @@ class Learner(Loop):
         Args:
             path: Where to write; a file that is there is replaced.
         """
-        state = {"format": FORMAT, "model": self.model.state_dict(), "opt": self.opt.state_dict()}
-        with atomic_write(path) as temporary:
-            torch.save(state, temporary)
+        write_model(path, self.model, self.opt)
 
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:
         """Load what `save` wrote; runs no code from the file.
@@ -419,18 +422,9 @@ class Learner(Loop):
         Raises:
             CheckpointError: If the file is none of ours, or does not fit this learner, which is
                 then unchanged.
+            OSError: If the file cannot be opened.
         """
-        state = _read(path)
-        _check_fits(path, state["model"], self.model.state_dict())
-        if with_opt:
-            try:
-                self.opt.load_state_dict(state["opt"])
-            except (ValueError, KeyError) as error:
-                raise CheckpointError(
-                    f"{path}: the optimizer's state does not fit {type(self.opt).__name__}: "
-                    f"{error}; load(path, with_opt=False) takes the model alone"
-                ) from error
-        self.model.load_state_dict(state["model"])
+        read_model(path, self.model, self.groups if with_opt else None)
 
     def _loader(self, dl: Iterable[Any] | None) -> Any:
         if dl is None and self.dls.valid is None:
@@ -456,28 +450,21 @@ def _default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(state, dict) or not {"format", "model", "opt"} <= state.keys():
-        raise CheckpointError(f"{path} was not written by Learner.save")
-    if state["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path} has format {state['format']}; this onecycle reads up to {FORMAT}: update it"
-        )
-    return state
+def _built_groups(
+    model: nn.Module,
+    opt_func: OptFunc,
+    wd: float | None,
+    splitter: Splitter | None,
+    wd_bn_bias: bool,
+) -> ParamGroups:
+    opt = build_optimizer(model, opt_func, lr=1e-3, wd=wd, splitter=splitter)
+    return ParamGroups(opt, exempt=() if wd_bn_bias else norms_and_biases(model))
 
 
-def _check_fits(path: str | Path, found: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Refuse a model's state before any of it is loaded: torch would load half of it."""
-    missing, unknown = own.keys() - found.keys(), found.keys() - own.keys()
-    other = [name for name in own.keys() & found.keys() if own[name].shape != found[name].shape]
-    if missing or unknown or other:
-        raise CheckpointError(
-            f"{path} holds another model: missing {sorted(missing)[:3]}, unknown "
-            f"{sorted(unknown)[:3]}, of another shape {sorted(other)[:3]}"
-        )
+def _given_groups(
+    model: nn.Module, opt: Optimizer, wd: float | None, splitter: Splitter | None
+) -> ParamGroups:
+    if wd is not None or splitter is not None:
+        raise ValueError("opt= is used as it is: give wd and splitter to opt_func instead")
+    check_serves(opt, model)
+    return ParamGroups(opt)

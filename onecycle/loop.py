@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from onecycle.errors import (
 )
 from onecycle.handlers import Handlers, clean_up, fire, out_of_place, report, where
 from onecycle.hyperparams import ParamGroups
-from onecycle.snapshot import hold_loader, preserved_rng
+from onecycle.snapshot import hold_loaders, preserved_rng
 from onecycle.stepper import Stepper
 
 log = logging.getLogger("onecycle")
@@ -395,22 +395,22 @@ class Loop:
         on = Handlers([*callbacks, Callback(after_batch=collect)], "valid")
         fields = dict(vars(self))
         flags = [(module, module.training) for module in self.model.modules()]
-        # The workers of a loader whose pass is running are not to be shared with another pass.
-        put_back = hold_loader(dl) if self._run is not None and dl is self.dl else None
         gradients_off = torch.inference_mode() if inference_mode else torch.no_grad()
+        put_back_loader = hold_loaders(*(o for o in (self.dls.train, self.dls.valid) if o is dl))
         try:
-            with gradients_off, preserved_rng():
+            with gradients_off, preserved_rng(), suppress(CancelValid):
                 self._contexts = self._forward_contexts(callbacks)
                 self._set_up_pass(dl, training=False)
                 for self.iter, batch in enumerate(self._batches()):
                     self._valid_batch(batch, on, with_loss=with_loss)
+        except Cancel as cancel:
+            raise OnecycleError(out_of_place(cancel, self)) from cancel
         finally:
+            put_back_loader()
             for module, flag in flags:
                 module.training = flag
             vars(self).clear()
             vars(self).update(fields)
-            if put_back is not None:
-                put_back()
 
     # Events -------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Build the optimizer: fused where it can be, and no weight decay on norms and biases."""
+"""Build the optimizer, fused where it can be, and refuse those that cannot serve."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def build_optimizer(
     lr: float,
     wd: float | None = None,
     splitter: Splitter | None = None,
-    wd_bn_bias: bool = False,
-) -> tuple[Optimizer, list[list[int]]]:
+) -> Optimizer:
     """Build the optimizer of a model.
 
     It is made fused where the class can be, unless ``fused`` or ``foreach`` was chosen
@@ -41,10 +40,9 @@ def build_optimizer(
         lr: The learning rate to begin with.
         wd: The weight decay; ``None`` for the optimizer's own.
         splitter: Returns the parameter groups; by default all parameters are one group.
-        wd_bn_bias: Whether norms and biases decay too.
 
     Returns:
-        The optimizer, and for each of the splitter's groups the indices of its ``param_groups``.
+        The optimizer, with one of its ``param_groups`` for each of the splitter's groups.
 
     Raises:
         ValueError: If the model has no parameters, the splitter leaves some out, or the
@@ -65,10 +63,7 @@ def build_optimizer(
             f"(it was called with {len(groups)} parameter group(s) and {kwargs})"
         ) from error
     check_serves(opt, model)
-    members = [[i] for i in range(len(groups))]
-    if not wd_bn_bias:
-        _split_decay(opt, model, members)
-    return opt, members
+    return opt
 
 
 def check_serves(opt: Optimizer, model: nn.Module) -> None:
@@ -170,28 +165,8 @@ def _can_be_fused(model: nn.Module, opt_func: OptFunc) -> bool:
     )
 
 
-def _split_decay(opt: Optimizer, model: nn.Module, members: list[list[int]]) -> None:
-    """Move norms and biases out of every group that can decay, into one of its own beside it.
-
-    Also where the decay is 0 for now: a fit or a schedule may set it later, and which groups an
-    optimizer has, and so which checkpoints fit it, must not depend on what was called before.
-    """
-    exempt = _norms_and_biases(model)
-    for g, member in enumerate(members):
-        group = opt.param_groups[g]
-        without = [p for p in group["params"] if id(p) in exempt]
-        if "weight_decay" not in group or not without:
-            continue
-        if len(without) == len(group["params"]):
-            group |= {"weight_decay": 0.0, "no_decay": True}
-            continue
-        group["params"] = [p for p in group["params"] if id(p) not in exempt]
-        options = {key: value for key, value in group.items() if key != "params"}
-        opt.add_param_group({**options, "params": without, "weight_decay": 0.0, "no_decay": True})
-        member.append(len(opt.param_groups) - 1)
-
-
-def _norms_and_biases(model: nn.Module) -> set[int]:
+def norms_and_biases(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters that should not decay: those of norms, and biases."""
     exempt = set()
     for module in model.modules():
         is_norm = isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()

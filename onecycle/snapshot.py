@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop
 
 _Restore = Callable[[], object]
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _PLAIN = (int, float, str, bytes, bool, type(None))
 
 
@@ -27,7 +29,11 @@ class Capture:
     Containers, tensors and generators stay the same objects and get their old content back, so
     that whoever else holds them (an optimizer, a captured graph, a callback) sees it too. Dicts,
     lists, sets, deques, tensors, NumPy arrays and random generators are followed; gradient
-    scalers too; any other object is kept by reference.
+    scalers and optimizers too; any other object is kept by reference. So is a tensor that an
+    operation computed: nothing changes it in place, and its graph would notice if we did.
+
+    Args:
+        ignored: Objects that are kept by reference although they could be followed.
 
     Example:
         >>> state = {"weights": torch.ones(2), "steps": [1, 2]}
@@ -39,9 +45,10 @@ class Capture:
         ({'weights': tensor([1., 1.]), 'steps': [1, 2]}, True)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: Iterable[Any] = ()) -> None:
         self._restores: list[_Restore] = []
-        self._seen: dict[int, Any] = {}  # keeps what it names alive, so that ids stay unique
+        # Keeps what it names alive, so that ids stay unique.
+        self._seen: dict[int, Any] = {id(value): value for value in ignored}
 
     def add(self, value: Any) -> None:
         """Remember a value and all that it holds."""
@@ -67,7 +74,7 @@ def _parts(value: Any) -> list[Any]:
         return list(value.values())
     if isinstance(value, list | tuple | deque):
         return list(value)
-    if isinstance(value, torch.amp.GradScaler):
+    if isinstance(value, torch.amp.GradScaler | Optimizer):
         return [vars(value)]
     return []
 
@@ -75,13 +82,15 @@ def _parts(value: Any) -> list[Any]:
 def _restorer(value: Any) -> _Restore | None:
     """Return what puts a value's own content back, or ``None`` for what has none."""
     if isinstance(value, Tensor):
-        return partial(value.copy_, value.detach().clone())
-    if isinstance(value, np.ndarray):
+        return _tensor_restorer(value) if value.grad_fn is None else None
+    if isinstance(value, np.ndarray) and value.flags.writeable:
         return partial(np.copyto, value, value.copy())
     if isinstance(value, torch.Generator):
         return partial(value.set_state, value.get_state())
     if isinstance(value, np.random.Generator):
         return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
     if isinstance(value, random.Random):
         return partial(value.setstate, value.getstate())
     if isinstance(value, dict | set):
@@ -89,6 +98,21 @@ def _restorer(value: Any) -> _Restore | None:
     if isinstance(value, list | deque):
         return partial(_refill, value, value.extend, list(value))
     return None
+
+
+def _tensor_restorer(tensor: Tensor) -> _Restore:
+    for dim, stride in enumerate(tensor.stride() if tensor.layout == torch.strided else ()):
+        if stride == 0:  # expanded: every place along it is the same memory
+            tensor = tensor.narrow(dim, 0, min(1, tensor.shape[dim]))
+    content = tensor.detach().clone()
+    if not tensor.is_inference():
+        return partial(tensor.copy_, content)
+
+    def put_back() -> None:
+        with torch.inference_mode():
+            tensor.copy_(content)
+
+    return put_back
 
 
 def _refill(container: Any, fill: Callable[[Any], None], content: Any) -> None:
@@ -134,13 +158,18 @@ def preserved_rng() -> Iterator[None]:
 class Snapshot:
     """Everything of a learner that training changes, in memory.
 
-    That is: parameters, buffers, gradients, ``requires_grad`` and the train/eval flag of every
-    module; the optimizer's state and ``param_groups``; the callbacks' own fields, gradient
-    scalers included; every random number generator, those of the loaders too; the learner's
-    fields. Not restored is what lives outside: files, and the state of data sets.
+    That is: parameters, buffers, gradients, ``requires_grad``, the train/eval flag and the own
+    fields of every module; the optimizer's state and ``param_groups``; the callbacks' own fields,
+    gradient scalers included; every random number generator, those of the loaders too; the
+    learner's fields. Not restored is what lives outside: files, and the state of data sets; nor
+    what a callback keeps in objects of its own, such as a Recorder its history.
 
     Args:
         learn: The learner to remember.
+
+    Raises:
+        ValueError: If a lazy module has not seen a batch yet, so that it has no parameters to
+            remember.
 
     Example:
         >>> from onecycle.testing import toy_learner
@@ -153,65 +182,59 @@ class Snapshot:
     """
 
     def __init__(self, learn: Loop) -> None:
-        capture = Capture()
-        modules = [m for m in (learn.model, learn.loss_func) if isinstance(m, nn.Module)]
-        for module in (sub for root in modules for sub in root.modules()):
-            capture.add(module._parameters)
-            capture.add(module._buffers)
-        capture.add(learn.opt.state)
-        capture.add(learn.opt.param_groups)
-        capture.add(vars(learn))
-        for metric_or_callback in (*learn.cbs, *learn.metrics):
-            if hasattr(metric_or_callback, "__dict__"):
-                capture.add(vars(metric_or_callback))
+        loaders = (learn.dls.train, learn.dls.valid, learn.dl)
+        capture = Capture(ignored=loaders)  # a list of batches is data, not state
+        roots = [m for m in (learn.model, learn.loss_func) if isinstance(m, nn.Module)]
+        modules = [module for root in roots for module in root.modules()]
+        parameters = [*learn.stepper.params, *(p for root in roots for p in root.parameters())]
+        _check_initialized(parameters)
+        gradients = [p.grad for p in parameters]
+        for fields in (learn, *modules, *learn.cbs, *learn.metrics):
+            if hasattr(fields, "__dict__"):
+                capture.add(vars(fields))
+        capture.add(gradients)
         self._capture = capture
-        self._flags = [_flags(module) for module in modules]
-        self._gradients = [(p, p.grad) for p in learn.stepper.params]
-        self._loaders = [hold_loader(dl) for dl in (learn.dls.train, learn.dls.valid)]
+        self._parameters = [(p, p.requires_grad, p.grad) for p in parameters]
+        self._loaders = hold_loaders(learn.dls, *loaders)
         self._rng = RngState()
 
     def restore(self) -> None:
         """Put everything back, in place: the same tensors, dicts and lists as before."""
         self._capture.restore()
-        for put_back in (*self._flags, *self._loaders):
-            put_back()
-        for parameter, gradient in self._gradients:
+        self._loaders()
+        for parameter, requires_grad, gradient in self._parameters:
+            parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
         self._rng.restore()
 
 
-def _flags(root: nn.Module) -> _Restore:
-    """Remember the train/eval flag of each module, and which parameters take gradients."""
-    training = [(module, module.training) for module in root.modules()]
-    trainable = [(parameter, parameter.requires_grad) for parameter in root.parameters()]
-
-    def put_back() -> None:
-        for module, flag in training:
-            module.training = flag
-        for parameter, flag in trainable:
-            parameter.requires_grad_(flag)
-
-    return put_back
+def _check_initialized(parameters: Sequence[nn.Parameter]) -> None:
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
+        raise ValueError(
+            "a lazy module has no parameters yet that could be put back afterwards: "
+            "run one batch through the model first"
+        )
 
 
-def hold_loader(loader: Any) -> _Restore:
-    """Remember a loader's fields and its generators, without copying any data.
+def hold_loaders(*loaders: Any) -> _Restore:
+    """Remember the fields and the generators of loaders, without copying any data.
 
     A DataLoader with persistent workers is given new ones meanwhile: the old ones are in the
     middle of a pass, or hold random states that must not move.
+
+    Returns:
+        What puts them back.
     """
-    parts: Sequence[Any] = [loader]
-    if isinstance(loader, DataLoader):
-        inner = getattr(loader.batch_sampler, "sampler", None)
-        parts = [loader, loader.sampler, loader.batch_sampler, inner]
-    held = [(part, dict(vars(part))) for part in parts if hasattr(part, "__dict__")]
+    # By identity: a loader that both trains and validates, or a shared sampler, is held once.
+    parts = {id(part): part for loader in loaders for part in _loader_parts(loader)}
+    held = [(part, dict(vars(part))) for part in parts.values() if hasattr(part, "__dict__")]
     generators = Capture()
-    for _, fields in held:
+    for part, fields in held:
         for value in fields.values():
-            if isinstance(value, torch.Generator | np.random.Generator | random.Random):
+            if isinstance(value, _GENERATORS):
                 generators.add(value)
-    if isinstance(loader, DataLoader):
-        loader._iterator = None
+        if isinstance(part, DataLoader):
+            part._iterator = None
 
     def put_back() -> None:
         for part, fields in held:
@@ -220,6 +243,16 @@ def hold_loader(loader: Any) -> _Restore:
         generators.restore()
 
     return put_back
+
+
+def _loader_parts(loader: Any) -> list[Any]:
+    """List what a pass may change: the loader, its samplers, and a DataLoader that it wraps."""
+    if isinstance(loader, DataLoader):
+        inner = getattr(loader.batch_sampler, "sampler", None)
+        return [loader, loader.sampler, loader.batch_sampler, inner]
+    fields = vars(loader).values() if hasattr(loader, "__dict__") else ()
+    wrapped = [value for value in fields if isinstance(value, DataLoader)]
+    return [loader, *(part for inner in wrapped for part in _loader_parts(inner))]
 
 
 @contextmanager

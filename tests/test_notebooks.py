@@ -32,4 +32,6 @@ def test_the_notebook_runs_from_top_to_bottom_on_small_settings(
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel draws inline
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert any("images are wrong" in output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert any(
+        "images are wrong" in output.get("data", {}).get("text/plain", "") for output in outputs
+    )

@@ -193,8 +193,8 @@ class LRFindResult:
         if self.reason is not None:
             found = self.reason
         else:
-            found = ", ".join(f"{rule} {lr:.2e}" for rule, lr in self.suggestions.items())
-            found += f"; for a cycle {self.lr_min:.2e} to {self.lr_max:.2e}"
+            rules = [f"{rule} {lr:.2e}" for rule, lr in self.suggestions.items()]
+            found = ", ".join([*rules, f"for a cycle {self.lr_min:.2e} to {self.lr_max:.2e}"])
         return f"LRFindResult({found}; {len(self.lrs)} updates, {self.stop_reason})"
 
 

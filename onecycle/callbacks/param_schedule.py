@@ -93,6 +93,8 @@ class ParamScheduler(Callback):
             for g in range(len(learn.groups)):
                 learn.groups.slots(name, g)
         mine = self.targets(learn)
+        if any(name == "weight_decay" for name, _ in mine):
+            learn.groups.separate_decay(everywhere=True)
         for other in learn.cbs:
             if isinstance(other, ParamScheduler) and other is not self:
                 for name, g in sorted(mine & other.targets(learn)):

@@ -1,0 +1,108 @@
+"""A model and its optimizer in a file: whole or not there, read without running code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from onecycle.errors import CheckpointError
+from onecycle.files import atomic_write
+from onecycle.hyperparams import ParamGroups
+
+#: The version of the files.
+FORMAT = 1
+
+
+def write_model(path: str | Path, model: nn.Module, opt: Optimizer) -> None:
+    """Write the states of a model and its optimizer.
+
+    Args:
+        path: Where to write; a file that is there is replaced.
+        model: The model.
+        opt: Its optimizer.
+    """
+    state = {
+        "format": FORMAT,
+        "model": model.state_dict(),
+        "opt": opt.state_dict(),
+        "opt_class": type(opt).__name__,
+    }
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
+
+
+def read_model(path: str | Path, model: nn.Module, groups: ParamGroups | None) -> None:
+    """Load what `write_model` wrote.
+
+    Args:
+        path: The file.
+        model: Takes the model's state.
+        groups: Those of the optimizer that takes the optimizer's state, if any does.
+
+    Raises:
+        CheckpointError: If the file is none of ours, or does not fit; nothing is loaded then.
+        OSError: If the file cannot be opened.
+    """
+    state = _read(path)
+    _check_fits(path, state["model"], model.state_dict())
+    if groups is not None:
+        _load_opt(path, state, groups)
+    model.load_state_dict(state["model"])
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    with Path(path).open("rb") as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # torch's own words fill a page, and advise to switch the protection off.
+            raise CheckpointError(
+                f"{path} cannot be read as a checkpoint: it is damaged, of another kind, or holds "
+                "more than tensors and plain values, which could run code"
+            ) from error
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+        raise CheckpointError(f"{path} was not written by Learner.save")
+    if state["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {state['format']}; this onecycle reads up to {FORMAT}: update it"
+        )
+    parts = {"model": dict, "opt": dict, "opt_class": str}
+    if not all(isinstance(state.get(name), kind) for name, kind in parts.items()):
+        raise CheckpointError(f"{path} was not written by Learner.save")
+    return state
+
+
+def _load_opt(path: str | Path, state: dict[str, Any], groups: ParamGroups) -> None:
+    """Load the optimizer's state, or refuse it and leave the optimizer as it was."""
+    found, own = state["opt_class"], type(groups.opt).__name__
+    try:
+        if found != own:
+            raise ValueError(f"it is that of {found}")
+        if len(state["opt"]["param_groups"]) > len(groups.opt.param_groups):
+            groups.separate_decay(everywhere=True)  # as the fit before the saving had done
+        groups.opt.load_state_dict(state["opt"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: the optimizer's state does not fit {own}: {error}; "
+            "load(path, with_opt=False) takes the model alone"
+        ) from error
+
+
+def _check_fits(path: str | Path, found: dict[str, Any], own: dict[str, Any]) -> None:
+    """Refuse a model's state before any of it is loaded: torch would load half of it."""
+    missing, unknown = own.keys() - found.keys(), found.keys() - own.keys()
+    other = [name for name in own.keys() & found.keys() if _shape(own[name]) != _shape(found[name])]
+    if missing or unknown or other:
+        raise CheckpointError(
+            f"{path} holds another model: missing {sorted(missing)[:3]}, unknown "
+            f"{sorted(unknown)[:3]}, of another shape {sorted(other)[:3]}"
+        )
+
+
+def _shape(value: Any) -> torch.Size | None:
+    """Return a tensor's shape; a module's extra state has none."""
+    return value.shape if isinstance(value, Tensor) else None
