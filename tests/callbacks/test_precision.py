@@ -137,7 +137,9 @@ def test_bf16_equals_a_bare_autocast_loop_bit_for_bit(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_fp16_equals_a_bare_scaled_loop_bit_for_bit(device: str) -> None:
-    learn = toy_learner(cbs=(fp16(), GradientClip(0.5)), opt_func=sgd, device=device)
+    learn = toy_learner(
+        cbs=(fp16(), GradientClip(0.5)), opt_func=sgd, device=device, wd_bn_bias=True
+    )
     model = copy.deepcopy(learn.model)
     opt, scaler = (
         SGD(model.parameters(), 0.05, momentum=0.9),
