@@ -41,8 +41,8 @@ def check_requirements(callbacks: Iterable[Callback]) -> None:
                 )
 
 
-def check_parts(model: nn.Module, loss_func: object) -> None:
-    """Refuse what is no model, or no loss function.
+def check_parts(model: nn.Module, loss_func: object, cbs: Sequence[Callback]) -> None:
+    """Refuse what is no model, no loss function, or no list of callbacks.
 
     Raises:
         TypeError: Naming what came.
@@ -52,6 +52,7 @@ def check_parts(model: nn.Module, loss_func: object) -> None:
     if isinstance(loss_func, type) or not (loss_func is None or callable(loss_func)):
         hint = " (write it with parentheses)" if isinstance(loss_func, type) else ""
         raise TypeError(f"loss_func must be called with (pred, yb); got {loss_func!r}{hint}")
+    check_callbacks(cbs)
 
 
 def check_model(model: nn.Module, device: torch.device) -> None:

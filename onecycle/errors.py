@@ -20,8 +20,7 @@ onecycle has a type here, so that a program can tell the cases apart:
 The errors that concern an argument also derive from ``ValueError`` or ``TypeError``.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 
 class OnecycleError(Exception):
@@ -52,35 +51,64 @@ class Cancel(Exception):  # noqa: N818 - control flow, not an error
 
     Attributes:
         reason: The same.
-        raised_by: The handler that raised it and the event, filled in by the loop.
+        ends: The part of the loop that it ends.
+        width: How large that part is: of several cancels the widest acts.
+        raised_by: Who raised it, filled in by the loop.
     """
 
-    raised_by: tuple[Callable[[Any], None], str] | None = None
+    ends: ClassVar[str] = "part of the loop"
+    width: ClassVar[int] = 0
+    raised_by: str = "the model, the loss or the loader"
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
 
+    def out_of_place(self, where: str) -> str:
+        """Say that it was raised where there is nothing that it could end."""
+        return (
+            f"{type(self).__name__} was raised by {self.raised_by}, {where}, where no {self.ends} "
+            f"is running that it could end (reason: {self.reason or 'none given'})"
+        )
+
 
 class CancelStep(Cancel):
     """Raised in ``after_backward``: postpone the update. In ``before_step``: skip it."""
+
+    ends = "update"
+    width = 0
 
 
 class CancelBatch(Cancel):
     """Leave this batch; ``after_cancel_batch`` and ``after_batch`` follow."""
 
+    ends = "batch"
+    width = 1
+
 
 class CancelTrain(Cancel):
     """End this training pass; validation still runs."""
+
+    ends = "training pass"
+    width = 2
 
 
 class CancelValid(Cancel):
     """End this validation pass."""
 
+    ends = "validation pass"
+    width = 3
+
 
 class CancelEpoch(Cancel):
     """End this epoch; the next one begins."""
 
+    ends = "epoch"
+    width = 4
+
 
 class CancelFit(Cancel):
     """End the fit; ``after_cancel_fit``, ``after_fit`` and ``cleanup_fit`` follow."""
+
+    ends = "fit"
+    width = 5

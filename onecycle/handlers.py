@@ -6,29 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from onecycle.callback import Callback, Handler
-from onecycle.errors import (
-    Cancel,
-    CancelBatch,
-    CancelEpoch,
-    CancelFit,
-    CancelStep,
-    CancelTrain,
-    CancelValid,
-)
+from onecycle.errors import Cancel
 from onecycle.events import BATCH_EVENTS, EVENTS, LOOP
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop
-
-#: What each cancel ends, from the narrowest to the widest.
-_SCOPES: dict[type[Cancel], str] = {
-    CancelStep: "update",
-    CancelBatch: "batch",
-    CancelTrain: "training pass",
-    CancelValid: "validation pass",
-    CancelEpoch: "epoch",
-    CancelFit: "fit",
-}
 
 
 class Handlers:
@@ -79,7 +61,7 @@ def fire(learn: Loop, handlers: tuple[Handler, ...], event: str) -> None:
         try:
             handler(learn)
         except Cancel as cancel:
-            cancel.raised_by = handler, event
+            cancel.raised_by = f"{handler_owner(handler)} in {event}"
             raise
         except Exception as error:
             owner = handler_owner(handler)
@@ -99,7 +81,7 @@ def report(learn: Loop, handlers: tuple[Handler, ...], event: str) -> None:
         except Cancel as cancel:
             cancels.append(cancel)
     if cancels:
-        raise max(cancels, key=_width)
+        raise max(cancels, key=lambda cancel: cancel.width)
 
 
 def clean_up(
@@ -129,23 +111,6 @@ def where(learn: Loop) -> str:
     """Say where the loop stands, for messages."""
     kind = "training" if learn.training else "validation"
     return f"epoch {learn.epoch}, {kind} batch {learn.iter}, after {learn.n_updates} updates"
-
-
-def out_of_place(cancel: Cancel, learn: Loop) -> str:
-    """Say who raised a cancel where nothing runs that it could end."""
-    scope = next((name for kind, name in _SCOPES.items() if isinstance(cancel, kind)), "scope")
-    source = "the model, the loss or the loader"
-    if cancel.raised_by is not None:
-        handler, event = cancel.raised_by
-        source = f"{handler_owner(handler)} in {event}"
-    return (
-        f"{type(cancel).__name__} was raised by {source}, {where(learn)}, where no {scope} is "
-        f"running that it could end (reason: {cancel.reason or 'none given'})"
-    )
-
-
-def _width(cancel: Cancel) -> int:
-    return max((i for i, kind in enumerate(_SCOPES) if isinstance(cancel, kind)), default=0)
 
 
 def draw_loop(callbacks: Sequence[Callback]) -> str:

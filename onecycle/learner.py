@@ -36,6 +36,7 @@ from onecycle.optimizers import (
 )
 from onecycle.schedules import Schedule
 from onecycle.snapshot import preserved
+from onecycle.stepper import Stepper
 from onecycle.suggestions import Rule, valley
 from onecycle.summary import Summary, summarize
 
@@ -43,7 +44,7 @@ from onecycle.summary import Summary, summarize
 class Learner(Loop):
     """Train a model: it owns the loaders, the model, the loss, the optimizer and the loop.
 
-    What a callback reads on a learner is listed at `onecycle.loop.Loop`.
+    What a callback reads on a learner is listed at `onecycle.state.LoopState`.
 
     Args:
         dls: `DataLoaders`, or a pair ``(train, valid)`` of iterables of batches; ``valid`` may be
@@ -54,7 +55,8 @@ class Learner(Loop):
             its loss: as ``pred.loss``, ``pred["loss"]``, or as the prediction itself.
         opt_func: An optimizer class, or a callable ``(params, lr=...)``. Made fused where it can
             be.
-        lr: The learning rate: one number, one for each parameter group, or a slice.
+        lr: The learning rate: one number, one for each parameter group, or a slice. By default
+            1e-3, or with ``opt=`` what it has.
         metrics: Functions ``(pred, yb) -> scalar``, or objects with reset, update and compute.
         cbs: Callbacks for every fit, besides the `Recorder` and the `Progress` that each learner
             has.
@@ -104,30 +106,19 @@ class Learner(Loop):
         device: str | torch.device | None = None,
         seed: int | None = None,
     ) -> None:
-        check_parts(model, loss_func)
-        check_callbacks(cbs)
-        on = torch.device(device) if device is not None else _default_device()
-        model.to(on)
-        if isinstance(loss_func, nn.Module):
-            loss_func.to(on)
-        groups = (
-            _built_groups(model, opt_func, wd, splitter, wd_bn_bias)
-            if opt is None
-            else _given_groups(model, opt, wd, splitter)
-        )
-        default_lr: GroupValues = 1e-3 if opt is None else groups.get("lr")
-        self.lr = groups.expand("lr", default_lr if lr is None else lr)
+        check_parts(model, loss_func, cbs)
+        _move_to(device, model, loss_func)
+        groups = _param_groups(model, opt, opt_func, wd, splitter, wd_bn_bias)
+        self.lr = groups.get("lr") if lr is None else groups.expand("lr", lr)
         groups.set("lr", self.lr)
         self.moms = moms
-        defaults: list[Callback] = [Recorder(), Progress()]
-        defaults = [new for new in defaults if not any(isinstance(cb, type(new)) for cb in cbs)]
         super().__init__(
             as_dataloaders(dls),
             model,
             loss_func,
-            groups.opt,
             groups,
-            cbs=[*defaults, *cbs],
+            Stepper(groups.opt),
+            cbs=_with_defaults(cbs),
             metrics=list(as_metrics(metrics).values()),
             device=next(model.parameters()).device,
             seed=int(torch.randint(2**62, ())) if seed is None else seed,
@@ -446,24 +437,32 @@ class Predictions:
     targets: Any
 
 
-def _default_device() -> torch.device:
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+def _move_to(device: str | torch.device | None, *parts: object) -> None:
+    """Move the modules among the parts to a device: the accelerator where none is named."""
+    if device is None:
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    for part in parts:
+        if isinstance(part, nn.Module):
+            part.to(device)
 
 
-def _built_groups(
+def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:
+    """Put a Recorder and a Progress before the callbacks, unless they have their own."""
+    defaults: list[Callback] = [Recorder(), Progress()]
+    return [new for new in defaults if not any(isinstance(cb, type(new)) for cb in cbs)] + [*cbs]
+
+
+def _param_groups(
     model: nn.Module,
+    opt: Optimizer | None,
     opt_func: OptFunc,
     wd: float | None,
     splitter: Splitter | None,
     wd_bn_bias: bool,
 ) -> ParamGroups:
-    opt = build_optimizer(model, opt_func, lr=1e-3, wd=wd, splitter=splitter)
-    return ParamGroups(opt, exempt=() if wd_bn_bias else norms_and_biases(model))
-
-
-def _given_groups(
-    model: nn.Module, opt: Optimizer, wd: float | None, splitter: Splitter | None
-) -> ParamGroups:
+    if opt is None:
+        opt = build_optimizer(model, opt_func, lr=1e-3, wd=wd, splitter=splitter)
+        return ParamGroups(opt, exempt=() if wd_bn_bias else norms_and_biases(model))
     if wd is not None or splitter is not None:
         raise ValueError("opt= is used as it is: give wd and splitter to opt_func instead")
     check_serves(opt, model)

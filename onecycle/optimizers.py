@@ -160,8 +160,10 @@ def _can_be_fused(model: nn.Module, opt_func: OptFunc) -> bool:
         return False
     if "differentiable" in options and options["differentiable"].default:
         return False
+    # Adagrad's fused kernel is documented for the CPU alone.
+    devices = ("cpu",) if _underlying(opt_func) is torch.optim.Adagrad else _FUSED_DEVICES
     return not _sparse_parameters(model) and all(
-        p.is_floating_point() and p.device.type in _FUSED_DEVICES for p in model.parameters()
+        p.is_floating_point() and p.device.type in devices for p in model.parameters()
     )
 
 

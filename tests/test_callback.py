@@ -1,8 +1,10 @@
 import pytest
 
 from onecycle import Callback, MissingCallbackError, Recorder, Stage, UnknownEventError
-from onecycle.handlers import Handlers, draw_loop
+from onecycle import handlers as handlers_module
+from onecycle import loop as loop_module
 from onecycle.events import BATCH_EVENTS, EVENTS
+from onecycle.handlers import Handlers, draw_loop
 from onecycle.testing import toy_learner
 
 
@@ -198,10 +200,16 @@ def test_a_required_callback_must_take_part_in_this_run():
         toy_learner(cbs=(callback,)).lr_find(show_plot=False)
 
 
-def test_an_event_that_nobody_handles_costs_no_call():
+def test_an_event_that_nobody_handles_costs_no_call(monkeypatch):
     learn = toy_learner(n_batches=4)
-    fired, fire = [], learn._fire
-    learn._fire = lambda handlers, event: (fired.append((event, handlers)), fire(handlers, event))
+    fired = []
+
+    def watch(learn, handlers, event):
+        fired.append((event, handlers))
+        handlers_module.fire(learn, handlers, event)
+
+    monkeypatch.setattr(loop_module, "fire", watch)
+    monkeypatch.setattr(loop_module, "report", watch)
     learn.fit(1, cbs=[Callback(after_loss=lambda learn: None)])
     per_batch = [event for event, _ in fired if EVENTS[event].scope in ("batch", "step")]
     assert per_batch.count("after_loss") == 8

@@ -184,9 +184,10 @@ def test_check_value_takes_scalars_of_other_libraries():
 
 
 def test_the_splitters_groups_may_have_several_of_the_optimizers():
-    opt = sgd(3, weight_decay=0.1)
-    opt.param_groups[2] |= {"weight_decay": 0.0, "no_decay": True}
-    groups = ParamGroups(opt, [[0, 2], [1]])
+    opt = sgd(2, weight_decay=0.1)
+    exempt = nn.Parameter(torch.zeros(2))
+    opt.param_groups[0]["params"].append(exempt)
+    groups = ParamGroups(opt, exempt=[id(exempt)])
     groups.set("lr", [1.0, 2.0])
     groups.set("weight_decay", 0.5)
     assert len(groups) == 2

@@ -644,7 +644,7 @@ def empty_loader(learn):
         (lambda learn: learn.fit_one_cycle(1, moms=()), ValueError, "three numbers"),
         (lambda learn: learn.fit_one_cycle(1, moms=(0.9, 0.8, 1.0)), ValueError, "three num"),
         (lambda learn: learn.fit_one_cycle(1, policy="cosin"), ValueError, "policy must be"),
-        (lambda learn: (freeze(learn), learn.fit(1)), ValueError, "unfreeze"),
+        (lambda learn: (freeze(learn), learn.fit(1)), ValueError, "set requires_grad"),
         (lambda learn: (empty_loader(learn), learn.fit(1)), ValueError, "gave no batch"),
         (
             lambda learn: (learn.model.to("meta"), learn.fit(1)),

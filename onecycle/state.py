@@ -1,0 +1,139 @@
+"""Where a fit stands: all that a callback reads on ``learn``, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from onecycle.callback import Callback, Run
+    from onecycle.data import DataLoaders
+    from onecycle.hyperparams import ParamGroups
+    from onecycle.stepper import Stepper
+
+
+class LoopState:
+    """What a callback reads on ``learn``, and may write unless it says otherwise.
+
+    Attributes:
+        model: What is trained.
+        dls: The training and validation loaders; ``dl`` is the one in use.
+        loss_func: Called with ``(pred, yb)``; ``None`` for a model that returns its loss.
+        opt: The optimizer; ``groups`` gives its hyperparameters by name.
+        cbs: All callbacks that take part, those of this fit included.
+        metrics: The metrics computed on validation.
+        device: Where the model and the batches are.
+        seed: The data order is a function of it and of ``total_epochs``.
+        batch, xb, yb: The batch on the device, whole and split; writing ``xb`` changes what the
+            model sees.
+        pred: What the model returned.
+        loss_grad: The loss with its graph: what is differentiated. May be rewritten.
+        loss: The loss detached, on the device: what is reported. Nobody writes it.
+        update_loss: The loss of the update just made: the mean over its accumulated batches.
+        epoch, n_epoch: The epoch, from 0, and their number (``None``: until ``max_updates``).
+        iter, n_iter: The batch of this pass, from 0, and their number (``None``: unknown).
+        training: Whether this is a training pass.
+        n_updates: The updates made in this fit.
+        n_skipped: The updates skipped in this fit.
+        n_updates_planned: The updates this fit will make; ``None`` if that cannot be known.
+        total_updates, total_epochs: The same over the learner's life.
+        batches_per_update: How many batches make one update; set in ``before_fit``, before
+            `plan_updates`.
+        batches_in_window: The batches whose gradients wait for the next update.
+        stepper: How an update is made.
+        stop_reason: The reason that the last cancel gave, or ``None``.
+    """
+
+    batch: Any
+    xb: Any
+    yb: Any
+    pred: Any
+    loss: Any
+    loss_grad: Any
+    update_loss: Any
+
+    def __init__(
+        self,
+        dls: DataLoaders,
+        model: nn.Module,
+        loss_func: Callable[..., Tensor] | None,
+        groups: ParamGroups,
+        stepper: Stepper,
+        *,
+        cbs: Sequence[Callback],
+        metrics: Sequence[Any],
+        device: torch.device,
+        seed: int,
+        n_inp: int | None,
+    ) -> None:
+        self.dls, self.model, self.loss_func = dls, model, loss_func
+        self.opt, self.groups, self.stepper = groups.opt, groups, stepper
+        self.cbs, self.metrics = list(cbs), list(metrics)
+        self.device, self.seed, self.n_inp = device, seed, n_inp
+        self.dl: Any = dls.train
+        self.epoch = self.iter = self.n_updates = self.n_skipped = 0
+        self.total_updates = self.total_epochs = self.batches_in_window = 0
+        self.batches_per_update = 1
+        self.n_epoch: int | None = 0
+        self.n_iter: int | None = None
+        self.n_updates_planned: int | None = None
+        self.steps_per_epoch: int | None = None
+        self.max_updates: int | None = None
+        self.training = False
+        self.stop_reason: str | None = None
+        self._run: Run | None = None
+        self.forget_batch()
+
+    # What a subclass may override ---------------------------------------------------------
+
+    def predict_batch(self, batch: Any) -> Any:
+        """Return what the model says of ``self.xb``: positional inputs, or a dict's keywords."""
+        xb = self.xb
+        if isinstance(xb, Tensor):
+            return self.model(xb)
+        return self.model(**xb) if isinstance(xb, Mapping) else self.model(*xb)
+
+    def compute_loss(self, pred: Any, batch: Any) -> Tensor:
+        """Return the scalar loss of ``pred`` against ``self.yb``, with its graph."""
+        yb = self.yb
+        if self.loss_func is None:
+            loss: Tensor = (
+                pred["loss"] if isinstance(pred, Mapping) else getattr(pred, "loss", pred)
+            )
+            return loss
+        if isinstance(yb, tuple):
+            return self.loss_func(pred, *yb)
+        return self.loss_func(pred) if yb is None else self.loss_func(pred, yb)
+
+    # Where the fit stands -----------------------------------------------------------------
+
+    @property
+    def pos(self) -> float:
+        """The position in the schedules: updates done / (updates planned - 1), at most 1."""
+        if self.n_updates_planned is None:
+            raise ValueError(
+                "the position needs the number of planned updates, and the training loader has no "
+                "length: give steps_per_epoch= or max_updates="
+            )
+        return min(1.0, self.n_updates / max(1, self.n_updates_planned - 1))
+
+    @property
+    def pct_train(self) -> float:
+        """The share of the fit's batches that is done."""
+        if not self.n_epoch or not self.n_iter:
+            return self.pos
+        return (self.epoch + self.iter / self.n_iter) / self.n_epoch
+
+    def updates_left(self) -> int | None:
+        """Return how many updates ``max_updates`` still allows; ``None`` without a limit."""
+        if self.max_updates is None:
+            return None
+        return max(0, self.max_updates - self.n_updates - self.n_skipped)
+
+    def forget_batch(self) -> None:
+        """Keep no batch, prediction or graph alive."""
+        self.batch = self.xb = self.yb = self.pred = None
+        self.loss = self.loss_grad = self.update_loss = None
