@@ -13,6 +13,7 @@ from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, 
 from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.resume import Checkpoint
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau, TerminateOnNonFinite
 from onecycle.data import DataLoaders, TensorLoader
 from onecycle.errors import (
@@ -67,6 +68,7 @@ __all__ = [
     "CancelStep",
     "CancelTrain",
     "CancelValid",
+    "Checkpoint",
     "CheckpointError",
     "DataLoaders",
     "EarlyStopping",

@@ -75,11 +75,15 @@ def report(learn: Loop, handlers: tuple[Handler, ...], event: str) -> None:
     Of several cancels the widest acts, so that a stop is never lost to a smaller wish.
     """
     cancels: list[Cancel] = []
-    for handler in handlers:
-        try:
-            fire(learn, (handler,), event)
-        except Cancel as cancel:
-            cancels.append(cancel)
+    try:
+        for handler in handlers:
+            try:
+                fire(learn, (handler,), event)
+            except Cancel as cancel:
+                cancels.append(cancel)
+                learn.is_cancelled = True
+    finally:
+        learn.is_cancelled = False
     if cancels:
         raise max(cancels, key=lambda cancel: cancel.width)
 

@@ -18,6 +18,7 @@ from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
 from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.resume import resuming
 from onecycle.checks import check_budget, check_callbacks, check_parts
 from onecycle.data import DataLoaders, as_dataloaders, to_device
 from onecycle.errors import MissingCallbackError
@@ -144,6 +145,7 @@ class Learner(Loop):
         *,
         steps_per_epoch: int | None = None,
         max_updates: int | None = None,
+        resume: str | Path | None = None,
     ) -> None:
         """Train with a constant learning rate, or one that a callback drives.
 
@@ -154,9 +156,13 @@ class Learner(Loop):
             cbs: Callbacks for this fit only.
             steps_per_epoch: The batches of an epoch, where the loader has no length or more.
             max_updates: The optimizer updates after which the fit ends.
+            resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
+                arguments are those of the interrupted fit. Where there is none, the fit starts
+                from the beginning and logs so.
 
         Raises:
             ValueError, TypeError: For what cannot work, before the first batch.
+            CheckpointError: If no checkpoint can be read, or the model is another one.
 
         Example:
             >>> from onecycle.testing import toy_learner
@@ -166,12 +172,16 @@ class Learner(Loop):
             True
         """
         check_budget(n_epoch, steps_per_epoch, max_updates)
+        check_callbacks(cbs or ())
         rates = self.groups.expand("lr", self.lr if lr is None else lr)
         if wd is not None:
             self.groups.set("weight_decay", wd)
         self.groups.set("lr", rates)
         self.run_fit(
-            n_epoch, cbs=cbs or (), steps_per_epoch=steps_per_epoch, max_updates=max_updates
+            n_epoch,
+            cbs=[*(cbs or ()), *resuming(resume)],
+            steps_per_epoch=steps_per_epoch,
+            max_updates=max_updates,
         )
 
     def fit_one_cycle(
@@ -188,6 +198,7 @@ class Learner(Loop):
         policy: Policy | Schedule = "cosine",
         steps_per_epoch: int | None = None,
         max_updates: int | None = None,
+        resume: str | Path | None = None,
     ) -> None:
         """Train by the 1cycle policy: the rate rises and falls, momentum the other way.
 
@@ -205,9 +216,13 @@ class Learner(Loop):
                 `Schedule`, whose values are the rate of the last parameter group.
             steps_per_epoch: The batches of an epoch, where the loader has no length or more.
             max_updates: The optimizer updates after which the fit ends.
+            resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
+                arguments are those of the interrupted fit. Where there is none, the fit starts
+                from the beginning and logs so.
 
         Raises:
             ValueError, TypeError: For what cannot work, before the first batch.
+            CheckpointError: If no checkpoint can be read, or the model is another one.
 
         Source:
             Smith & Topin, "Super-Convergence", arXiv:1708.07120; Smith, "A disciplined
@@ -232,6 +247,7 @@ class Learner(Loop):
             cbs=[*both, *(cbs or ())],
             steps_per_epoch=steps_per_epoch,
             max_updates=max_updates,
+            resume=resume,
         )
 
     def _momentum_cycle(

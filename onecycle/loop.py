@@ -89,7 +89,7 @@ class Loop(LoopState):
         self._contexts = self._forward_contexts(callbacks)
         self.n_epoch, self.steps_per_epoch, self.max_updates = n_epoch, steps_per_epoch, max_updates
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
-        self.stop_reason = None
+        self.stop_reason = self.rng = None
         self.batches_per_update = 1
         self.stepper = Stepper(self.opt)
         self._drop_gradients()
@@ -116,7 +116,10 @@ class Loop(LoopState):
             )
 
     def _epochs(self) -> None:
-        for self.epoch in itertools.count() if self.n_epoch is None else range(self.n_epoch):
+        if self.updates_left() == 0:  # resumed after its last epoch
+            return
+        first, n_epoch = self.epoch, self.n_epoch
+        for self.epoch in itertools.count(first) if n_epoch is None else range(first, n_epoch):
             try:
                 self._scope("epoch", CancelEpoch, self._passes)
             finally:  # an epoch that was cut short has used its order of the data too
@@ -143,7 +146,7 @@ class Loop(LoopState):
     def _train(self) -> None:
         on = self._on
         try:
-            for self.iter, batch in enumerate(self._batches()):
+            for self.iter, batch in enumerate(self._batches(), self.iter):
                 self._train_batch(batch, on)
             if self.batches_in_window:  # the pass ended before the window was full
                 try:
@@ -227,10 +230,14 @@ class Loop(LoopState):
 
     def _batches(self) -> Iterator[Any]:
         """Draw the batches of this pass; its order is a function of the seed and the epoch."""
-        drawn = 0
+        drawn = self.iter
         try:
-            batches = start_pass(self.dl, seed=self.seed, epoch=self.total_epochs)
-            for batch in batches if self.n_iter is None else itertools.islice(batches, self.n_iter):
+            batches = start_pass(self.dl, seed=self.seed, epoch=self.total_epochs, skip=drawn)
+            if self.rng is not None:
+                self.rng.restore()
+                self.rng = None
+            left = None if self.n_iter is None else self.n_iter - drawn
+            for batch in itertools.islice(batches, left):
                 yield batch
                 drawn += 1
         except Exception as error:

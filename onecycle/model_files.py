@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch.optim import Optimizer
 
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
-from onecycle.hyperparams import ParamGroups
+
+if TYPE_CHECKING:
+    from onecycle.hyperparams import ParamGroups
 
 #: The version of the files.
 FORMAT = 1
@@ -48,7 +50,7 @@ def read_model(path: str | Path, model: nn.Module, groups: ParamGroups | None) -
         OSError: If the file cannot be opened.
     """
     state = _read(path)
-    _check_fits(path, state["model"], model.state_dict())
+    check_fits(path, state["model"], model.state_dict())
     if groups is not None:
         _load_opt(path, state, groups)
     model.load_state_dict(state["model"])
@@ -77,23 +79,53 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _load_opt(path: str | Path, state: dict[str, Any], groups: ParamGroups) -> None:
-    """Load the optimizer's state, or refuse it and leave the optimizer as it was."""
-    found, own = state["opt_class"], type(groups.opt).__name__
+    found = state["opt_class"]
     try:
-        if found != own:
+        if found != type(groups.opt).__name__:
             raise ValueError(f"it is that of {found}")
-        if len(state["opt"]["param_groups"]) > len(groups.opt.param_groups):
-            groups.separate_decay(everywhere=True)  # as the fit before the saving had done
-        groups.opt.load_state_dict(state["opt"])
+        load_opt_state(state["opt"], groups)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: the optimizer's state does not fit {own}: {error}; "
+            f"{path}: the optimizer's state does not fit {type(groups.opt).__name__}: {error}; "
             "load(path, with_opt=False) takes the model alone"
         ) from error
 
 
-def _check_fits(path: str | Path, found: dict[str, Any], own: dict[str, Any]) -> None:
-    """Refuse a model's state before any of it is loaded: torch would load half of it."""
+def load_opt_state(state: dict[str, Any], groups: ParamGroups) -> None:
+    """Load an optimizer's ``state_dict``, or refuse it and leave the optimizer as it was.
+
+    The dicts of its groups stay the same objects: schedules and the recorder hold them.
+
+    Args:
+        state: What ``opt.state_dict()`` returned.
+        groups: The groups of the optimizer that takes it.
+
+    Raises:
+        ValueError, KeyError, TypeError: If it does not fit.
+    """
+    opt = groups.opt
+    if len(state["param_groups"]) > len(opt.param_groups):
+        groups.separate_decay(everywhere=True)  # as the fit before the saving had done
+    own = opt.param_groups
+    opt.load_state_dict(state)
+    for group, loaded in zip(own, opt.param_groups, strict=True):
+        if group is not loaded:
+            group.clear()
+            group.update(loaded)
+    opt.param_groups = own
+
+
+def check_fits(path: str | Path, found: dict[str, Any], own: dict[str, Any]) -> None:
+    """Refuse a model's state before any of it is loaded: torch would load half of it.
+
+    Args:
+        path: The file it comes from, for the message.
+        found: The state.
+        own: What ``model.state_dict()`` returns now.
+
+    Raises:
+        CheckpointError: Naming what differs.
+    """
     missing, unknown = own.keys() - found.keys(), found.keys() - own.keys()
     other = [name for name in own.keys() & found.keys() if _shape(own[name]) != _shape(found[name])]
     if missing or unknown or other:

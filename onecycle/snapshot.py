@@ -125,10 +125,28 @@ class RngState:
 
     def __init__(self) -> None:
         self.python = random.getstate()
-        self.numpy = np.random.get_state()
+        self.numpy: Any = np.random.get_state()
         self.torch = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
         self.mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states as plain values and tensors."""
+        kind, keys, *rest = self.numpy
+        return {**vars(self), "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest]}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> RngState:
+        """Return the states that `state_dict` gave; what this machine lacks stays as it is."""
+        kind, keys, *rest = state["numpy"]
+        states = cls()
+        states.python, states.torch = state["python"], state["torch"]
+        states.numpy = (kind, keys.numpy().astype(np.uint32), *rest)
+        if len(state["cuda"]) == len(states.cuda):
+            states.cuda = state["cuda"]
+        if state["mps"] is not None and states.mps is not None:
+            states.mps = state["mps"]
+        return states
 
     def restore(self) -> None:
         """Put every generator back."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from onecycle.callback import Callback, Run
     from onecycle.data import DataLoaders
     from onecycle.hyperparams import ParamGroups
+    from onecycle.snapshot import RngState
     from onecycle.stepper import Stepper
 
 
@@ -34,7 +35,10 @@ class LoopState:
         loss: The loss detached, on the device: what is reported. Nobody writes it.
         update_loss: The loss of the update just made: the mean over its accumulated batches.
         epoch, n_epoch: The epoch, from 0, and their number (``None``: until ``max_updates``).
-        iter, n_iter: The batch of this pass, from 0, and their number (``None``: unknown).
+        iter, n_iter: The batch of this pass, from 0, and their number (``None``: unknown). A pass
+            begins at the batch that ``iter`` names after ``before_train``.
+        rng: Random states to go on with once the next pass has begun, or ``None``; set by a
+            resume, since passing over batches may draw from them.
         training: Whether this is a training pass.
         n_updates: The updates made in this fit.
         n_skipped: The updates skipped in this fit.
@@ -45,6 +49,8 @@ class LoopState:
         batches_in_window: The batches whose gradients wait for the next update.
         stepper: How an update is made.
         stop_reason: The reason that the last cancel gave, or ``None``.
+        is_cancelled: Whether a callback before this one has answered the event that fires with a
+            cancel, which acts when all have heard of it.
     """
 
     batch: Any
@@ -82,7 +88,8 @@ class LoopState:
         self.n_updates_planned: int | None = None
         self.steps_per_epoch: int | None = None
         self.max_updates: int | None = None
-        self.training = False
+        self.rng: RngState | None = None
+        self.training = self.is_cancelled = False
         self.stop_reason: str | None = None
         self._run: Run | None = None
         self.forget_batch()

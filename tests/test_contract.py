@@ -39,6 +39,7 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
     arguments = {
         CSVLogger: [folder / "log.csv"],
         SaveModel: [folder / "best.pt"],
+        onecycle.Checkpoint: [folder / "checkpoints", "3 updates"],
         OneCycleSchedule: [0.1],
         ParamScheduler: [{"weight_decay": linear(0.1, 0.0)}],
         onecycle.GradientAccumulation: [2],

@@ -55,6 +55,7 @@ class Progress(Callback):
     def __init__(self) -> None:
         self._table = _Table()
         self._refresh_at = math.inf
+        self._n_losses = 0  # recorded before this epoch
 
     def before_fit(self, learn: Learner) -> None:
         """Begin the table."""
@@ -111,6 +112,14 @@ class Progress(Callback):
         # Another one for a fit in which before_fit of an earlier callback fails.
         self._table, self._refresh_at = _Table(), math.inf
         table.end("" if learn.stop_reason is None else f"stop_reason: {learn.stop_reason}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where in the record the epoch began."""
+        return {"n_losses": self._n_losses}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self._n_losses = state["n_losses"]
 
     def _begin_pass(self, learn: Learner, kind: str) -> None:
         of = "" if learn.n_epoch is None else f"/{learn.n_epoch}"

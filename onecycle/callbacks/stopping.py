@@ -201,11 +201,15 @@ class TerminateOnNonFinite(Callback):
 
     during = "train"
 
+    def __init__(self) -> None:
+        self._block = 1
+        self._unread: list[tuple[int, list[float], Tensor]] = []
+        self._last_finite: tuple[int, list[float], float] | None = None
+
     def before_fit(self, learn: Learner) -> None:
         """Begin anew."""
         self._block = _read_every(learn.device)
-        self._unread: list[tuple[int, list[float], Tensor]] = []
-        self._last_finite: tuple[int, list[float], float] | None = None
+        self._unread, self._last_finite = [], None
 
     def after_loss(self, learn: Learner) -> None:
         """Keep the loss, with the update that it would make; now and then read what is kept."""
@@ -221,13 +225,22 @@ class TerminateOnNonFinite(Callback):
         unread, self._unread = self._unread, []
         if not unread:
             return
-        losses = torch.stack([loss for _, _, loss in unread]).flatten().tolist()
+        device = unread[-1][2].device  # those of a checkpoint come from the CPU
+        losses = torch.stack([loss.to(device) for _, _, loss in unread]).flatten().tolist()
         for (update, rates, _), loss in zip(unread, losses, strict=True):
             if not math.isfinite(loss):
                 reason = self._why(update, rates, loss)
                 log.warning("TerminateOnNonFinite: %s", reason)
                 raise CancelFit(reason)
             self._last_finite = update, rates, loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the losses that wait unread, and the last finite one."""
+        return {"unread": list(self._unread), "last_finite": self._last_finite}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self._unread, self._last_finite = list(state["unread"]), state["last_finite"]
 
     def _why(self, update: int, rates: list[float], loss: float) -> str:
         became = f"the training loss became {loss} at update {update} ({_listed(rates)})"

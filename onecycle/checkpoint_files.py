@@ -1,0 +1,306 @@
+"""The state of a fit in a file: captured, written, found again, compared and put back."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from onecycle.errors import CheckpointError
+from onecycle.files import atomic_write
+from onecycle.model_files import check_fits, load_opt_state
+from onecycle.snapshot import RngState
+
+if TYPE_CHECKING:
+    from onecycle.callback import Callback
+    from onecycle.loop import Loop
+
+log = logging.getLogger("onecycle")
+
+#: The version of the files. All versions begin with the line that `_header` makes.
+FORMAT = 1
+
+_HEADER = re.compile(rb"onecycle checkpoint (\d{1,6}) ([0-9a-f]{64})\n")
+_NAME = re.compile(r"checkpoint-(\d+)\.pt")
+_COUNTERS = ("n_updates", "n_skipped", "total_updates", "stop_reason", "seed")
+_PARTS = {
+    "plan",
+    "position",
+    "counters",
+    "modules",
+    "opt",
+    "frozen",
+    "callbacks",
+    "pass_rng",
+    "rng",
+}
+
+
+# What is in a file ------------------------------------------------------------------------
+
+
+def capture(
+    learn: Loop, plan: dict[str, Any], batches: int | None, pass_rng: dict[str, Any]
+) -> dict[str, Any]:
+    """Return all of a fit that training changes, as plain values and tensors.
+
+    Tensors are those of the learner, not copies: write them before training goes on.
+
+    Args:
+        learn: The learner, between two updates.
+        plan: What the fit is, as plain values: a resumed one is compared with it.
+        batches: The batches done in this training pass; ``None`` when the epoch is done.
+        pass_rng: The random states when the training pass began: loaders may draw from them.
+    """
+    done = int(batches is None)
+    return {
+        "plan": plan,
+        "position": {
+            "epoch": learn.epoch + done,
+            "total_epochs": learn.total_epochs + done,
+            "batches": batches,
+            "n_iter": learn.n_iter,
+        },
+        "counters": {name: getattr(learn, name) for name in _COUNTERS},
+        "modules": [
+            {"state": module.state_dict(), "buffers": _other_buffers(module)}
+            for module in _modules(learn)
+        ],
+        "opt": learn.opt.state_dict(),
+        "frozen": [n for n, p in learn.model.named_parameters() if not p.requires_grad],
+        "callbacks": [[name, state] for name, _, state in _callbacks(learn) if state],
+        "pass_rng": pass_rng,
+        "rng": RngState().state_dict(),
+    }
+
+
+def restore(learn: Loop, state: dict[str, Any]) -> None:
+    """Put back, in place, what `capture` returned; the random states are the caller's part.
+
+    Args:
+        learn: A learner that `check_modules` has accepted.
+        state: What `capture` returned.
+    """
+    restore_counters(learn, state)
+    for module, found in zip(_modules(learn), state["modules"], strict=True):
+        module.load_state_dict(found["state"])
+        for name, value in found["buffers"].items():
+            owner, _, last = name.rpartition(".")
+            setattr(module.get_submodule(owner), last, value.to(learn.device))
+    frozen = set(state["frozen"])
+    for name, parameter in learn.model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    load_opt_state(state["opt"], learn.groups)
+    _restore_callbacks(learn, state["callbacks"])
+    if state["position"]["batches"] is not None:
+        learn.iter, learn.n_iter = state["position"]["batches"], state["position"]["n_iter"]
+
+
+def restore_counters(learn: Loop, state: dict[str, Any]) -> None:
+    """Put the learner where the fit was: its epoch, its updates, its seed.
+
+    Args:
+        learn: The learner.
+        state: What `capture` returned.
+    """
+    learn.epoch, learn.total_epochs = state["position"]["epoch"], state["position"]["total_epochs"]
+    for name in _COUNTERS:
+        setattr(learn, name, state["counters"][name])
+
+
+def _restore_callbacks(learn: Loop, states: list[Any]) -> None:
+    """Give each callback its state: the first of a class the first one's, and so on."""
+    left = list(states)
+    for name, callback, own in _callbacks(learn):
+        i = next((i for i, entry in enumerate(left) if entry[0] == name), None)
+        if i is not None:
+            callback.load_state_dict(left.pop(i)[1])
+        elif own:
+            log.info("resume: %s begins anew, it was not in the interrupted fit", name)
+    for name, _ in left:
+        log.info("resume: the state of %s is left out, it is not in this fit", name)
+
+
+def _modules(learn: Loop) -> list[nn.Module]:
+    return [m for m in (learn.model, learn.loss_func) if isinstance(m, nn.Module)]
+
+
+def _other_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that ``state_dict`` leaves out, as they were registered so."""
+    saved = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
+
+
+def _callbacks(learn: Loop) -> list[tuple[str, Callback, dict[str, Any]]]:
+    return [(type(cb).__name__, cb, cb.state_dict()) for cb in learn.cbs if cb.takes_part_in("fit")]
+
+
+def check_modules(learn: Loop, state: dict[str, Any], path: Path) -> None:
+    """Refuse a state of another model or loss function, before any of it is loaded.
+
+    Args:
+        learn: The learner.
+        state: What `capture` returned.
+        path: The file it comes from, for the message.
+
+    Raises:
+        CheckpointError: Naming what differs.
+    """
+    own = _modules(learn)
+    if len(state["modules"]) != len(own):
+        raise CheckpointError(f"{path}: only one of the two loss functions is a torch module")
+    for module, found in zip(own, state["modules"], strict=True):
+        check_fits(path, found["state"], module.state_dict())
+
+
+# Files ------------------------------------------------------------------------------------
+
+
+def write(path: Path, state: dict[str, Any], *, verify: bool) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: Where.
+        state: What `capture` returned.
+        verify: Also read it back, as a later `read` would do it.
+
+    Raises:
+        TypeError: If it holds what could not be read back.
+        OSError: If it cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    if verify:
+        try:
+            buffer.seek(0)
+            torch.load(buffer, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise TypeError(
+                f"a checkpoint holds tensors and plain values only; {_culprit(state)} has more: "
+                f"{str(error).splitlines()[-1]}"
+            ) from error
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(_header(buffer.getbuffer()))
+        file.write(buffer.getbuffer())
+
+
+def _culprit(state: dict[str, Any]) -> str:
+    """Name the part of a state that cannot be read back."""
+    parts = {f"the state_dict of {name}": part for name, part in state["callbacks"]} | state
+    for name, part in parts.items():
+        buffer = io.BytesIO()
+        torch.save(part, buffer)
+        buffer.seek(0)
+        try:
+            torch.load(buffer, weights_only=True)
+        except Exception:
+            return name
+    return "it"
+
+
+def _header(payload: Any, version: int = FORMAT) -> bytes:
+    """Make the first line: the format, and a checksum over format and payload."""
+    digest = hashlib.sha256(b"%d\n" % version)
+    digest.update(payload)
+    return b"onecycle checkpoint %d %s\n" % (version, digest.hexdigest().encode())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; runs no code from the file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What `capture` returned, with all tensors on the CPU.
+
+    Raises:
+        CheckpointError: If it is damaged, none of ours, or written by a later version.
+        OSError: If it cannot be opened.
+    """
+    with path.open("rb") as file:
+        line, payload = file.readline(200), file.read()
+    header = _HEADER.fullmatch(line)
+    if header is None:
+        raise CheckpointError(f"{path} is no checkpoint of a fit, or its beginning is damaged")
+    version = int(header[1])
+    if line != _header(payload, version):
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
+    if version > FORMAT:
+        raise _NewerFormatError(
+            f"{path} has format {version}; this onecycle reads up to {FORMAT}: update it"
+        )
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values, which could run code"
+        ) from error
+    if not isinstance(state, dict) or not state.keys() >= _PARTS:
+        raise CheckpointError(f"{path} was not written by Checkpoint")
+    return state
+
+
+class _NewerFormatError(CheckpointError):
+    """A file was written by a later version: an older one beside it must not serve instead."""
+
+
+def find(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, the newest first."""
+    if not folder.is_dir():
+        return []
+    numbered = [(_NAME.fullmatch(file.name), file) for file in folder.iterdir()]
+    found = [(int(match[1]), file) for match, file in numbered if match]
+    return [file for _, file in sorted(found, reverse=True)]
+
+
+def next_path(folder: Path) -> Path:
+    """Return the path of the next checkpoint in a folder."""
+    files = find(folder)
+    number = int(files[0].stem.rpartition("-")[2]) + 1 if files else 0
+    return folder / f"checkpoint-{number:06d}.pt"
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints, and what writers that were killed left behind."""
+    for file in [*find(folder)[keep:], *folder.glob(".checkpoint-*.tmp")]:
+        file.unlink(missing_ok=True)
+
+
+def read_newest(path: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """Read a checkpoint file, or the newest complete one of a folder.
+
+    A file of the folder that cannot be read is named in the log, and the one before it serves.
+
+    Args:
+        path: The file or folder.
+
+    Returns:
+        The file and what is in it; ``None`` if there is nothing at ``path``.
+
+    Raises:
+        CheckpointError: If there are files, and none can be read, or one is of a later version.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path, read(path)
+    files = find(path)
+    for file in files:
+        try:
+            return file, read(file)
+        except _NewerFormatError:
+            raise
+        except (CheckpointError, OSError) as error:
+            log.warning("resume: passed over a file: %s", error)
+    if files:
+        raise CheckpointError(
+            f"none of the {len(files)} checkpoints in {path} can be read: remove them to start "
+            "from the beginning"
+        )
+    return None
