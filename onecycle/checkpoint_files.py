@@ -98,20 +98,20 @@ def restore(learn: Loop, state: dict[str, Any]) -> None:
         parameter.requires_grad_(name not in frozen)
     load_opt_state(state["opt"], learn.groups)
     _restore_callbacks(learn, state["callbacks"])
-    if state["position"]["batches"] is not None:
-        learn.iter, learn.n_iter = state["position"]["batches"], state["position"]["n_iter"]
 
 
 def restore_counters(learn: Loop, state: dict[str, Any]) -> None:
-    """Put the learner where the fit was: its epoch, its updates, its seed.
+    """Put the learner where the fit was: its epoch, its next batch, its updates, its seed.
 
     Args:
         learn: The learner.
         state: What `capture` returned.
     """
-    learn.epoch, learn.total_epochs = state["position"]["epoch"], state["position"]["total_epochs"]
+    position, counters = state["position"], state["counters"]
+    learn.epoch, learn.total_epochs = position["epoch"], position["total_epochs"]
+    learn.iter, learn.n_iter = position["batches"] or 0, position["n_iter"]
     for name in _COUNTERS:
-        setattr(learn, name, state["counters"][name])
+        setattr(learn, name, counters[name])
 
 
 def _restore_callbacks(learn: Loop, states: list[Any]) -> None:

@@ -116,7 +116,7 @@ class Loop(LoopState):
             )
 
     def _epochs(self) -> None:
-        if self.updates_left() == 0:  # resumed after its last epoch
+        if self.updates_left() == 0 and not self.iter:  # resumed after its last epoch
             return
         first, n_epoch = self.epoch, self.n_epoch
         for self.epoch in itertools.count(first) if n_epoch is None else range(first, n_epoch):

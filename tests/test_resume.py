@@ -1,0 +1,813 @@
+"""A fit that was interrupted at any update and resumed ends in the bits of one that was not."""
+
+import csv
+import errno
+import logging
+import os
+import pickle
+import random
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from learner_state import trained
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from onecycle import (
+    Callback,
+    CancelFit,
+    Checkpoint,
+    CheckpointError,
+    CSVLogger,
+    EarlyStopping,
+    GradientAccumulation,
+    GradientClip,
+    Learner,
+    MixedPrecision,
+    Progress,
+    ReduceLROnPlateau,
+    SaveModel,
+    TensorLoader,
+    TerminateOnNonFinite,
+    accuracy,
+    checkpoint_files,
+    linear,
+    snapshot,
+)
+from onecycle.callbacks import resume as resume_module
+from onecycle.testing import toy_learner
+
+N, BATCH = 52, 8  # 7 batches, of which the last is not full
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, 6, generator=generator)
+    return x, (x.sum(1) > 0).long()
+
+
+class Noise(Callback):
+    """Draws from Python's and NumPy's generators for every batch, as an augmentation may."""
+
+    during = "train"
+
+    def before_batch(self, learn):
+        learn.xb = learn.xb * (1 + 0.1 * random.random()) + 0.1 * float(np.random.rand())
+
+
+class NoisyData(Dataset):
+    """Draws from torch's generator for every sample."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        x, y = data()
+        return x[i] + 0.1 * torch.randn(6), y[i]
+
+
+class ShufflesByItself:
+    """Has an order of its own, drawn from NumPy's generator when a pass begins."""
+
+    def __init__(self):
+        self.x, self.y = data()
+
+    def __len__(self):
+        return N // BATCH
+
+    def __iter__(self):
+        order = np.random.permutation(N)
+        return iter([(self.x[i], self.y[i]) for i in torch.from_numpy(order).split(BATCH)][:-1])
+
+
+def make_learner(train=None, *, cbs=(), **options):
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    x, y = data()
+    model = nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2)
+    )
+    train = TensorLoader(x, y, batch_size=BATCH, shuffle=True) if train is None else train
+    given = {"metrics": [accuracy], "device": "cpu", "opt_func": torch.optim.SGD, "seed": 3}
+    learn = Learner(
+        (train, TensorLoader(x, y, batch_size=20)),
+        model,
+        nn.functional.cross_entropy,
+        cbs=[Noise(), *cbs],
+        **(given | options),
+    )
+    learn.cbs = [cb for cb in learn.cbs if not isinstance(cb, Progress)]
+    return learn
+
+
+def one_cycle(learn, **options):
+    learn.fit_one_cycle(2, 0.1, **options)
+
+
+# Each returns a fresh learner, and the fit that is to be interrupted.
+def sgd():
+    return make_learner(opt_func=lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9)), one_cycle
+
+
+def adamw_accumulation_clip():
+    cbs = [GradientAccumulation(3), GradientClip(0.5)]
+    return make_learner(opt_func=torch.optim.AdamW, wd=0.1, cbs=cbs), one_cycle
+
+
+def bf16():
+    return make_learner(opt_func=torch.optim.AdamW, cbs=[MixedPrecision("bf16")]), one_cycle
+
+
+def fp16_with_skipped_updates():
+    cbs = [MixedPrecision("fp16", init_scale=2.0**20)]
+    return make_learner(opt_func=torch.optim.AdamW, cbs=cbs), one_cycle
+
+
+def random_data_set():
+    return make_learner(DataLoader(NoisyData(), BATCH, shuffle=True)), one_cycle
+
+
+def loader_that_cannot_be_repositioned():
+    return make_learner(ShufflesByItself()), one_cycle
+
+
+def two_epochs_and_a_half():
+    def fit(learn, **options):
+        learn.fit_one_cycle(None, 0.1, max_updates=17, policy="torch", **options)
+
+    return make_learner(), fit
+
+
+def weight_decay_scheduled():
+    def fit(learn, **options):
+        schedule = onecycle_schedule({"weight_decay": linear(0.1, 0.0)})
+        learn.fit(2, 0.05, cbs=[schedule, *options.pop("cbs", ())], **options)
+
+    return make_learner(wd=0.0), fit
+
+
+def onecycle_schedule(schedules):
+    from onecycle import ParamScheduler
+
+    return ParamScheduler(schedules)
+
+
+SCENARIOS = [
+    sgd,
+    adamw_accumulation_clip,
+    bf16,
+    fp16_with_skipped_updates,
+    random_data_set,
+    loader_that_cannot_be_repositioned,
+    two_epochs_and_a_half,
+    weight_decay_scheduled,
+]
+
+
+def bits(learn):
+    counters = ("n_updates", "n_skipped", "total_updates", "total_epochs", "n_updates_planned")
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in learn.opt.param_groups]
+    updates = {f"{n}.updates": s.updates.tobytes() for n, s in learn.recorder.history.items()}
+    return trained(learn) | updates | {n: getattr(learn, n) for n in counters} | {"groups": groups}
+
+
+def undisturbed(scenario):
+    learn, fit = scenario()
+    fit(learn)
+    return bits(learn)
+
+
+def differences(left, right):
+    return [name for name in {**left, **right} if left.get(name) != right.get(name)]
+
+
+def all_checkpoints(scenario, folder, every="1 update"):
+    """Run a fit and return the checkpoints of all its updates, the first update's first."""
+    learn, fit = scenario()
+    fit(learn, cbs=[Checkpoint(folder, every, keep=1000)])
+    return checkpoint_files.find(folder)[::-1]
+
+
+def resumed(scenario, file):
+    """Resume with a fresh learner, in a process whose generators stand elsewhere."""
+    learn, fit = scenario()
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    fit(learn, resume=file)
+    return bits(learn)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_fit_resumed_after_any_update_ends_in_the_same_bits(scenario, tmp_path):
+    expected = undisturbed(scenario)
+    files = all_checkpoints(scenario, tmp_path)
+    assert len(files) == expected["n_updates"] > 5
+    assert (expected["n_skipped"] > 0) == (scenario is fp16_with_skipped_updates)
+    for file in files:
+        assert differences(resumed(scenario, file), expected) == [], file.name
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_fit_resumed_after_any_epoch_ends_in_the_same_bits(scenario, tmp_path):
+    expected = undisturbed(scenario)
+    files = all_checkpoints(scenario, tmp_path, "1 epoch")
+    assert len(files) == expected["total_epochs"]
+    for file in files:
+        assert differences(resumed(scenario, file), expected) == [], file.name
+
+
+def test_taking_checkpoints_changes_nothing(tmp_path):
+    learn, fit = sgd()
+    fit(learn, cbs=[Checkpoint(tmp_path, "1 update")])
+    assert differences(bits(learn), undisturbed(sgd)) == []
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAfter(Callback):
+    """Ends the fit in the middle of a batch, some updates after it began or was resumed."""
+
+    during = "train"
+
+    def __init__(self, n):
+        self.n = n
+
+    def after_step(self, learn):
+        self.n -= 1
+
+    def after_loss(self, learn):
+        if self.n == 0:
+            raise Killed
+
+
+@pytest.mark.parametrize("scenario", [sgd, adamw_accumulation_clip])
+@pytest.mark.parametrize(("every", "lives"), [("1 update", 1), ("2 updates", 3), ("1 epoch", 9)])
+def test_a_fit_killed_again_and_again_ends_in_the_same_bits(scenario, every, lives, tmp_path):
+    n_kills = 0
+    while True:
+        learn, fit = scenario()
+        try:
+            fit(learn, cbs=[Checkpoint(tmp_path, every), KillAfter(lives)], resume=tmp_path)
+            break
+        except Killed:
+            n_kills += 1
+            assert n_kills < 50
+    assert n_kills >= (1 if lives == 9 and scenario is sgd else 0)
+    assert differences(bits(learn), undisturbed(scenario)) == []
+
+
+def test_with_two_loader_workers_a_fit_ends_in_the_same_bits(tmp_path):
+    def scenario():
+        loader = DataLoader(TensorDataset(*data()), BATCH, shuffle=True, num_workers=2)
+        return make_learner(loader), one_cycle
+
+    expected = undisturbed(scenario)
+    files = all_checkpoints(scenario, tmp_path)
+    for file in (files[1], files[6], files[9]):
+        assert differences(resumed(scenario, file), expected) == [], file.name
+
+
+# Negative controls: the comparison can fail
+
+
+def rng_left_alone(monkeypatch):
+    monkeypatch.setattr(snapshot.RngState, "restore", lambda self: None)
+
+
+def optimizer_left_alone(monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "load_opt_state", lambda state, groups: None)
+
+
+def batches_drawn_again(monkeypatch):
+    restore = checkpoint_files.restore
+
+    def without_position(learn, state):
+        restore(learn, state)
+        learn.iter = 0
+
+    monkeypatch.setattr(checkpoint_files, "restore", without_position)
+
+
+def callbacks_left_alone(monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "_restore_callbacks", lambda learn, states: None)
+
+
+@pytest.mark.parametrize(
+    "spoil", [rng_left_alone, optimizer_left_alone, batches_drawn_again, callbacks_left_alone]
+)
+def test_without_a_part_of_the_state_the_bits_differ(spoil, tmp_path, monkeypatch):
+    expected = undisturbed(sgd)
+    file = all_checkpoints(sgd, tmp_path)[3]
+    assert differences(resumed(sgd, file), expected) == []
+    spoil(monkeypatch)
+    differing = differences(resumed(sgd, file), expected)
+    part = "train_loss" if spoil is callbacks_left_alone else "model.0.weight"
+    assert part in differing
+
+
+# Callbacks
+
+
+def test_callbacks_go_on_where_they_were(tmp_path):
+    def cbs(folder):
+        return [
+            CSVLogger(folder / "log.csv"),
+            SaveModel(folder / "best.pt"),
+            ReduceLROnPlateau("train_loss", patience=1, factor=0.5, min_delta=0.05),
+            EarlyStopping("accuracy", patience=2),
+            TerminateOnNonFinite(),
+        ]
+
+    def run(folder, n_epoch=6, **options):
+        folder.mkdir(exist_ok=True)
+        learn = make_learner()
+        more = options.pop("cbs", [])
+        learn.fit(n_epoch, 0.2, cbs=[*cbs(folder), *more], **options)
+        with (folder / "log.csv").open() as file:
+            rows = [dict(row, seconds="") for row in csv.DictReader(file)]
+        weights = [value.tolist() for value in torch.load(folder / "best.pt")["model"].values()]
+        return {"rows": rows, "weights": weights, "stop": learn.stop_reason, **bits(learn)}
+
+    expected = run(tmp_path / "whole")
+    assert expected["stop"]  # it stopped early
+    run(tmp_path / "taken", cbs=[Checkpoint(tmp_path, "5 updates", keep=100)])
+    files = checkpoint_files.find(tmp_path)
+    assert len(files) > 3
+    for file in files:
+        assert differences(run(tmp_path / "again", resume=file), expected) == []
+
+
+def test_a_stop_that_is_about_to_act_is_not_lost(tmp_path):
+    """Resumed after its end, a fit that was stopped stops at the same place again."""
+
+    def stop_at_5(learn):
+        if learn.n_updates == 5:
+            raise CancelFit("enough")
+
+    for event in ("after_step", "after_batch"):
+        learn = make_learner()
+        stop = Callback(**{event: stop_at_5})
+        learn.fit(2, cbs=[Checkpoint(tmp_path / event, "1 update"), stop])
+        again = make_learner()
+        again.fit(2, cbs=[Callback(**{event: stop_at_5})], resume=tmp_path / event)
+        assert differences(bits(again), bits(learn)) == []
+
+
+def test_a_fit_resumed_after_its_end_ends_at_once(tmp_path):
+    learn, fit = two_epochs_and_a_half()
+    fit(learn, cbs=[Checkpoint(tmp_path, "1 epoch")])
+    events = []
+    again, fit = two_epochs_and_a_half()
+    logger = {
+        name: lambda learn, name=name: events.append(name)
+        for name in ("before_fit", "before_epoch", "before_batch", "after_fit", "cleanup_fit")
+    }
+    fit(again, cbs=[Callback(**logger)], resume=tmp_path)
+    assert events == ["before_fit", "after_fit", "cleanup_fit"]
+    assert differences(bits(again), bits(learn)) == []
+
+
+def test_events_of_a_resumed_epoch_begin_with_its_own_and_go_on_with_the_next_batch(tmp_path):
+    file = all_checkpoints(sgd, tmp_path)[6]  # the last update of the first epoch
+    seen = []
+    names = (
+        "before_fit",
+        "before_epoch",
+        "before_train",
+        "before_batch",
+        "after_train",
+        "before_validate",
+        "after_validate",
+        "after_epoch",
+    )
+    learn, fit = sgd()
+    fit(
+        learn,
+        resume=file,
+        cbs=[
+            Callback(
+                **{
+                    name: lambda learn, name=name: seen.append((name, learn.epoch, learn.n_updates))
+                    for name in names
+                }
+            )
+        ],
+    )
+    first = [event for event in seen if event[1] == 0 and event[0] != "before_batch"]
+    assert first == [
+        (name, 0, 7 if name != "before_fit" else 0) for name in names if name != "before_batch"
+    ]
+    assert len([event for event in seen if event[0] == "before_batch"]) == 3 + 7 + 3
+
+
+def test_the_table_of_a_resumed_epoch_has_the_mean_of_the_whole_epoch(tmp_path, capsys):
+    def table(**options):
+        learn = make_learner()
+        learn.cbs.append(Progress())
+        learn.fit(2, 0.1, **options)
+        return [line.rsplit(maxsplit=1)[0] for line in capsys.readouterr().out.splitlines()]
+
+    expected = table(cbs=[Checkpoint(tmp_path, "3 updates", keep=9)])
+    files = checkpoint_files.find(tmp_path)[::-1]  # after 3, 6, 9 and 12 updates
+    assert table(resume=files[1]) == expected
+    assert table(resume=files[2]) == [expected[0], expected[2]]
+
+
+def test_schedules_and_recorder_follow_the_optimizer_that_was_loaded(tmp_path):
+    learn, fit = sgd()
+    groups = [id(group) for group in learn.opt.param_groups]
+    fit(learn, resume=all_checkpoints(sgd, tmp_path)[3])
+    assert [id(group) for group in learn.opt.param_groups] == groups
+    assert learn.groups.get("lr")[0] == learn.recorder.history["lr"].values[-1] == 0.1 / 1e5
+
+
+def test_frozen_parameters_buffers_and_loss_modules_are_restored(tmp_path):
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("n", torch.zeros(()), persistent=False)
+            self.register_buffer("mean", torch.zeros(()))
+
+        def forward(self, pred, yb):
+            self.n += 1
+            self.mean += pred.mean().detach()
+            return nn.functional.mse_loss(pred, yb)
+
+    def unfreeze(learn):
+        learn.model[0].requires_grad_(learn.n_updates > 2)
+
+    def run(**options):
+        learn = toy_learner(n_batches=6, loss_func=Loss())
+        learn.model[0].requires_grad_(False)
+        learn.fit(1, 0.1, **options)
+        loss = learn.loss_func
+        flags = [p.requires_grad for p in learn.model.parameters()]
+        return {"n": float(loss.n), "mean": float(loss.mean), "flags": flags, **trained(learn)}
+
+    expected = run(cbs=[Checkpoint(tmp_path, "4 updates"), Callback(before_step=unfreeze)])
+    assert expected["flags"] == [True] * 4
+    assert differences(run(resume=tmp_path), expected) == []
+
+
+def test_the_seed_of_the_interrupted_fit_is_taken_over(tmp_path):
+    learn = toy_learner(seed=5)
+    learn.fit(2, cbs=[Checkpoint(tmp_path, "5 updates")])
+    other = toy_learner(seed=None)
+    other.fit(2, resume=tmp_path)
+    assert other.seed == 5
+    assert differences(bits(other), bits(learn)) == []
+
+
+# When
+
+
+@pytest.mark.parametrize(
+    ("every", "updates"),
+    [
+        ("5 updates", [5, 10, 15]),
+        ("1 update", [*range(1, 17)]),
+        ("2 epochs", [16]),
+        ("1 epoch", [8, 16]),
+        ("100 updates", []),
+        ("1000 minutes", []),
+        ("0.0 minutes", None),
+    ],
+)
+def test_checkpoints_are_taken_as_often_as_asked(every, updates, tmp_path):
+    if updates is None:
+        with pytest.raises(ValueError, match="every must be like"):
+            Checkpoint(tmp_path, every)
+        return
+    toy_learner(n_batches=8).fit(2, cbs=[Checkpoint(tmp_path, every, keep=99)])
+    files = checkpoint_files.find(tmp_path)[::-1]
+    assert [checkpoint_files.read(f)["counters"]["total_updates"] for f in files] == updates
+
+
+def test_minutes_are_those_since_the_last_checkpoint(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(resume_module.time, "monotonic", lambda: now[0])
+
+    def tick(learn):
+        now[0] += 30
+
+    cbs = [Checkpoint(tmp_path, "1.5 minutes", keep=99), Callback(after_step=tick)]
+    toy_learner(n_batches=8).fit(1, cbs=cbs)
+    files = checkpoint_files.find(tmp_path)[::-1]
+    assert [checkpoint_files.read(f)["counters"]["total_updates"] for f in files] == [3, 6]
+
+
+def test_no_checkpoint_is_taken_while_gradients_wait(tmp_path):
+    learn = toy_learner(n_batches=8)
+    learn.fit(1, cbs=[GradientAccumulation(3), Checkpoint(tmp_path, "1 update", keep=99)])
+    positions = [checkpoint_files.read(f)["position"] for f in checkpoint_files.find(tmp_path)]
+    assert [p["batches"] for p in positions] == [8, 6, 3]
+
+
+def test_keep_leaves_the_newest_files_and_nothing_of_killed_writers(tmp_path):
+    (tmp_path / ".checkpoint-000007.pt.abc.tmp").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    learn = toy_learner(n_batches=8)
+    learn.fit(1, cbs=[Checkpoint(tmp_path, "1 update", keep=2)])
+    names = ["checkpoint-000006.pt", "checkpoint-000007.pt", "notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == names
+    learn.fit(1, cbs=[Checkpoint(tmp_path, "8 updates", keep=2)])
+    names = ["checkpoint-000007.pt", "checkpoint-000008.pt", "notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == names
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("5",),
+        ("five updates",),
+        ("0 updates",),
+        ("1.5 epochs",),
+        (5,),
+        ("1 update", 0),
+        ("-1 epoch",),
+        ("1 update", 1.5),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(arguments, tmp_path):
+    with pytest.raises(ValueError, match="must be"):
+        Checkpoint(tmp_path, *arguments)
+
+
+def test_a_file_as_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="expected a folder"):
+        Checkpoint(tmp_path / "file")
+
+
+# Another fit
+
+
+def changed(learn=None, *, n_epoch=2, lr_max=0.1, **options):
+    learn = learn or make_learner(opt_func=torch.optim.AdamW)
+    return learn, lambda folder: learn.fit_one_cycle(n_epoch, lr_max, resume=folder, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: changed(n_epoch=3), "n_epoch was 2 and is 3"),
+        (lambda: changed(lr_max=0.2), r"lr_max was \[0.1\] and is \[0.2\]"),
+        (lambda: changed(policy="linear"), "policy was cosine and is linear"),
+        (lambda: changed(policy=linear(0.1, 0)), "policy was cosine and is a Schedule"),
+        (lambda: changed(pct_start=0.5), "the schedule of lr was"),
+        (lambda: changed(moms=(0.9, 0.8, 0.9)), "the schedule of momentum was"),
+        (lambda: changed(moms=False), "the schedule of momentum was .* and is None"),
+        (lambda: changed(wd=0.5), r"weight_decay was \[0.01\] and is \[0.5\]"),
+        (lambda: changed(steps_per_epoch=5), "steps_per_epoch was None and is 5"),
+        (lambda: changed(max_updates=9), "max_updates was None and is 9"),
+        (lambda: changed(cbs=[GradientAccumulation(2)]), "batches_per_update was 1 and is 2"),
+        (lambda: changed(cbs=[GradientClip()]), "the preparing callbacks was .*GradientClip"),
+        (lambda: changed(make_learner(opt_func=torch.optim.Adam)), "the optimizer was AdamW"),
+        (
+            lambda: changed(
+                make_learner(TensorLoader(*data(), batch_size=9), opt_func=torch.optim.AdamW)
+            ),
+            "the number of training batches was 7 and is 6",
+        ),
+    ],
+)
+def test_another_fit_is_refused_with_what_differs_and_nothing_is_changed(make, words, tmp_path):
+    make_learner(opt_func=torch.optim.AdamW).fit_one_cycle(
+        2, 0.1, cbs=[Checkpoint(tmp_path, "5 updates")]
+    )
+    log = tmp_path / "log.csv"
+    log.write_text("rows of a long fit")
+    learn, fit = make()
+    learn.cbs.append(CSVLogger(log))
+    weights = [p.clone() for p in learn.model.parameters()]
+    with pytest.raises(ValueError, match=words) as info:
+        fit(tmp_path)
+    assert "start a new fit instead" in str(info.value)
+    assert all(map(torch.equal, weights, learn.model.parameters()))
+    assert log.read_text() == "rows of a long fit"
+    assert learn.total_updates == 0
+
+
+def test_the_same_lr_without_a_schedule_is_asked_for(tmp_path):
+    toy_learner().fit(2, 0.1, cbs=[Checkpoint(tmp_path)])
+    with pytest.raises(ValueError, match=r"lr was \[0.1\] and is \[0.3\]"):
+        toy_learner().fit(2, 0.3, resume=tmp_path)
+
+
+def test_another_model_is_refused_before_any_of_it_is_loaded(tmp_path):
+    toy_learner().fit(1, 0.1, cbs=[Checkpoint(tmp_path)])
+    learn = toy_learner()
+    learn.model[0].weight.data = torch.zeros(8, 5)
+    with pytest.raises(CheckpointError, match=r"holds another model: .*another shape \['0.weight'"):
+        learn.fit(1, 0.1, resume=tmp_path)
+
+
+def test_after_a_refused_resume_the_learner_can_fit(tmp_path):
+    toy_learner().fit(2, 0.1, cbs=[Checkpoint(tmp_path)])
+    learn = toy_learner()
+    with pytest.raises(ValueError, match="another fit"):
+        learn.fit(3, 0.1, resume=tmp_path)
+    learn.fit(1, 0.1)
+    assert learn.total_updates == 8
+
+
+# Files
+
+
+@pytest.fixture
+def said(caplog):
+    caplog.set_level(logging.INFO, "onecycle")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("make", [lambda p: p / "missing", lambda p: p, lambda p: str(p / "no.pt")])
+def test_without_a_checkpoint_the_fit_starts_from_the_beginning_and_says_so(make, tmp_path, said):
+    learn = toy_learner()
+    learn.fit(1, resume=make(tmp_path))
+    assert learn.total_updates == 8
+    assert said() == [
+        f"resume: no checkpoint in {make(tmp_path)}, the fit starts from the beginning"
+    ]
+
+
+def test_a_loader_that_cannot_be_repositioned_is_said_to_be_drawn(tmp_path, said):
+    files = all_checkpoints(loader_that_cannot_be_repositioned, tmp_path)
+    resumed(loader_that_cannot_be_repositioned, files[3])
+    assert any("cannot be repositioned: its first 4 batches are drawn" in line for line in said())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    toy_learner().fit(2, 0.1, cbs=[Checkpoint(tmp_path, "5 updates")])
+    assert len(checkpoint_files.find(tmp_path)) == 3
+    return tmp_path
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (os.mkdir, ("it-ran-code",))
+
+
+def with_header(payload, version=1):
+    return checkpoint_files._header(payload, version) + payload
+
+
+def malicious(good, rng):
+    return with_header(pickle.dumps(RunsCode()))
+
+
+def malicious_zip(good, rng):
+    import io
+
+    buffer = io.BytesIO()
+    torch.save({"plan": RunsCode()}, buffer)
+    return with_header(buffer.getvalue())
+
+
+def malicious_bare(good, rng):
+    return pickle.dumps(RunsCode())
+
+
+def other_content(good, rng):
+    import io
+
+    buffer = io.BytesIO()
+    torch.save({"format": 1, "model": {}}, buffer)
+    return with_header(buffer.getvalue())
+
+
+DAMAGES = {
+    "empty": lambda good, rng: b"",
+    "truncated": lambda good, rng: good[: rng.randrange(1, len(good))],
+    "longer": lambda good, rng: good + b"\0",
+    "bit flipped": lambda good, rng: flipped(good, rng.randrange(8 * len(good))),
+    "bit of the header flipped": lambda good, rng: flipped(good, rng.randrange(8 * 87)),
+    "zeros in the middle": lambda good, rng: good[:500] + bytes(512) + good[1012:],
+    "text": lambda good, rng: b"this is no checkpoint\n" * 100,
+    "pickle": malicious_bare,
+    "malicious pickle with a good checksum": malicious,
+    "malicious torch file with a good checksum": malicious_zip,
+    "another file of torch with a good checksum": other_content,
+}
+
+
+def flipped(data, bit):
+    byte = data[bit // 8] ^ (1 << bit % 8)
+    return data[: bit // 8] + bytes([byte]) + data[bit // 8 + 1 :]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named_and_the_one_before_it_serves(
+    damage, seed, folder, said, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    newest, before, _ = checkpoint_files.find(folder)
+    newest.write_bytes(DAMAGES[damage](newest.read_bytes(), random.Random(f"{damage}{seed}")))
+    with pytest.raises(CheckpointError, match=re.escape(str(newest))):
+        toy_learner().fit(2, 0.1, resume=newest)
+    learn = toy_learner()
+    learn.fit(2, 0.1, resume=folder)
+    assert learn.total_updates == 16
+    passed_over = [line for line in said() if line.startswith("resume: passed over")]
+    assert len(passed_over) == 1
+    assert str(newest) in passed_over[0]
+    assert any(line.startswith(f"resume: from {before}") for line in said())
+    assert not (folder / "it-ran-code").exists()
+
+
+def test_the_malicious_files_would_run_code_if_they_were_read_without_care(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(malicious_bare(b"", None))
+    assert (tmp_path / "it-ran-code").exists()
+
+
+def test_where_no_file_can_be_read_nothing_begins(folder):
+    for file in checkpoint_files.find(folder):
+        file.write_bytes(file.read_bytes()[:-1])
+    learn = toy_learner()
+    with pytest.raises(CheckpointError, match="none of the 3 checkpoints"):
+        learn.fit(2, 0.1, resume=folder)
+    assert learn.total_updates == 0
+
+
+def test_a_file_of_a_newer_format_is_refused_with_both_versions(folder):
+    newest = checkpoint_files.find(folder)[0]
+    payload = newest.read_bytes().split(b"\n", 1)[1]
+    newest.write_bytes(with_header(payload, checkpoint_files.FORMAT + 1))
+    for path in (newest, folder):
+        with pytest.raises(CheckpointError, match="has format 2; this onecycle reads up to 1"):
+            toy_learner().fit(2, 0.1, resume=path)
+
+
+def test_a_checkpoint_holds_a_checksum_over_all_of_it(folder):
+    content = checkpoint_files.find(folder)[0].read_bytes()
+    header, payload = content.split(b"\n", 1)
+    import hashlib
+
+    assert header.split()[-1].decode() == hashlib.sha256(b"1\n" + payload).hexdigest()
+    (folder / "payload.zip").write_bytes(payload)
+    assert zipfile.is_zipfile(folder / "payload.zip")
+
+
+@pytest.mark.parametrize("failing", [[1], [0, 1, 2], [2]])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file"),
+    ],
+)
+def test_on_a_full_disk_the_fit_goes_on_and_no_good_file_is_harmed(
+    failing, error, tmp_path, monkeypatch, said
+):
+    write, calls = checkpoint_files.atomic_write, iter(range(99))
+
+    def full(path):
+        if next(calls) in failing:
+            raise error
+        return write(path)
+
+    monkeypatch.setattr(checkpoint_files, "atomic_write", full)
+    learn = toy_learner()
+    learn.fit(2, 0.1, cbs=[Checkpoint(tmp_path, "5 updates", keep=9)])
+    assert learn.total_updates == 16
+    assert len(checkpoint_files.find(tmp_path)) == 3 - len(failing)
+    for file in checkpoint_files.find(tmp_path):
+        checkpoint_files.read(file)
+    assert said() == [
+        f"Checkpoint: could not write to {tmp_path}, the fit goes on: {error}",
+        f"Checkpoint: {len(failing)} of 3 checkpoints could not be written to {tmp_path}",
+    ]
+
+
+def test_a_state_that_could_not_be_read_back_is_refused_at_the_first_checkpoint(tmp_path):
+    class Unsafe(Callback):
+        def state_dict(self):
+            return {"learner": np.float64(1)}
+
+    with pytest.raises(TypeError, match="the state_dict of Unsafe has more"):
+        toy_learner().fit(1, cbs=[Unsafe(), Checkpoint(tmp_path)])
+    assert checkpoint_files.find(tmp_path) == []
+
+
+def test_a_callback_that_is_new_or_gone_is_named(folder, said):
+    learn = toy_learner(cbs=(EarlyStopping(patience=9),))
+    learn.fit(2, 0.1, resume=folder)
+    assert "resume: EarlyStopping begins anew, it was not in the interrupted fit" in said()
+    assert "resume: the state of Checkpoint is left out, it is not in this fit" in said()
+
+
+def test_the_random_states_go_through_a_file_bit_for_bit(tmp_path):
+    random.seed(4), np.random.seed(4), torch.manual_seed(4)
+    random.gauss(0, 1), np.random.randn()  # both keep a second number for the next call
+    torch.save(snapshot.RngState().state_dict(), tmp_path / "rng.pt")
+    expected = random.gauss(0, 1), np.random.randn(3).tolist(), torch.rand(3).tolist()
+    state = torch.load(tmp_path / "rng.pt", weights_only=True)
+    snapshot.RngState.from_state_dict(state).restore()
+    assert (random.gauss(0, 1), np.random.randn(3).tolist(), torch.rand(3).tolist()) == expected
