@@ -2,6 +2,8 @@
 
 import csv
 import errno
+import hashlib
+import io
 import logging
 import os
 import pickle
@@ -27,6 +29,7 @@ from onecycle import (
     GradientClip,
     Learner,
     MixedPrecision,
+    ParamScheduler,
     Progress,
     ReduceLROnPlateau,
     SaveModel,
@@ -40,7 +43,7 @@ from onecycle import (
 from onecycle.callbacks import resume as resume_module
 from onecycle.testing import toy_learner
 
-N, BATCH = 52, 8  # 7 batches, of which the last is not full
+N, BATCH = 36, 8  # 5 batches, of which the last is not full
 
 
 def data():
@@ -137,23 +140,17 @@ def loader_that_cannot_be_repositioned():
 
 def two_epochs_and_a_half():
     def fit(learn, **options):
-        learn.fit_one_cycle(None, 0.1, max_updates=17, policy="torch", **options)
+        learn.fit_one_cycle(None, 0.1, max_updates=12, policy="torch", **options)
 
     return make_learner(), fit
 
 
 def weight_decay_scheduled():
     def fit(learn, **options):
-        schedule = onecycle_schedule({"weight_decay": linear(0.1, 0.0)})
+        schedule = ParamScheduler({"weight_decay": linear(0.1, 0.0)})
         learn.fit(2, 0.05, cbs=[schedule, *options.pop("cbs", ())], **options)
 
     return make_learner(wd=0.0), fit
-
-
-def onecycle_schedule(schedules):
-    from onecycle import ParamScheduler
-
-    return ParamScheduler(schedules)
 
 
 SCENARIOS = [
@@ -204,7 +201,7 @@ def resumed(scenario, file):
 def test_a_fit_resumed_after_any_update_ends_in_the_same_bits(scenario, tmp_path):
     expected = undisturbed(scenario)
     files = all_checkpoints(scenario, tmp_path)
-    assert len(files) == expected["n_updates"] > 5
+    assert len(files) == expected["n_updates"] > 3
     assert (expected["n_skipped"] > 0) == (scenario is fp16_with_skipped_updates)
     for file in files:
         assert differences(resumed(scenario, file), expected) == [], file.name
@@ -225,7 +222,7 @@ def test_taking_checkpoints_changes_nothing(tmp_path):
     assert differences(bits(learn), undisturbed(sgd)) == []
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -242,7 +239,34 @@ class KillAfter(Callback):
 
     def after_loss(self, learn):
         if self.n == 0:
-            raise Killed
+            raise KilledError
+
+
+def test_in_a_notebook_the_learner_that_was_interrupted_resumes(tmp_path):
+    learn, fit = sgd()
+    with pytest.raises(KilledError):
+        fit(learn, cbs=[Checkpoint(tmp_path, "3 updates"), KillAfter(8)])
+    assert learn.total_updates == 8
+    fit(learn, resume=tmp_path)
+    assert differences(bits(learn), undisturbed(sgd)) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_on_a_gpu_a_fit_ends_in_the_same_bits(dtype, tmp_path):
+    def scenario():
+        cbs = [MixedPrecision(dtype), TerminateOnNonFinite()]
+        return make_learner(opt_func=torch.optim.AdamW, cbs=cbs, device="cuda"), one_cycle
+
+    def run(**options):
+        learn, fit = scenario()
+        torch.cuda.manual_seed_all(1 if "cbs" in options else 99)
+        fit(learn, **options)
+        return bits(learn) | {"cuda": torch.cuda.get_rng_state().tolist()}
+
+    expected = run(cbs=[Checkpoint(tmp_path, "1 update", keep=99)])
+    for file in checkpoint_files.find(tmp_path):
+        assert differences(run(resume=file), expected) == [], file.name
 
 
 @pytest.mark.parametrize("scenario", [sgd, adamw_accumulation_clip])
@@ -254,10 +278,10 @@ def test_a_fit_killed_again_and_again_ends_in_the_same_bits(scenario, every, liv
         try:
             fit(learn, cbs=[Checkpoint(tmp_path, every), KillAfter(lives)], resume=tmp_path)
             break
-        except Killed:
+        except KilledError:
             n_kills += 1
             assert n_kills < 50
-    assert n_kills >= (1 if lives == 9 and scenario is sgd else 0)
+    assert n_kills >= (0 if scenario is adamw_accumulation_clip and lives == 9 else 1)
     assert differences(bits(learn), undisturbed(scenario)) == []
 
 
@@ -268,7 +292,7 @@ def test_with_two_loader_workers_a_fit_ends_in_the_same_bits(tmp_path):
 
     expected = undisturbed(scenario)
     files = all_checkpoints(scenario, tmp_path)
-    for file in (files[1], files[6], files[9]):
+    for file in (files[1], files[4], files[7]):
         assert differences(resumed(scenario, file), expected) == [], file.name
 
 
@@ -319,11 +343,11 @@ def test_callbacks_go_on_where_they_were(tmp_path):
             CSVLogger(folder / "log.csv"),
             SaveModel(folder / "best.pt"),
             ReduceLROnPlateau("train_loss", patience=1, factor=0.5, min_delta=0.05),
-            EarlyStopping("accuracy", patience=2),
+            EarlyStopping("accuracy", patience=1),
             TerminateOnNonFinite(),
         ]
 
-    def run(folder, n_epoch=6, **options):
+    def run(folder, n_epoch=9, **options):
         folder.mkdir(exist_ok=True)
         learn = make_learner()
         more = options.pop("cbs", [])
@@ -373,7 +397,7 @@ def test_a_fit_resumed_after_its_end_ends_at_once(tmp_path):
 
 
 def test_events_of_a_resumed_epoch_begin_with_its_own_and_go_on_with_the_next_batch(tmp_path):
-    file = all_checkpoints(sgd, tmp_path)[6]  # the last update of the first epoch
+    file = all_checkpoints(sgd, tmp_path)[4]  # the last update of the first epoch
     seen = []
     names = (
         "before_fit",
@@ -400,9 +424,9 @@ def test_events_of_a_resumed_epoch_begin_with_its_own_and_go_on_with_the_next_ba
     )
     first = [event for event in seen if event[1] == 0 and event[0] != "before_batch"]
     assert first == [
-        (name, 0, 7 if name != "before_fit" else 0) for name in names if name != "before_batch"
+        (name, 0, 5 if name != "before_fit" else 0) for name in names if name != "before_batch"
     ]
-    assert len([event for event in seen if event[0] == "before_batch"]) == 3 + 7 + 3
+    assert len([event for event in seen if event[0] == "before_batch"]) == 2 + 5 + 2
 
 
 def test_the_table_of_a_resumed_epoch_has_the_mean_of_the_whole_epoch(tmp_path, capsys):
@@ -412,8 +436,8 @@ def test_the_table_of_a_resumed_epoch_has_the_mean_of_the_whole_epoch(tmp_path, 
         learn.fit(2, 0.1, **options)
         return [line.rsplit(maxsplit=1)[0] for line in capsys.readouterr().out.splitlines()]
 
-    expected = table(cbs=[Checkpoint(tmp_path, "3 updates", keep=9)])
-    files = checkpoint_files.find(tmp_path)[::-1]  # after 3, 6, 9 and 12 updates
+    expected = table(cbs=[Checkpoint(tmp_path, "2 updates", keep=9)])
+    files = checkpoint_files.find(tmp_path)[::-1]  # after 2, 4, 6, 8 and 10 updates
     assert table(resume=files[1]) == expected
     assert table(resume=files[2]) == [expected[0], expected[2]]
 
@@ -563,7 +587,7 @@ def changed(learn=None, *, n_epoch=2, lr_max=0.1, **options):
         (lambda: changed(moms=(0.9, 0.8, 0.9)), "the schedule of momentum was"),
         (lambda: changed(moms=False), "the schedule of momentum was .* and is None"),
         (lambda: changed(wd=0.5), r"weight_decay was \[0.01\] and is \[0.5\]"),
-        (lambda: changed(steps_per_epoch=5), "steps_per_epoch was None and is 5"),
+        (lambda: changed(steps_per_epoch=4), "steps_per_epoch was None and is 4"),
         (lambda: changed(max_updates=9), "max_updates was None and is 9"),
         (lambda: changed(cbs=[GradientAccumulation(2)]), "batches_per_update was 1 and is 2"),
         (lambda: changed(cbs=[GradientClip()]), "the preparing callbacks was .*GradientClip"),
@@ -572,7 +596,7 @@ def changed(learn=None, *, n_epoch=2, lr_max=0.1, **options):
             lambda: changed(
                 make_learner(TensorLoader(*data(), batch_size=9), opt_func=torch.optim.AdamW)
             ),
-            "the number of training batches was 7 and is 6",
+            "the number of training batches was 5 and is 4",
         ),
     ],
 )
@@ -662,8 +686,6 @@ def malicious(good, rng):
 
 
 def malicious_zip(good, rng):
-    import io
-
     buffer = io.BytesIO()
     torch.save({"plan": RunsCode()}, buffer)
     return with_header(buffer.getvalue())
@@ -674,8 +696,6 @@ def malicious_bare(good, rng):
 
 
 def other_content(good, rng):
-    import io
-
     buffer = io.BytesIO()
     torch.save({"format": 1, "model": {}}, buffer)
     return with_header(buffer.getvalue())
@@ -701,7 +721,7 @@ def flipped(data, bit):
     return data[: bit // 8] + bytes([byte]) + data[bit // 8 + 1 :]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_named_and_the_one_before_it_serves(
     damage, seed, folder, said, monkeypatch
@@ -748,8 +768,6 @@ def test_a_file_of_a_newer_format_is_refused_with_both_versions(folder):
 def test_a_checkpoint_holds_a_checksum_over_all_of_it(folder):
     content = checkpoint_files.find(folder)[0].read_bytes()
     header, payload = content.split(b"\n", 1)
-    import hashlib
-
     assert header.split()[-1].decode() == hashlib.sha256(b"1\n" + payload).hexdigest()
     (folder / "payload.zip").write_bytes(payload)
     assert zipfile.is_zipfile(folder / "payload.zip")

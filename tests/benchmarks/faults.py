@@ -1,0 +1,260 @@
+"""Kill a training at random moments, resume it each time, and compare the bits that it ends in.
+
+Each life of the training is a process with a group of its own, so that SIGKILL also takes the
+workers of its loaders, wherever it is: in a batch, in validation, in the middle of writing a
+checkpoint. The next life resumes from the folder. When the fit has come to its end, its weights,
+optimizer, record and random states are compared with those of a fit that nobody disturbed. The
+negative controls leave out one part of the state when they resume: their bits must differ.
+
+    python tests/benchmarks/faults.py --kills 50
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch._dynamo  # a second, that otherwise every life would spend on its first optimizer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from learner_state import trained
+
+from onecycle import (
+    Checkpoint,
+    GradientAccumulation,
+    GradientClip,
+    Learner,
+    MixedPrecision,
+    accuracy,
+    checkpoint_files,
+    snapshot,
+)
+
+EPOCHS, BATCHES, BATCH = 4, 40, 16
+
+
+def tensors() -> TensorDataset:
+    """Make the data: a line divides two classes."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(BATCHES * BATCH - 5, 32, generator=generator)
+    return TensorDataset(x, (x.sum(1) > 0).long())
+
+
+def learner(workers: int = 0, **options: Any) -> Learner:
+    """Make a learner whose model has batch norm and dropout."""
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Linear(32, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 2)
+    )
+    ds = tensors()
+    train = DataLoader(ds, BATCH, shuffle=True, num_workers=workers)
+    loss, valid = nn.functional.cross_entropy, DataLoader(ds, 128)
+    return Learner((train, valid), model, loss, metrics=[accuracy], device="cpu", seed=3, **options)
+
+
+def sgd_workers() -> Learner:
+    """SGD with momentum, and two processes that load."""
+    return learner(2, opt_func=lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9))
+
+
+def adamw_accumulation_clip() -> Learner:
+    """AdamW with three batches an update, the last of an epoch with one, and clipping."""
+    return learner(wd=0.1, cbs=[GradientAccumulation(3), GradientClip(0.5)])
+
+
+def adamw_bf16() -> Learner:
+    """AdamW in mixed precision."""
+    return learner(cbs=[MixedPrecision("bf16")])
+
+
+SCENARIOS = {
+    "SGD, BatchNorm, Dropout, 2 workers": sgd_workers,
+    "AdamW, accumulation, clipping": adamw_accumulation_clip,
+    "AdamW, bf16 mixed precision": adamw_bf16,
+}
+
+
+def without_rng() -> None:
+    """Leave the random states alone."""
+    snapshot.RngState.restore = lambda self: None  # type: ignore[method-assign]
+
+
+def without_optimizer() -> None:
+    """Leave the optimizer's state alone."""
+    checkpoint_files.load_opt_state = lambda state, groups: None
+
+
+def without_position() -> None:
+    """Begin the pass again."""
+    restore = checkpoint_files.restore
+
+    def spoiled(learn: Any, state: dict[str, Any]) -> None:
+        restore(learn, state)
+        learn.iter = 0
+
+    checkpoint_files.restore = spoiled
+
+
+CONTROLS = {
+    "random states": without_rng,
+    "optimizer": without_optimizer,
+    "position": without_position,
+}
+
+
+def live(make: Callable[[], Learner], folder: Path, spoil: Callable[[], None] | None) -> None:
+    """Live one life of the training; if it comes to its end, write the bits down."""
+    torch.set_num_threads(1)
+    learn = make()
+    begun = bool(checkpoint_files.find(folder))
+    seed = os.getpid() if begun else 7  # what is not restored differs from life to life
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+    if begun and spoil is not None:
+        spoil()
+    with learn.no_bar():
+        learn.fit_one_cycle(EPOCHS, 0.1, cbs=[Checkpoint(folder, "3 updates")], resume=folder)
+    counters = {name: getattr(learn, name) for name in ("n_updates", "total_epochs", "n_skipped")}
+    state = {**trained(learn), **counters}
+    bits = {name: hashlib.sha256(pickle.dumps(part)).hexdigest() for name, part in state.items()}
+    (folder / "bits.tmp").write_text(json.dumps(bits))
+    (folder / "bits.tmp").rename(folder / "bits.json")
+
+
+def start(make: Callable[[], Learner], folder: Path, spoil: Callable[[], None] | None) -> int:
+    """Start a life in a process group of its own, and return its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            live(make, folder, spoil)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def finish(pid: int) -> None:
+    """Let a life come to its end."""
+    _, status = os.waitpid(pid, 0)
+    if status != 0:
+        raise RuntimeError(f"a life of the training ended with status {status}")
+
+
+def kill(pid: int, seconds: float) -> bool:
+    """Kill a life and its workers after so many seconds; tell whether it was still running."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            if status != 0:
+                raise RuntimeError(f"a life of the training ended with status {status}")
+            return False
+        time.sleep(0.001)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return True
+
+
+class Trial:
+    """One fit, killed at random moments until it has come to its end or was killed enough."""
+
+    def __init__(
+        self, make: Callable[[], Learner], spoil: Callable[[], None] | None = None
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="faults-"))
+        self.make, self.spoil = make, spoil
+        self.kills = self.torn = 0
+
+    def run(self, rng: random.Random, longest: float, kills: int, *, begun: bool = False) -> dict:
+        """Run to the end; return the bits.
+
+        Args:
+            rng: Draws the moments.
+            longest: The longest life that is killed, in seconds.
+            kills: After so many kills the training is left in peace.
+            begun: Count only kills after the first checkpoint.
+        """
+        while self.kills < kills:
+            killed = kill(start(self.make, self.folder, self.spoil), rng.uniform(0.02, longest))
+            if not killed:
+                break
+            self.torn += any(self.folder.glob(".checkpoint-*.tmp"))
+            self.kills += bool(checkpoint_files.find(self.folder)) or not begun
+        else:
+            finish(start(self.make, self.folder, self.spoil))
+        bits: dict[str, str] = json.loads((self.folder / "bits.json").read_text())
+        shutil.rmtree(self.folder)
+        return bits
+
+
+def disturb(make: Callable[[], Learner], kills: int, rng: random.Random) -> tuple[dict, float]:
+    """Kill fits until there were enough kills; return a row of the table, and a fit's seconds."""
+    began = time.monotonic()
+    expected = Trial(make).run(rng, 0.0, 0)
+    seconds = time.monotonic() - began
+    row = {"fits": 0, "kills": 0, "while writing": 0, "same bits": 0, "expected": expected}
+    while row["kills"] < kills:
+        trial = Trial(make)
+        bits = trial.run(rng, 0.5 * seconds, kills - row["kills"])
+        row["fits"] += 1
+        row["kills"] += trial.kills
+        row["while writing"] += trial.torn
+        row["same bits"] += bits == expected
+        differing = [name for name in expected if bits.get(name) != expected[name]]
+        if differing:
+            print(f"  after {trial.kills} kills these differ: {', '.join(differing[:8])}")
+    return row, seconds
+
+
+def main() -> int:
+    """Run everything and print the tables; the exit status is 1 where a rule is broken."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50, help="kills in each scenario")
+    parser.add_argument("--controls", type=int, default=3, help="fits for each negative control")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rng, good = random.Random(args.seed), True
+    heads = ("fits", "kills", "while writing", "same bits")
+    print(f"{'scenario':36}" + "".join(f"{head:>15}" for head in heads))
+    controls = []
+    for name, make in SCENARIOS.items():
+        row, seconds = disturb(make, args.kills, rng)
+        print(f"{name:36}" + "".join(f"{row[head]:>15}" for head in heads), flush=True)
+        good &= row["same bits"] == row["fits"]
+        for part, spoil in CONTROLS.items():
+            trials = [Trial(make, spoil) for _ in range(args.controls)]
+            ends = [trial.run(rng, 0.5 * seconds, 1, begun=True) for trial in trials]
+            killed = [bits for trial, bits in zip(trials, ends, strict=True) if trial.kills]
+            differ = sum(bits != row["expected"] for bits in killed)
+            controls.append((f"{name}: {part}", len(killed), differ))
+            good &= differ == len(killed)
+    print(f"\n{'not restored (negative control)':60}{'killed fits':>15}{'differ':>10}")
+    for name, n, differ in controls:
+        print(f"{name:60}{n:>15}{differ:>10}")
+    return not good
+
+
+if __name__ == "__main__":
+    sys.exit(main())
