@@ -14,6 +14,7 @@ PACKAGE = Path(onecycle.__file__).parent
 
 GROUND = -1
 LEVELS = {
+    "arguments": GROUND,
     "errors": GROUND,
     "events": GROUND,
     "files": GROUND,
@@ -32,10 +33,12 @@ LEVELS = {
     "hyperparams": 1,
     "monitor": 1,
     "optimizers": 1,
+    "policies": 1,
     "state": 1,
     "stepper": 1,
     "snapshot": 1,
     "summary": 1,
+    "torch_schedules": 1,
     "loop": 2,
     "model_files": 2,
     "callbacks": 2,

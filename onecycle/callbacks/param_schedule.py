@@ -10,7 +10,9 @@ import numpy as np
 from onecycle.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
 from onecycle.hyperparams import GroupValues, check_value
-from onecycle.schedules import Array, Schedule, momentum_cycle, one_cycle, torch_one_cycle
+from onecycle.policies import momentum_cycle, one_cycle
+from onecycle.schedules import Array, Schedule
+from onecycle.torch_schedules import torch_one_cycle
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop
