@@ -9,7 +9,12 @@ from onecycle.callbacks.checkpoint import SaveModel
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
-from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, ParamScheduler
+from onecycle.callbacks.param_schedule import (
+    MomentumCycler,
+    OneCycleSchedule,
+    ParamScheduler,
+    PlannedScheduler,
+)
 from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
@@ -102,6 +107,7 @@ __all__ = [
     "OneCycleSchedule",
     "OnecycleError",
     "ParamScheduler",
+    "PlannedScheduler",
     "Predictions",
     "Progress",
     "Recorder",

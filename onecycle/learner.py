@@ -178,9 +178,9 @@ class Learner(Loop):
         self,
         n_epoch: int | None,
         lr_max: GroupValues | None = None,
-        div: float = 25.0,
-        div_final: float = 1e5,
-        pct_start: float = 0.25,
+        div: float | None = None,
+        div_final: float | None = None,
+        pct_start: float | None = None,
         moms: tuple[float, float, float] | Literal[False] | None = None,
         wd: float | None = None,
         cbs: Sequence[Callback] | None = None,
@@ -194,15 +194,17 @@ class Learner(Loop):
         Args:
             n_epoch: The number of epochs; ``None`` to stop by ``max_updates`` alone.
             lr_max: The peak; by default the learner's rate.
-            div: The rate begins at ``lr_max / div``.
-            div_final: It ends at ``lr_max / div_final``.
-            pct_start: The fraction of the updates in which it rises, in [0, 1].
+            div: The rate begins at ``lr_max / div``; by default 25, or the policy's own.
+            div_final: It ends at ``lr_max / div_final``; by default 1e5, or the policy's own.
+            pct_start: The fraction of the updates in which it rises, in [0, 1]; by default 0.25,
+                or the policy's own: see `OneCycleSchedule`.
             moms: Momentum at the start, the peak and the end; ``None`` for the learner's (with
                 a `Schedule` as policy: unchanged), ``False`` to leave momentum alone.
             wd: The weight decay from here on; by default unchanged.
             cbs: Callbacks for this fit only.
-            policy: ``"cosine"`` (fastai 2), ``"linear"``, ``"torch"`` (``OneCycleLR``), or a
-                `Schedule`, whose values are the rate of the last parameter group.
+            policy: ``"cosine"`` (fastai 2), ``"linear"``, ``"three_phase"`` (the paper's),
+                ``"smith"`` (its training logs'), ``"torch"`` (``OneCycleLR``), or a `Schedule`,
+                whose values are the rate of the last parameter group.
             steps_per_epoch: The batches of an epoch, where the loader has no length or more.
             max_updates: The optimizer updates after which the fit ends.
 
@@ -237,7 +239,7 @@ class Learner(Loop):
     def _momentum_cycle(
         self,
         moms: tuple[float, float, float] | Literal[False] | None,
-        pct_start: float,
+        pct_start: float | None,
         policy: Policy | Schedule,
     ) -> list[Callback]:
         """Return what cycles momentum: nothing where it is not asked for and there is none."""

@@ -42,6 +42,7 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
         OneCycleSchedule: [0.1],
         ParamScheduler: [{"weight_decay": linear(0.1, 0.0)}],
         onecycle.GradientAccumulation: [2],
+        onecycle.PlannedScheduler: [lambda n: {"lr": onecycle.torch_step(n, lr=0.1, step_size=2)}],
     }
     return lambda: kind(*arguments.get(kind, []))
 
