@@ -1010,3 +1010,35 @@ def test_without_a_seed_torch_draws_one():
     loader = DataLoader(TensorDataset(X, X[:, :1]), batch_size=8, shuffle=True)
     equal, _ = twice(lambda: with_dropout(loader, seed=None))
     assert equal
+
+
+def test_labels_out_of_range_are_explained_and_leave_the_model_as_it_was():
+    x, y = torch.randn(8, 4), torch.tensor([0, 1, 2, 3, 0, 1, 2, 7])
+    model = nn.Linear(4, 4)
+    learn = Learner(
+        ([(x, y)], None), model, nn.functional.cross_entropy, cbs=[], device="cpu", seed=0
+    )
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(IndexError) as caught, learn.no_bar():
+        learn.fit(1)
+    notes = "\n".join(caught.value.__notes__)
+    assert "labels must be in 0 to 3 for predictions of 4 classes" in notes
+    assert "these go from 0 to 7" in notes
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_an_error_of_the_loss_function_says_what_shapes_came():
+    x, y = torch.randn(8, 4), torch.randn(8, 3)
+    learn = Learner(([(x, y)], None), nn.Linear(4, 4), nn.functional.cross_entropy, device="cpu")
+    with pytest.raises(RuntimeError) as caught, learn.no_bar():
+        learn.fit(1)
+    assert "pred (8, 4) float32 and target (8, 3) float32" in "\n".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("loss_func", [None, nn.MSELoss(reduction="none")])
+def test_a_loss_that_is_not_one_number_is_explained(loss_func):
+    batches = [(torch.randn(8, 4), torch.randn(8, 2))]
+    learn = Learner((batches, None), nn.Linear(4, 2), loss_func, device="cpu")
+    with pytest.raises(RuntimeError) as caught, learn.no_bar():
+        learn.fit(1)
+    assert "the loss must be one number and has shape (8, 2)" in "\n".join(caught.value.__notes__)
