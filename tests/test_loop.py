@@ -20,6 +20,7 @@ from onecycle import (
     CancelStep,
     CancelTrain,
     CancelValid,
+    DataLoaders,
     Learner,
     OnecycleError,
     Progress,
@@ -470,7 +471,7 @@ def test_a_skipped_update_is_counted_and_changes_nothing(caplog):
     assert (learn.n_updates, learn.total_updates, learn.n_skipped) == (0, 0, 3)
     assert learn.stop_reason == "not this one"
     assert len(learn.recorder.history["train_loss"]) == 0
-    assert "3 of 3 planned updates were skipped" in caplog.text
+    assert "0 of 3 planned updates were made, 3 skipped" in caplog.text
 
 
 def test_skips_do_not_lengthen_the_fit_and_it_says_where_the_schedule_ended(caplog):
@@ -1042,3 +1043,30 @@ def test_a_loss_that_is_not_one_number_is_explained(loss_func):
     with pytest.raises(RuntimeError) as caught, learn.no_bar():
         learn.fit(1)
     assert "the loss must be one number and has shape (8, 2)" in "\n".join(caught.value.__notes__)
+
+
+def test_a_loader_shorter_than_steps_per_epoch_is_told(caplog):
+    learn = sgd(3)
+    learn.fit_one_cycle(2, 0.1, moms=False, steps_per_epoch=10)
+    assert caplog.text == ""  # the loader's own length is known, and planned with
+    learn.dls = DataLoaders(Stream(3), None)
+    learn.fit_one_cycle(2, 0.1, moms=False, steps_per_epoch=10)
+    assert "6 of 20 planned updates were made, 0 skipped" in caplog.text
+
+
+def test_a_fit_that_max_updates_alone_ends_does_not_run_for_ever_without_updates():
+    def leave(learn):
+        raise CancelBatch
+
+    learn = sgd(3)
+    with pytest.raises(OnecycleError, match="no update was tried in epoch 0"):
+        learn.fit(None, max_updates=5, cbs=[Callback(before_batch=leave)])
+
+
+def test_an_error_carries_one_note_of_its_place():
+    def fail(learn):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError) as caught:
+        sgd(3).fit(1, cbs=[Callback(after_loss=fail)])
+    assert sum("training batch 0" in note for note in caught.value.__notes__) == 1
