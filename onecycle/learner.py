@@ -37,7 +37,7 @@ from onecycle.optimizers import (
 from onecycle.schedules import Schedule
 from onecycle.snapshot import preserved
 from onecycle.stepper import Stepper
-from onecycle.suggestions import Rule, valley
+from onecycle.suggestions import Rule, minimum, valley
 from onecycle.summary import Summary, summarize
 
 
@@ -262,7 +262,7 @@ class Learner(Loop):
         num_it: int = 100,
         stop_div: bool = True,
         show_plot: bool = True,
-        suggest_funcs: Sequence[Rule] = (valley,),
+        suggest_funcs: Sequence[Rule] = (minimum, valley),
         *,
         linear: bool = False,
     ) -> LRFindResult:
@@ -279,8 +279,8 @@ class Learner(Loop):
             stop_div: Stop when the smoothed loss is over four times its best. A loss that is not
                 finite always stops.
             show_plot: Draw the curve with the suggestions, as ``learn.recorder.plot_lr_find()``.
-            suggest_funcs: The rules, among ``valley, slide, minimum, steep``, or functions
-                ``(lrs, smoothed losses) -> rate``.
+            suggest_funcs: The rules, among ``minimum, valley, slide, steep``, or functions
+                ``(lrs, smoothed losses) -> rate``. The first one gives ``result.suggestion``.
             linear: Let the rate rise linearly instead of exponentially.
 
         Returns:
@@ -293,7 +293,7 @@ class Learner(Loop):
             >>> from onecycle.testing import toy_learner
             >>> learn = toy_learner()
             >>> result = learn.lr_find(start_lr=1e-4, show_plot=False)
-            >>> result.suggestion == result.suggestions["valley"]
+            >>> result.suggestion == result.suggestions["minimum"]
             True
         """
         finder = LRFinder(start_lr, end_lr, num_it, stop_div=stop_div, linear=linear)

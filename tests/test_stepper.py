@@ -290,4 +290,4 @@ def test_an_update_that_the_scaler_refuses_is_skipped_counted_and_waited_for(cap
     assert (learn.n_updates, learn.n_skipped) == (3, 1)
     rates = learn.recorder.history["lr"].values.tolist()
     assert rates == full.recorder.history["lr"].values.tolist()[:3]
-    assert "1 of 4 planned updates were skipped" in caplog.text
+    assert "3 of 4 planned updates were made, 1 skipped" in caplog.text
