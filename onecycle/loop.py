@@ -30,6 +30,7 @@ from onecycle.errors import (
     OnecycleError,
 )
 from onecycle.handlers import Handlers, clean_up, fire, report, where
+from onecycle.optimizers import fill_momentum
 from onecycle.snapshot import hold_loaders, preserved_rng
 from onecycle.state import LoopState
 from onecycle.stepper import Stepper
@@ -91,6 +92,7 @@ class Loop(LoopState):
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.training, self.stop_reason = True, None
         self.batches_per_update = 1
+        fill_momentum(self.opt)
         self.stepper = Stepper(self.opt)
         self._drop_gradients()
         self.plan_updates()

@@ -44,6 +44,7 @@ LEVELS = {
     "callbacks": 2,
     "callbacks.recorder": 2,
     "callbacks.param_schedule": 2,
+    "recipes": 4,
     "learner": 5,
     "vision": 6,
     "testing": 6,
