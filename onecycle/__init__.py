@@ -5,6 +5,7 @@ collect the record. `onecycle.events` draws the loop.
 """
 
 from onecycle.callback import Callback, Stage
+from onecycle.callbacks.attribute_schedule import AttributeScheduler
 from onecycle.callbacks.checkpoint import SaveModel
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.loggers import CSVLogger
@@ -19,6 +20,7 @@ from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau, TerminateOnNonFinite
+from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data import DataLoaders, TensorLoader
 from onecycle.errors import (
     Cancel,
@@ -83,6 +85,7 @@ from onecycle.torch_schedules import (
 )
 
 __all__ = [
+    "AttributeScheduler",
     "CSVLogger",
     "Callback",
     "Cancel",
@@ -118,6 +121,7 @@ __all__ = [
     "Stage",
     "TensorLoader",
     "TerminateOnNonFinite",
+    "TorchScheduler",
     "UnknownEventError",
     "accuracy",
     "binary_accuracy",
