@@ -57,7 +57,7 @@ def test_the_unwrapped_step_equals_the_whole_one_to_the_bit(name, options):
 
 def calls_torchs_wrapper(opt):
     """Tell whether a step goes through torch's own wrapper, by its profiler range."""
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         give_gradients(opt, 0)
         Stepper(opt).step()
     return any("Optimizer.step" in event.key for event in profile.key_averages())
