@@ -83,10 +83,13 @@ class TorchScheduler(ParamScheduler):
         self.refuse_conflicts(learn)
         groups = learn.opt.param_groups
         before = [dict(group) for group in groups]
-        self._keys = [set(group) - {"initial_lr"} for group in groups]
+        # A scheduler would begin from the rate that an earlier one, of somebody else, began from.
+        self._foreign = [
+            {"initial_lr": group.pop("initial_lr")} if "initial_lr" in group else {}
+            for group in groups
+        ]
+        self._keys = [set(group) for group in groups]
         self._was_wrapped = "step" in vars(learn.opt)
-        for group in groups:
-            group.pop("initial_lr", None)  # of an earlier scheduler: this fit has its own rate
         try:
             self._scheduler = _checked(self._make(learn.opt), learn.opt)
             self.refuse_conflicts(learn)
@@ -119,9 +122,11 @@ class TorchScheduler(ParamScheduler):
         self._clean(learn.opt)
 
     def _clean(self, opt: Optimizer) -> None:
-        for group, keys in zip(opt.param_groups, self._keys, strict=True):
+        each = zip(opt.param_groups, self._keys, self._foreign, strict=True)
+        for group, keys, foreign in each:
             for key in set(group) - keys:
                 del group[key]
+            group.update(foreign)
         if not self._was_wrapped:
             vars(opt).pop("step", None)  # a wrapper that only watches the order of steps
 

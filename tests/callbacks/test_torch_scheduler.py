@@ -106,6 +106,14 @@ def test_the_optimizer_is_left_as_it_was_but_for_the_values(make):
     assert learn.opt.step == step
 
 
+def test_the_rate_of_the_fit_counts_not_that_of_an_earlier_scheduler_of_somebody_else():
+    make, learn = SCHEDULERS["StepLR"], toy(6)
+    learn.opt.param_groups[0]["initial_lr"] = 0.7
+    learn.fit(1, lr=0.1, cbs=[TorchScheduler(make)])
+    assert recorded(learn) == bare_rates(make, 6, lr=0.1)
+    assert learn.opt.param_groups[0]["initial_lr"] == 0.7
+
+
 def test_every_group_is_driven_those_without_decay_too():
     def two_groups(model):
         return [model[0].parameters(), model[2].parameters()]
