@@ -5,16 +5,23 @@ collect the record. `onecycle.events` draws the loop.
 """
 
 from onecycle.callback import Callback, Stage
+from onecycle.callbacks.attribute_schedule import AttributeScheduler
 from onecycle.callbacks.checkpoint import SaveModel
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
-from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, ParamScheduler
+from onecycle.callbacks.param_schedule import (
+    MomentumCycler,
+    OneCycleSchedule,
+    ParamScheduler,
+    PlannedScheduler,
+)
 from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.resume import Checkpoint
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau, TerminateOnNonFinite
+from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data import DataLoaders, TensorLoader
 from onecycle.errors import (
     Cancel,
@@ -41,6 +48,21 @@ from onecycle.metrics import (
     rmse,
     top_k_accuracy,
 )
+from onecycle.policies import (
+    clr_beta,
+    clr_beta_momentum,
+    fastai1_momentum,
+    fastai1_one_cycle,
+    flat_cos,
+    momentum_cycle,
+    one_cycle,
+    sgdr,
+    smith_momentum,
+    smith_one_cycle,
+    three_phase,
+    three_phase_momentum,
+    warmup_stable_decay,
+)
 from onecycle.schedule_plot import plot_schedule
 from onecycle.schedules import (
     Schedule,
@@ -48,17 +70,23 @@ from onecycle.schedules import (
     cosine,
     exponential,
     join,
+    join_steps,
     linear,
-    momentum_cycle,
-    one_cycle,
     polynomial,
     step,
-    three_phase,
-    torch_one_cycle,
 )
 from onecycle.suggestions import minimum, slide, steep, valley
+from onecycle.torch_schedules import (
+    torch_cosine,
+    torch_cyclic,
+    torch_linear,
+    torch_one_cycle,
+    torch_step,
+    torch_warm_restarts,
+)
 
 __all__ = [
+    "AttributeScheduler",
     "CSVLogger",
     "Callback",
     "Cancel",
@@ -84,6 +112,7 @@ __all__ = [
     "OneCycleSchedule",
     "OnecycleError",
     "ParamScheduler",
+    "PlannedScheduler",
     "Predictions",
     "Progress",
     "Recorder",
@@ -94,14 +123,21 @@ __all__ = [
     "Stage",
     "TensorLoader",
     "TerminateOnNonFinite",
+    "TorchScheduler",
     "UnknownEventError",
     "accuracy",
     "binary_accuracy",
+    "clr_beta",
+    "clr_beta_momentum",
     "constant",
     "cosine",
     "error_rate",
     "exponential",
+    "fastai1_momentum",
+    "fastai1_one_cycle",
+    "flat_cos",
     "join",
+    "join_steps",
     "linear",
     "mae",
     "minimum",
@@ -111,11 +147,21 @@ __all__ = [
     "plot_schedule",
     "polynomial",
     "rmse",
+    "sgdr",
     "slide",
+    "smith_momentum",
+    "smith_one_cycle",
     "steep",
     "step",
     "three_phase",
+    "three_phase_momentum",
     "top_k_accuracy",
+    "torch_cosine",
+    "torch_cyclic",
+    "torch_linear",
     "torch_one_cycle",
+    "torch_step",
+    "torch_warm_restarts",
     "valley",
+    "warmup_stable_decay",
 ]

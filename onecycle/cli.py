@@ -37,7 +37,7 @@ class Recipe:
 
 
 RECIPES = {
-    "digits": Recipe(lambda _, size: vision.digits(size), vision.digits_cnn, 8, 64),
+    "digits": Recipe(lambda _, size: vision.digits(size), vision.digits_cnn, 5, 64),
     "mnist": Recipe(vision.mnist, vision.lenet, 3, 512),
     "cifar10": Recipe(vision.cifar10, lambda: vision.digits_cnn(in_channels=3), 5, 256),
 }
@@ -99,13 +99,15 @@ def demo(options: argparse.Namespace) -> None:
 def find_rate(learn: Learner) -> LRFindResult:
     """Run the range test, and say what it suggests and why."""
     print("\nRange test: the learning rate rises over 100 updates; then everything is put back")
-    result = learn.lr_find(suggest_funcs=(valley, slide, minimum, steep), show_plot=False)
+    result = learn.lr_find(suggest_funcs=(minimum, valley, slide, steep), show_plot=False)
     print(f"  it ended after {len(result.lrs)} updates: {result.stop_reason}")
     if result.reason is not None:
         print(f"  {result.reason}; a rate of 1e-3 is taken")
         return result
     others = ", ".join(f"{rule} {lr:.1e}" for rule, lr in list(result.suggestions.items())[1:])
-    print(f"  it suggests {result.suggestion:.2e} (valley: the middle of the longest descent)")
+    print(
+        f"  it suggests {result.suggestion:.2e} (minimum: a tenth of the rate at the lowest loss)"
+    )
     print(f"  other rules: {others}; the loss turns up at {result.lr_max:.1e}")
     return result
 
@@ -143,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where mnist and cifar10 are, or are downloaded to (default: data)",
     )
-    command.add_argument("--epochs", type=_at_least_one, help="default: 8 (mnist 3, cifar10 5)")
+    command.add_argument("--epochs", type=_at_least_one, help="default: 5 (mnist 3)")
     command.add_argument("--lr-max", type=_positive, help="default: what the range test suggests")
     command.add_argument(
         "--batch-size", type=_at_least_one, help="default: 64 (mnist 512, cifar10 256)"

@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onecycle.files import atomic_write
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -227,19 +229,14 @@ class History(Mapping[str, Series]):
         Args:
             path: Where to write; a file that is there is replaced.
         """
-        path = Path(path)
         columns = self.to_columns()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(columns)
-                writer.writerows(zip(*columns.values(), strict=True))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            atomic_write(Path(path)) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
 
     def to_frame(self) -> "DataFrame":
         """Return `to_columns` as a pandas ``DataFrame`` whose index is the update.

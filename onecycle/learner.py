@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from onecycle import recipes
 from onecycle.callback import Callback
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
 from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, Policy
@@ -38,7 +39,7 @@ from onecycle.optimizers import (
 from onecycle.schedules import Schedule
 from onecycle.snapshot import preserved
 from onecycle.stepper import Stepper
-from onecycle.suggestions import Rule, valley
+from onecycle.suggestions import Rule, minimum, valley
 from onecycle.summary import Summary, summarize
 
 
@@ -188,9 +189,9 @@ class Learner(Loop):
         self,
         n_epoch: int | None,
         lr_max: GroupValues | None = None,
-        div: float = 25.0,
-        div_final: float = 1e5,
-        pct_start: float = 0.25,
+        div: float | None = None,
+        div_final: float | None = None,
+        pct_start: float | None = None,
         moms: tuple[float, float, float] | Literal[False] | None = None,
         wd: float | None = None,
         cbs: Sequence[Callback] | None = None,
@@ -205,15 +206,17 @@ class Learner(Loop):
         Args:
             n_epoch: The number of epochs; ``None`` to stop by ``max_updates`` alone.
             lr_max: The peak; by default the learner's rate.
-            div: The rate begins at ``lr_max / div``.
-            div_final: It ends at ``lr_max / div_final``.
-            pct_start: The fraction of the updates in which it rises, in [0, 1].
+            div: The rate begins at ``lr_max / div``; by default 25, or the policy's own.
+            div_final: It ends at ``lr_max / div_final``; by default 1e5, or the policy's own.
+            pct_start: The fraction of the updates in which it rises, in [0, 1]; by default 0.25,
+                or the policy's own: see `OneCycleSchedule`.
             moms: Momentum at the start, the peak and the end; ``None`` for the learner's (with
                 a `Schedule` as policy: unchanged), ``False`` to leave momentum alone.
             wd: The weight decay from here on; by default unchanged.
             cbs: Callbacks for this fit only.
-            policy: ``"cosine"`` (fastai 2), ``"linear"``, ``"torch"`` (``OneCycleLR``), or a
-                `Schedule`, whose values are the rate of the last parameter group.
+            policy: ``"cosine"`` (fastai 2), ``"linear"``, ``"three_phase"`` (the paper's),
+                ``"smith"`` (its training logs'), ``"torch"`` (``OneCycleLR``), or a `Schedule`,
+                whose values are the rate of the last parameter group.
             steps_per_epoch: The batches of an epoch, where the loader has no length or more.
             max_updates: The optimizer updates after which the fit ends.
             resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
@@ -253,7 +256,7 @@ class Learner(Loop):
     def _momentum_cycle(
         self,
         moms: tuple[float, float, float] | Literal[False] | None,
-        pct_start: float,
+        pct_start: float | None,
         policy: Policy | Schedule,
     ) -> list[Callback]:
         """Return what cycles momentum: nothing where it is not asked for and there is none."""
@@ -269,6 +272,186 @@ class Learner(Loop):
         shape: Policy = "cosine" if isinstance(policy, Schedule) else policy
         return [MomentumCycler(self.moms if moms is None else moms, pct_start, policy=shape)]
 
+    def fit_clr_beta(
+        self,
+        n_epoch: int,
+        lr: GroupValues,
+        use_clr_beta: Sequence[float],
+        wd: float | None = None,
+        cbs: Sequence[Callback] | None = None,
+    ) -> None:
+        """Train as fastai 0.7 did with ``use_clr_beta``: lines up and down, and a tail.
+
+        Args:
+            n_epoch: The number of epochs.
+            lr: The peak.
+            use_clr_beta: ``(div, pct)`` or ``(div, pct, max_mom, min_mom)``. The rate begins and
+                comes back to ``lr / div``; ``pct`` percent of the updates are left for the tail
+                below it. Momentum is cycled where four are given.
+            wd: The weight decay from here on; by default unchanged.
+            cbs: Callbacks for this fit only.
+
+        Raises:
+            ValueError, TypeError: For what cannot work, before the first batch.
+
+        Source:
+            Smith, "A disciplined approach to neural network hyper-parameters",
+            arXiv:1803.09820, as fastai 0.7 had it.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner(n_batches=10)
+            >>> learn.fit_clr_beta(2, 1.0, (10, 10, 0.95, 0.85))
+            >>> learn.recorder.history["lr"].values[[0, 9, 18]].round(6).tolist()
+            [0.1, 1.0, 0.1]
+        """
+        recipes.fit_clr_beta(self, n_epoch, lr, use_clr_beta, wd=wd, cbs=cbs)
+
+    def fit_flat_cos(
+        self,
+        n_epoch: int,
+        lr: GroupValues | None = None,
+        div_final: float = 1e5,
+        pct_start: float = 0.75,
+        wd: float | None = None,
+        cbs: Sequence[Callback] | None = None,
+    ) -> None:
+        """Train with a constant rate that falls on half a cosine at the end.
+
+        Args:
+            n_epoch: The number of epochs.
+            lr: The rate that is held; by default the learner's.
+            div_final: The rate ends at ``lr / div_final``.
+            pct_start: The fraction of the updates after which it falls.
+            wd: The weight decay from here on; by default unchanged.
+            cbs: Callbacks for this fit only.
+
+        Raises:
+            ValueError, TypeError: For what cannot work, before the first batch.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner(n_batches=9)
+            >>> learn.fit_flat_cos(1, 0.1, pct_start=0.5)
+            >>> learn.recorder.history["lr"].values.round(4).tolist()
+            [0.1, 0.1, 0.1, 0.1, 0.1, 0.0854, 0.05, 0.0146, 0.0]
+        """
+        recipes.fit_flat_cos(self, n_epoch, lr, div_final, pct_start, wd=wd, cbs=cbs)
+
+    def fit_sgdr(
+        self,
+        n_cycles: int,
+        cycle_len: int,
+        lr_max: GroupValues | None = None,
+        cycle_mult: int = 2,
+        cbs: Sequence[Callback] | None = None,
+        wd: float | None = None,
+    ) -> None:
+        """Train in cycles, in each of which the rate falls from its maximum to 0.
+
+        Args:
+            n_cycles: The number of cycles.
+            cycle_len: The epochs of the first cycle.
+            lr_max: The rate at the first update of each cycle; by default the learner's. At its
+                last update it is 0.
+            cycle_mult: How many times longer each cycle is than the one before.
+            cbs: Callbacks for this fit only.
+            wd: The weight decay from here on; by default unchanged.
+
+        Raises:
+            ValueError, TypeError: For what cannot work, before the first batch.
+
+        Source:
+            Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
+            arXiv:1608.03983.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner(n_batches=3)
+            >>> learn.fit_sgdr(2, 1, 0.1)
+            >>> learn.recorder.history["lr"].values.round(3).tolist()
+            [0.1, 0.05, 0.0, 0.1, 0.09, 0.065, 0.035, 0.01, 0.0]
+        """
+        recipes.fit_sgdr(self, n_cycles, cycle_len, lr_max, cycle_mult, wd=wd, cbs=cbs)
+
+    def fine_tune(
+        self,
+        epochs: int,
+        base_lr: float = 2e-3,
+        freeze_epochs: int = 1,
+        lr_mult: float = 100,
+        pct_start: float = 0.3,
+        div: float = 5.0,
+        *,
+        wd: float | None = None,
+        cbs: Sequence[Callback] | None = None,
+    ) -> None:
+        """Train the last parameter group of a pretrained model, then all of them.
+
+        First one cycle with all groups frozen but the last, as `freeze` does; then one with all
+        of them, at half the rate, and smaller rates for the earlier groups.
+
+        Args:
+            epochs: The epochs with all groups.
+            base_lr: The peak of the first cycle; the second has half of it.
+            freeze_epochs: The epochs with the last group alone; may be 0.
+            lr_mult: In the second cycle, the first group's rate is this much smaller than the
+                last group's.
+            pct_start: Of the second cycle.
+            div: Of the second cycle.
+            wd: The weight decay from here on; by default unchanged.
+            cbs: Callbacks for both fits.
+
+        Raises:
+            ValueError, TypeError: For what cannot work, before the first batch.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> def body_and_head(model):
+            ...     return [model[0].parameters(), model[2].parameters()]
+            >>> learn = toy_learner(splitter=body_and_head)
+            >>> learn.fine_tune(2, 0.1)
+            >>> learn.total_epochs
+            3
+        """
+        recipes.fine_tune(
+            self, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, wd=wd, cbs=cbs
+        )
+
+    def freeze(self, *, train_bn: bool = True) -> None:
+        """Let only the last of the splitter's groups train, until `unfreeze`.
+
+        Args:
+            train_bn: As in `freeze_to`.
+        """
+        recipes.freeze_to(self, -1, train_bn=train_bn)
+
+    def freeze_to(self, n: int, *, train_bn: bool = True) -> None:
+        """Let only the splitter's groups from the n-th on train; sets ``requires_grad``.
+
+        Args:
+            n: The first group that trains, from 0; a negative one counts from the end.
+            train_bn: Let the normalization layers of frozen groups train all the same. The
+                running statistics of batch norm follow the data in any case.
+
+        Raises:
+            ValueError: If there is no such group; shows the groups.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> def body_and_head(model):
+            ...     return [model[0].parameters(), model[2].parameters()]
+            >>> learn = toy_learner(splitter=body_and_head)
+            >>> learn.freeze_to(-1)
+            >>> [p.requires_grad for p in learn.model.parameters()]
+            [False, False, True, True]
+        """
+        recipes.freeze_to(self, n, train_bn=train_bn)
+
+    def unfreeze(self) -> None:
+        """Let all groups train; sets ``requires_grad``."""
+        recipes.freeze_to(self, 0, train_bn=True)
+
     def lr_find(
         self,
         start_lr: float = 1e-7,
@@ -276,7 +459,7 @@ class Learner(Loop):
         num_it: int = 100,
         stop_div: bool = True,
         show_plot: bool = True,
-        suggest_funcs: Sequence[Rule] = (valley,),
+        suggest_funcs: Sequence[Rule] = (minimum, valley),
         *,
         linear: bool = False,
     ) -> LRFindResult:
@@ -293,8 +476,8 @@ class Learner(Loop):
             stop_div: Stop when the smoothed loss is over four times its best. A loss that is not
                 finite always stops.
             show_plot: Draw the curve with the suggestions, as ``learn.recorder.plot_lr_find()``.
-            suggest_funcs: The rules, among ``valley, slide, minimum, steep``, or functions
-                ``(lrs, smoothed losses) -> rate``.
+            suggest_funcs: The rules, among ``minimum, valley, slide, steep``, or functions
+                ``(lrs, smoothed losses) -> rate``. The first one gives ``result.suggestion``.
             linear: Let the rate rise linearly instead of exponentially.
 
         Returns:
@@ -307,7 +490,7 @@ class Learner(Loop):
             >>> from onecycle.testing import toy_learner
             >>> learn = toy_learner()
             >>> result = learn.lr_find(start_lr=1e-4, show_plot=False)
-            >>> result.suggestion == result.suggestions["valley"]
+            >>> result.suggestion == result.suggestions["minimum"]
             True
         """
         finder = LRFinder(start_lr, end_lr, num_it, stop_div=stop_div, linear=linear)

@@ -30,6 +30,7 @@ from onecycle.errors import (
     OnecycleError,
 )
 from onecycle.handlers import Handlers, clean_up, fire, report, where
+from onecycle.optimizers import fill_momentum
 from onecycle.snapshot import hold_loaders, preserved_rng
 from onecycle.state import LoopState
 from onecycle.stepper import Stepper
@@ -89,8 +90,9 @@ class Loop(LoopState):
         self._contexts = self._forward_contexts(callbacks)
         self.n_epoch, self.steps_per_epoch, self.max_updates = n_epoch, steps_per_epoch, max_updates
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
-        self.stop_reason = self.rng = None
+        self.training, self.stop_reason, self.rng = True, None, None
         self.batches_per_update = 1
+        fill_momentum(self.opt)
         self.stepper = Stepper(self.opt)
         self._drop_gradients()
         self.plan_updates()
@@ -99,33 +101,47 @@ class Loop(LoopState):
     def _end(self, error: BaseException | None) -> None:
         """Let every callback clean up; none can hide the first error."""
         if isinstance(error, Exception) and not isinstance(error, Cancel):
-            error.add_note(f"onecycle: {where(self)}")
+            place = where(self)
+            if not any(place in note for note in getattr(error, "__notes__", ())):
+                error.add_note(f"onecycle: {place}")
         first = clean_up(self, self._on.cleanup_fit, error)
         self._drop_gradients()
         self.forget_batch()
         self._run = None
         if first is not error and first is not None:
             raise first
-        if self.n_skipped:
-            last = max(1, (self.n_updates_planned or 2) - 1)
+        if error is None and (self.n_skipped or self.stop_reason is None):
+            self._tell_shortfall()
+
+    def _tell_shortfall(self) -> None:
+        """Say that the schedule did not reach its end, and why."""
+        planned = self.n_updates_planned
+        if planned is not None and self.n_updates < planned:
             log.warning(
-                "%d of %s planned updates were skipped; the schedule ended at position %.4g",
+                "%d of %d planned updates were made, %d skipped: "
+                "the schedule ended at position %.4g",
+                self.n_updates,
+                planned,
                 self.n_skipped,
-                self.n_updates_planned,
-                max(0, self.n_updates - 1) / last,
+                max(0, self.n_updates - 1) / max(1, planned - 1),
             )
 
     def _epochs(self) -> None:
-        if self.updates_left() == 0 and not self.iter:  # resumed after its last epoch
-            return
-        first, n_epoch = self.epoch, self.n_epoch
-        for self.epoch in itertools.count(first) if n_epoch is None else range(first, n_epoch):
+        # Resumed within an epoch, the fit may have made that epoch's last update already.
+        tried = -1 if self.iter else self.n_updates + self.n_skipped
+        for self.epoch in self.epochs_left():
             try:
                 self._scope("epoch", CancelEpoch, self._passes)
             finally:  # an epoch that was cut short has used its order of the data too
                 self.total_epochs += 1
             if self.updates_left() == 0:
                 break
+            if self.n_epoch is None and self.n_updates + self.n_skipped == tried:
+                raise OnecycleError(
+                    f"no update was tried in epoch {self.epoch}, and nothing but max_updates ends "
+                    "this fit: every batch or the whole pass was cancelled"
+                )
+            tried = self.n_updates + self.n_skipped
 
     def _passes(self) -> None:
         self._set_up_pass(self.dls.train, training=True)
@@ -233,9 +249,7 @@ class Loop(LoopState):
         drawn = self.iter
         try:
             batches = start_pass(self.dl, seed=self.seed, epoch=self.total_epochs, skip=drawn)
-            if self.rng is not None:
-                self.rng.restore()
-                self.rng = None
+            self.go_on_with_rng()
             left = None if self.n_iter is None else self.n_iter - drawn
             for batch in itertools.islice(batches, left):
                 yield batch

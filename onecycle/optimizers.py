@@ -167,12 +167,39 @@ def _can_be_fused(model: nn.Module, opt_func: OptFunc) -> bool:
     )
 
 
+def fill_momentum(opt: Optimizer) -> None:
+    """Give the parameters that begin to train late in a fused SGD a momentum, of 0.
+
+    Its kernel takes either all momenta of a group or, at the first step, none: it fails on a
+    group in which some parameters were frozen so far. With dampening, which is not applied to
+    a first step otherwise, the first step of those parameters is smaller for it.
+    """
+    if not isinstance(opt, torch.optim.SGD):
+        return
+    for group in opt.param_groups:
+        params = [p for p in group["params"] if p.requires_grad]
+        without = [p for p in params if opt.state.get(p, {}).get("momentum_buffer") is None]
+        if group["fused"] and len(without) < len(params):
+            for p in without:
+                opt.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def norm_parameters(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters of normalization layers."""
+    return {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
+        for parameter in module.parameters(recurse=False)
+    }
+
+
 def norms_and_biases(model: nn.Module) -> set[int]:
     """Return the ids of the parameters that should not decay: those of norms, and biases."""
-    exempt = set()
-    for module in model.modules():
-        is_norm = isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
-        for name, parameter in module.named_parameters(recurse=False):
-            if is_norm or "bias" in name:
-                exempt.add(id(parameter))
-    return exempt
+    biases = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if "bias" in name
+    }
+    return norm_parameters(model) | biases

@@ -5,31 +5,32 @@ value there; called with an array of positions it gives the array of values, bit
 the same. The shapes between two values and the ways to combine them:
 
     constant   linear   cosine   exponential   polynomial   step
-    join       one after the other          schedule.scaled(factor)   multiplied
+    join       one after the other, in fractions of the training
+    join_steps one after the other, in updates
+    schedule.scaled(factor)   multiplied
 
-and the policies made of them: `one_cycle`, `momentum_cycle`, `three_phase`,
-`torch_one_cycle`. Make them with these functions; the classes behind them are there to
-be printed, compared, hashed, stored (`Schedule.to_dict`) and subclassed.
+Make them with these functions; the classes behind them are there to be printed, compared,
+hashed, stored (`Schedule.to_dict`) and subclassed. The policies made of them are in
+`onecycle.policies`, those of torch in `onecycle.torch_schedules`.
 """
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
-from typing import Any, ClassVar, Literal, SupportsFloat, TypeAlias, overload
+from itertools import accumulate, pairwise
+from typing import Any, ClassVar, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onecycle.arguments import check_count, check_finite, check_fraction, check_positive
+
 Array: TypeAlias = NDArray[np.float64]
-Anneal: TypeAlias = Literal["cosine", "linear"]
-TorchAnneal: TypeAlias = Literal["cos", "linear"]
 
 _KINDS: dict[str, type["Schedule"]] = {}
 
 #: How far fractions that are meant to add to 1 may miss it.
-_TOLERANCE = 1e-6
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Constant(Schedule, kind="constant"):
     value: float
 
     def __post_init__(self) -> None:
-        self._set(value=_finite("value", self.value))
+        self._set(value=check_finite("value", self.value))
 
     def _values(self, p: Array) -> Array:
         return np.full_like(p, self.value)
@@ -194,7 +195,7 @@ class Between(Schedule):
     end: float
 
     def __post_init__(self) -> None:
-        self._set(start=_finite("start", self.start), end=_finite("end", self.end))
+        self._set(start=check_finite("start", self.start), end=check_finite("end", self.end))
 
     def _values(self, p: Array) -> Array:
         # Fixed at the ends, where a cosine or a power may be off by a last bit.
@@ -228,7 +229,7 @@ class Exponential(Between, kind="exponential"):
     """Equal ratios over equal distances; made by `exponential`."""
 
     def __post_init__(self) -> None:
-        self._set(start=_positive("start", self.start), end=_positive("end", self.end))
+        self._set(start=check_positive("start", self.start), end=check_positive("end", self.end))
 
     def _mix(self, w: Array) -> Array:
         # The geometric mean, and not start * (end / start) ** p: no ratio can overflow.
@@ -244,7 +245,7 @@ class Polynomial(Between, kind="polynomial"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(power=_positive("power", self.power))
+        self._set(power=check_positive("power", self.power))
 
     def _weights(self, p: Array) -> Array:
         return 1.0 - np.power(p, self.power)
@@ -259,10 +260,12 @@ class Step(Schedule, kind="step"):
     milestones: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        milestones = tuple(_fraction("a milestone", m) for m in self.milestones)
+        milestones = tuple(check_fraction("a milestone", m) for m in self.milestones)
         if any(later <= earlier for earlier, later in pairwise(milestones)):
             raise ValueError(f"milestones must increase; got {milestones}")
-        self._set(start=_finite("start", self.start), factor=_finite("factor", self.factor))
+        self._set(
+            start=check_finite("start", self.start), factor=check_finite("factor", self.factor)
+        )
         self._set(milestones=milestones)
 
     def _values(self, p: Array) -> Array:
@@ -277,14 +280,12 @@ class Join(Schedule, kind="join"):
     phases: tuple[tuple[float, Schedule], ...]
 
     def __post_init__(self) -> None:
-        for phase in self.phases:
-            if not (isinstance(phase, Sequence) and len(phase) == 2):
-                raise TypeError(f"a phase is a pair (fraction, schedule); got {phase!r}")
-            if not isinstance(phase[1], Schedule):
-                raise TypeError(f"the second of a phase is a Schedule; got {phase[1]!r}")
-        phases = tuple((_fraction("the length of a phase", f), part) for f, part in self.phases)
+        _check_phases(self.phases, "fraction")
+        phases = tuple(
+            (check_fraction("the length of a phase", f), part) for f, part in self.phases
+        )
         total = math.fsum(fraction for fraction, _ in phases)
-        if abs(total - 1.0) > _TOLERANCE:
+        if abs(total - 1.0) > TOLERANCE:
             shown = " + ".join(f"{fraction:g}" for fraction, _ in phases) or "no phases"
             raise ValueError(f"the fractions of the phases must add to 1; {shown} = {total:.9g}")
         self._set(phases=phases)
@@ -293,7 +294,7 @@ class Join(Schedule, kind="join"):
         fractions = [fraction for fraction, _ in self.phases]
         total = math.fsum(fractions)
         cuts = [math.fsum(fractions[:k]) / total for k in range(len(fractions) + 1)]
-        return _piecewise(p, cuts, [part for _, part in self.phases])
+        return piecewise(p, cuts, [part for _, part in self.phases])
 
 
 @dataclass(frozen=True)
@@ -306,110 +307,56 @@ class Scaled(Schedule, kind="scaled"):
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, Schedule):
             raise TypeError(f"schedule must be a Schedule; got {self.schedule!r}")
-        self._set(factor=_finite("factor", self.factor))
+        self._set(factor=check_finite("factor", self.factor))
 
     def _values(self, p: Array) -> Array:
         return self.schedule._values(p) * self.factor
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchPhases(Schedule):
-    """Base of the two curves of ``torch.optim.lr_scheduler.OneCycleLR``.
+class Counted(Schedule):
+    """Base of the schedules that count updates: step k of T is at the position ``k / (T - 1)``.
 
-    Torch counts its phases in steps and ends them a step early, at ``pct_start *
-    total_steps - 1``: where a step of a position is, decides the curve.
+    A subclass defines ``_at``, which is given steps in [0, T - 1], whole at every update.
+
+    Attributes:
+        total_steps: The optimizer updates in all, T.
     """
 
     total_steps: int
-    pct_start: float
-    anneal_strategy: TorchAnneal
-    three_phase: bool
 
     def __post_init__(self) -> None:
-        total_steps = operator.index(self.total_steps)
-        if total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1; got {total_steps}")
-        _one_of("anneal_strategy", self.anneal_strategy, ("cos", "linear"))
-        self._set(total_steps=total_steps, three_phase=bool(self.three_phase))
-        self._set(pct_start=_fraction("pct_start", self.pct_start))
-
-    def _levels(self) -> tuple[float, ...]:
-        """Give the values at the ends of the phases."""
-        raise NotImplementedError
+        self._set(total_steps=check_count("total_steps", self.total_steps))
 
     def _values(self, p: Array) -> Array:
-        last = self.total_steps - 1
-        peak = self.pct_start * self.total_steps - 1
-        cuts = [0.0, peak, 2 * self.pct_start * self.total_steps - 2, last]
-        if not self.three_phase:
-            del cuts[2]
-        shape = Cosine if self.anneal_strategy == "cos" else Linear
-        levels = self._levels()
-        return _piecewise(p * last, cuts, [shape(a, b) for a, b in pairwise(levels)])
+        steps = p * (self.total_steps - 1)
+        whole = np.round(steps)
+        # k / (T - 1) * (T - 1) may miss k by a last bit, and with it a jump that is at k.
+        return self._at(np.where(np.abs(steps - whole) < TOLERANCE, whole, steps))
+
+    def _at(self, steps: Array) -> Array:
+        """Give the values at steps, counted from 0."""
+        raise NotImplementedError(f"{type(self).__name__} must define _at(self, steps)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchOneCycle(TorchPhases, kind="torch_one_cycle"):
-    """The rate of ``OneCycleLR``; made by `torch_one_cycle`."""
+class JoinSteps(Counted, kind="join_steps"):
+    """Schedules one after the other, measured in updates; made by `join_steps`."""
 
-    max_lr: float
-    div_factor: float
-    final_div_factor: float
+    phases: tuple[tuple[int, Schedule], ...]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(
-            max_lr=_not_negative("max_lr", self.max_lr),
-            div_factor=_positive("div_factor", self.div_factor),
-            final_div_factor=_positive("final_div_factor", self.final_div_factor),
-        )
+        _check_phases(self.phases, "steps")
+        name = "the length of a phase"
+        phases = tuple((check_count(name, n, least=0), part) for n, part in self.phases)
+        if not any(n for n, _ in phases):
+            raise ValueError("the phases must have at least one step together; got none")
+        self._set(phases=phases)
 
-    def _levels(self) -> tuple[float, ...]:
-        initial = self.max_lr / self.div_factor
-        final = initial / self.final_div_factor
-        if self.three_phase:
-            return initial, self.max_lr, initial, final
-        return initial, self.max_lr, final
-
-    def momentum(self, base: float = 0.85, max: float = 0.95) -> "TorchMomentum":
-        """Make the schedule of the momentum that goes with this rate.
-
-        Args:
-            base: The momentum while the rate is highest.
-            max: The momentum at the start and at the end.
-
-        Returns:
-            The momentum of ``OneCycleLR`` at every step.
-
-        Example:
-            >>> torch_one_cycle(10, max_lr=1.0).momentum()(2 / 9)
-            0.85
-        """
-        return TorchMomentum(
-            total_steps=self.total_steps,
-            pct_start=self.pct_start,
-            anneal_strategy=self.anneal_strategy,
-            three_phase=self.three_phase,
-            base=base,
-            max=max,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TorchMomentum(TorchPhases, kind="torch_momentum"):
-    """The momentum of ``OneCycleLR``; made by `TorchOneCycle.momentum`."""
-
-    base: float
-    max: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set(base=_momentum("base", self.base), max=_momentum("max", self.max))
-
-    def _levels(self) -> tuple[float, ...]:
-        if self.three_phase:
-            return self.max, self.base, self.max, self.max
-        return self.max, self.base, self.max
+    def _at(self, steps: Array) -> Array:
+        cuts = list(accumulate((n for n, _ in self.phases), initial=0))
+        return piecewise(np.minimum(steps, cuts[-1]), cuts, [part for _, part in self.phases])
 
 
 def constant(value: float) -> Constant:
@@ -543,178 +490,42 @@ def join(phases: Sequence[tuple[float, Schedule]]) -> Join:
     return Join(tuple(phases))
 
 
-def one_cycle(
-    lr_max: float,
-    *,
-    div: float = 25.0,
-    div_final: float = 1e5,
-    pct_start: float = 0.25,
-    anneal: Anneal = "cosine",
-) -> Join:
-    """Raise the learning rate to its maximum, then lower it far below its start.
+def join_steps(total_steps: int, phases: Sequence[tuple[int, Schedule]]) -> JoinSteps:
+    """Run schedules one after the other, each for a number of optimizer updates.
 
-    Args:
-        lr_max: The highest learning rate, from a range test.
-        div: The rate starts at ``lr_max / div``.
-        div_final: The rate ends at ``lr_max / div_final``.
-        pct_start: Where the maximum is, as a fraction of the training.
-        anneal: The form of both phases, ``"cosine"`` or ``"linear"``.
-
-    Returns:
-        The schedule.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Source:
-        Smith and Topin, Super-Convergence (arXiv 1708.07120), in the two-phase form with
-        cosines of fastai 2.
-
-    Example:
-        >>> one_cycle(1.0)(np.array([0.0, 0.125, 0.25, 1.0]))
-        array([4.0e-02, 5.2e-01, 1.0e+00, 1.0e-05])
-    """
-    peak = _not_negative("lr_max", lr_max)
-    start, end = peak / _positive("div", div), peak / _positive("div_final", div_final)
-    return _up_and_down((start, peak, end), pct_start, anneal)
-
-
-def momentum_cycle(
-    moms: Sequence[float] = (0.95, 0.85, 0.95),
-    *,
-    pct_start: float = 0.25,
-    anneal: Anneal = "cosine",
-) -> Join:
-    """Lower the momentum while the rate of `one_cycle` rises, and raise it again.
-
-    Args:
-        moms: The momentum at the start, at the maximum of the rate, and at the end, each
-            in [0, 1).
-        pct_start: Where the maximum of the rate is, as a fraction of the training.
-        anneal: The form of both phases, ``"cosine"`` or ``"linear"``.
-
-    Returns:
-        The schedule.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Source:
-        Smith, A Disciplined Approach, Part 1 (arXiv 1803.09820), section 4.3.
-
-    Example:
-        >>> momentum_cycle()(np.array([0.0, 0.25, 1.0]))
-        array([0.95, 0.85, 0.95])
-    """
-    if len(moms) != 3:
-        raise ValueError(f"moms has three values (start, at the maximum rate, end); got {moms!r}")
-    return _up_and_down([_momentum("a momentum", m) for m in moms], pct_start, anneal)
-
-
-def three_phase(
-    lr_max: float,
-    *,
-    div: float = 10.0,
-    div_final: float = 1000.0,
-    fraction_up: float = 0.45,
-    fraction_down: float = 0.45,
-) -> Join:
-    """Raise the rate in a line, lower it in a line, then let it fall far below its start.
-
-    The defaults are those of fastai 0.7's ``use_clr_beta=(10, 10)``: a tenth of the
-    training is left for the fall from ``lr_max / 10`` to ``lr_max / 1000``.
-
-    Args:
-        lr_max: The highest learning rate, from a range test.
-        div: The rate starts at ``lr_max / div``, and is back there after two phases.
-        div_final: The rate ends at ``lr_max / div_final``.
-        fraction_up: The length of the first phase, as a fraction of the training.
-        fraction_down: The length of the second. The third has the rest.
-
-    Returns:
-        The schedule.
-
-    Raises:
-        ValueError: If an argument is out of its range, or the two phases are together
-            longer than the training.
-
-    Source:
-        Smith, A Disciplined Approach, Part 1 (arXiv 1803.09820), section 4.2.
-
-    Example:
-        >>> three_phase(1.0)(np.array([0.0, 0.45, 0.9, 1.0]))
-        array([0.1  , 1.   , 0.1  , 0.001])
-    """
-    peak = _not_negative("lr_max", lr_max)
-    base, end = peak / _positive("div", div), peak / _positive("div_final", div_final)
-    up, down = _fraction("fraction_up", fraction_up), _fraction("fraction_down", fraction_down)
-    rest = 1.0 - up - down
-    if rest < -_TOLERANCE:
-        raise ValueError(
-            f"fraction_up + fraction_down is at most 1; {up:g} + {down:g} = {up + down:.9g}"
-        )
-    # What rounding leaves of 1 is no third phase.
-    tail = rest if rest > _TOLERANCE else 0.0
-    return join([(up, linear(base, peak)), (down, linear(peak, base)), (tail, linear(base, end))])
-
-
-def torch_one_cycle(
-    total_steps: int,
-    *,
-    max_lr: float,
-    pct_start: float = 0.3,
-    anneal_strategy: TorchAnneal = "cos",
-    three_phase: bool = False,
-    div_factor: float = 25.0,
-    final_div_factor: float = 1e4,
-) -> TorchOneCycle:
-    """Follow ``torch.optim.lr_scheduler.OneCycleLR``, whose step k is ``k / (total_steps - 1)``.
-
-    The arguments are torch's; so are the phases, which end a step early, and which under
-    ``three_phase`` with a ``pct_start`` above 0.5 do not all fit. Where torch divides by
-    zero, because a phase has no length, that phase is skipped.
+    A phase of n steps that begins at step k is at its own ``j / n`` at step ``k + j``: step
+    ``k + n`` is the first of the next phase. What does not fit into the training is cut off;
+    when all phases are over, the last value holds. Step k is at ``k / (total_steps - 1)``.
 
     Args:
         total_steps: Optimizer updates in all, at least 1.
-        max_lr: The highest learning rate.
-        pct_start: The fraction of the steps in which the rate rises.
-        anneal_strategy: ``"cos"`` or ``"linear"``.
-        three_phase: Whether the rate comes back to its start before it falls below it.
-        div_factor: The rate starts at ``max_lr / div_factor``.
-        final_div_factor: The rate ends at its start divided by this.
+        phases: Pairs of a number of updates and a schedule.
 
     Returns:
-        The schedule; its ``momentum()`` is the momentum beside it.
+        The schedule.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If a number is negative, or no phase has a length.
+        TypeError: If a phase is not a pair of an integer and a `Schedule`.
 
     Example:
-        >>> schedule = torch_one_cycle(10, max_lr=1.0)
-        >>> schedule(np.array([0, 1, 2, 9]) / 9)
-        array([4.0e-02, 5.2e-01, 1.0e+00, 4.0e-06])
+        >>> warm_up = join_steps(8, [(4, linear(0.0, 1.0)), (4, linear(1.0, 0.0))])
+        >>> warm_up(np.arange(8) / 7).tolist()
+        [0.0, 0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25]
     """
-    return TorchOneCycle(
-        total_steps=total_steps,
-        max_lr=max_lr,
-        pct_start=pct_start,
-        anneal_strategy=anneal_strategy,
-        three_phase=three_phase,
-        div_factor=div_factor,
-        final_div_factor=final_div_factor,
-    )
+    return JoinSteps(total_steps=total_steps, phases=tuple(phases))
 
 
-def _up_and_down(levels: Sequence[float], pct_start: float, anneal: Anneal) -> Join:
-    """Go through three levels, the second of them at pct_start."""
-    first = _fraction("pct_start", pct_start)
-    _one_of("anneal", anneal, ("cosine", "linear"))
-    shape = Cosine if anneal == "cosine" else Linear
-    start, peak, end = levels
-    return join([(first, shape(start, peak)), (1.0 - first, shape(peak, end))])
+def _check_phases(phases: Sequence[object], length: str) -> None:
+    """Refuse what is no pair of a length and a schedule."""
+    for phase in phases:
+        if not (isinstance(phase, Sequence) and len(phase) == 2):
+            raise TypeError(f"a phase is a pair ({length}, schedule); got {phase!r}")
+        if not isinstance(phase[1], Schedule):
+            raise TypeError(f"the second of a phase is a Schedule; got {phase[1]!r}")
 
 
-def _piecewise(x: Array, cuts: Sequence[float], parts: Sequence[Schedule]) -> Array:
+def piecewise(x: Array, cuts: Sequence[float], parts: Sequence[Schedule]) -> Array:
     """Evaluate ``parts[i]`` between ``cuts[i]`` and ``cuts[i + 1]``, the later at a cut.
 
     Parts without length are skipped; if all are, the end of the last one holds.
@@ -746,52 +557,3 @@ def _decode(value: Any) -> Any:
     if isinstance(value, Mapping):
         return Schedule.from_dict(value)
     return tuple(_decode(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def _finite(name: str, value: float) -> float:
-    """Check that a value is a finite number."""
-    if not isinstance(value, SupportsFloat):
-        raise TypeError(f"{name} must be a number; got {value!r}")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite; got {value}")
-    return number
-
-
-def _not_negative(name: str, value: float) -> float:
-    """Check that a value is finite and at least 0."""
-    number = _finite(name, value)
-    if number < 0:
-        raise ValueError(f"{name} must not be negative; got {value}")
-    return number
-
-
-def _positive(name: str, value: float) -> float:
-    """Check that a value is finite and above 0."""
-    number = _finite(name, value)
-    if number <= 0:
-        raise ValueError(f"{name} must be positive; got {value}")
-    return number
-
-
-def _fraction(name: str, value: float) -> float:
-    """Check that a value is within [0, 1]."""
-    number = _finite(name, value)
-    if not 0 <= number <= 1:
-        percent = f" (did you mean {number / 100:g}?)" if 1 < number <= 100 else ""
-        raise ValueError(f"{name} is a fraction between 0 and 1; got {value}{percent}")
-    return number
-
-
-def _momentum(name: str, value: float) -> float:
-    """Check that a value is within [0, 1): a momentum of 1 never forgets a gradient."""
-    number = _fraction(name, value)
-    if number == 1:
-        raise ValueError(f"{name} must be below 1; got {value}")
-    return number
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Check that a word is one of those that are known."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}; got {value!r}")

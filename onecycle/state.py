@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -111,9 +112,12 @@ class LoopState:
                 pred["loss"] if isinstance(pred, Mapping) else getattr(pred, "loss", pred)
             )
             return loss
-        if isinstance(yb, tuple):
-            return self.loss_func(pred, *yb)
-        return self.loss_func(pred) if yb is None else self.loss_func(pred, yb)
+        targets = () if yb is None else yb if isinstance(yb, tuple) else (yb,)
+        try:
+            return self.loss_func(pred, *targets)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            error.add_note(_what_came(pred, targets))
+            raise
 
     # Where the fit stands -----------------------------------------------------------------
 
@@ -140,7 +144,45 @@ class LoopState:
             return None
         return max(0, self.max_updates - self.n_updates - self.n_skipped)
 
+    def epochs_left(self) -> Iterable[int]:
+        """Return the epochs to run, from where the fit stands; a resumed one may be at its end."""
+        if self.updates_left() == 0 and not self.iter:
+            return ()
+        return count(self.epoch) if self.n_epoch is None else range(self.epoch, self.n_epoch)
+
+    def go_on_with_rng(self) -> None:
+        """Put the random states of a resumed fit in force, if there are any."""
+        if self.rng is not None:
+            self.rng.restore()
+            self.rng = None
+
     def forget_batch(self) -> None:
         """Keep no batch, prediction or graph alive."""
         self.batch = self.xb = self.yb = self.pred = None
         self.loss = self.loss_grad = self.update_loss = None
+
+
+def _what_came(pred: Any, targets: tuple[Any, ...]) -> str:
+    """Say what a loss function was given: most of its errors are about a shape or a label."""
+    said = f"onecycle: the loss function got pred {_described(pred)}"
+    said += "".join(f" and target {_described(target)}" for target in targets)
+    target = targets[0] if len(targets) == 1 else None
+    if isinstance(pred, Tensor) and pred.ndim > 1 and _is_labels(target):
+        low, high, classes = int(target.min()), int(target.max()), pred.shape[1]
+        if low < 0 or high >= classes:
+            said += (
+                f"; labels must be in 0 to {classes - 1} for predictions of {classes} classes, "
+                f"and these go from {low} to {high}: map them, or give the model more outputs"
+            )
+    return said
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__
+
+
+def _is_labels(target: Any) -> TypeGuard[Tensor]:
+    """Tell whether a target is class labels that can be read; not after a failed assert on CUDA."""
+    return isinstance(target, Tensor) and target.is_cpu and target.dtype == torch.int64

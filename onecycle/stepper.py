@@ -35,7 +35,7 @@ class Stepper:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a scalar loss to those that wait."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        _differentiate(loss)
 
     def unscale(self) -> None:
         """Give the gradients their final scale."""
@@ -83,7 +83,7 @@ class ScaledStepper(Stepper):
 
     def backward(self, loss: Tensor) -> None:
         """Add the scaled gradients of a scalar loss to those that wait."""
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        _differentiate(self.scaler.scale(loss))
 
     def unscale(self) -> None:
         """Divide the gradients by the loss scale."""
@@ -121,6 +121,18 @@ class _Told:
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups as they are now: loading a state replaces the list."""
         return self._opt.param_groups
+
+
+def _differentiate(loss: Tensor) -> None:
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if loss.ndim:
+            error.add_note(
+                f"onecycle: the loss must be one number and has shape {tuple(loss.shape)}: take "
+                "its mean (without a loss_func, the model itself must return the loss)"
+            )
+        raise
 
 
 def _bare_step(opt: Optimizer) -> Any:

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from onecycle import Learner, accuracy, minimum
+from onecycle import Learner, accuracy
 from onecycle.vision import lenet, mnist
 
 
@@ -28,8 +28,7 @@ def test_lenet_reaches_98_9_percent_on_mnist_in_three_epochs_from_the_suggested_
     learn = Learner(
         dls, lenet(), torch.nn.functional.cross_entropy, metrics=[accuracy], device="cpu", seed=0
     )
-    # valley, the default, is more cautious than three epochs can afford here.
-    found = learn.lr_find(show_plot=False, suggest_funcs=(minimum,))
+    found = learn.lr_find(show_plot=False)
     assert found.suggestion is not None
     learn.fit_one_cycle(3, found.suggestion)
     assert learn.validate()["accuracy"] >= 0.989

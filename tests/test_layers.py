@@ -14,6 +14,7 @@ PACKAGE = Path(onecycle.__file__).parent
 
 GROUND = -1
 LEVELS = {
+    "arguments": GROUND,
     "errors": GROUND,
     "events": GROUND,
     "files": GROUND,
@@ -32,16 +33,19 @@ LEVELS = {
     "hyperparams": 1,
     "monitor": 1,
     "optimizers": 1,
+    "policies": 1,
     "state": 1,
     "stepper": 1,
     "snapshot": 1,
     "summary": 1,
+    "torch_schedules": 1,
     "loop": 2,
     "model_files": 1,
     "checkpoint_files": 2,
     "callbacks": 2,
     "callbacks.recorder": 2,
     "callbacks.param_schedule": 2,
+    "recipes": 4,
     "learner": 5,
     "vision": 6,
     "testing": 6,

@@ -20,6 +20,7 @@ from onecycle import (
     CancelStep,
     CancelTrain,
     CancelValid,
+    DataLoaders,
     Learner,
     OnecycleError,
     Progress,
@@ -470,7 +471,7 @@ def test_a_skipped_update_is_counted_and_changes_nothing(caplog):
     assert (learn.n_updates, learn.total_updates, learn.n_skipped) == (0, 0, 3)
     assert learn.stop_reason == "not this one"
     assert len(learn.recorder.history["train_loss"]) == 0
-    assert "3 of 3 planned updates were skipped" in caplog.text
+    assert "0 of 3 planned updates were made, 3 skipped" in caplog.text
 
 
 def test_skips_do_not_lengthen_the_fit_and_it_says_where_the_schedule_ended(caplog):
@@ -1010,3 +1011,62 @@ def test_without_a_seed_torch_draws_one():
     loader = DataLoader(TensorDataset(X, X[:, :1]), batch_size=8, shuffle=True)
     equal, _ = twice(lambda: with_dropout(loader, seed=None))
     assert equal
+
+
+def test_labels_out_of_range_are_explained_and_leave_the_model_as_it_was():
+    x, y = torch.randn(8, 4), torch.tensor([0, 1, 2, 3, 0, 1, 2, 7])
+    model = nn.Linear(4, 4)
+    learn = Learner(
+        ([(x, y)], None), model, nn.functional.cross_entropy, cbs=[], device="cpu", seed=0
+    )
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(IndexError) as caught, learn.no_bar():
+        learn.fit(1)
+    notes = "\n".join(caught.value.__notes__)
+    assert "labels must be in 0 to 3 for predictions of 4 classes" in notes
+    assert "these go from 0 to 7" in notes
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_an_error_of_the_loss_function_says_what_shapes_came():
+    x, y = torch.randn(8, 4), torch.randn(8, 3)
+    learn = Learner(([(x, y)], None), nn.Linear(4, 4), nn.functional.cross_entropy, device="cpu")
+    with pytest.raises(RuntimeError) as caught, learn.no_bar():
+        learn.fit(1)
+    assert "pred (8, 4) float32 and target (8, 3) float32" in "\n".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("loss_func", [None, nn.MSELoss(reduction="none")])
+def test_a_loss_that_is_not_one_number_is_explained(loss_func):
+    batches = [(torch.randn(8, 4), torch.randn(8, 2))]
+    learn = Learner((batches, None), nn.Linear(4, 2), loss_func, device="cpu")
+    with pytest.raises(RuntimeError) as caught, learn.no_bar():
+        learn.fit(1)
+    assert "the loss must be one number and has shape (8, 2)" in "\n".join(caught.value.__notes__)
+
+
+def test_a_loader_shorter_than_steps_per_epoch_is_told(caplog):
+    learn = sgd(3)
+    learn.fit_one_cycle(2, 0.1, moms=False, steps_per_epoch=10)
+    assert caplog.text == ""  # the loader's own length is known, and planned with
+    learn.dls = DataLoaders(Stream(3), None)
+    learn.fit_one_cycle(2, 0.1, moms=False, steps_per_epoch=10)
+    assert "6 of 20 planned updates were made, 0 skipped" in caplog.text
+
+
+def test_a_fit_that_max_updates_alone_ends_does_not_run_for_ever_without_updates():
+    def leave(learn):
+        raise CancelBatch
+
+    learn = sgd(3)
+    with pytest.raises(OnecycleError, match="no update was tried in epoch 0"):
+        learn.fit(None, max_updates=5, cbs=[Callback(before_batch=leave)])
+
+
+def test_an_error_carries_one_note_of_its_place():
+    def fail(learn):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError) as caught:
+        sgd(3).fit(1, cbs=[Callback(after_loss=fail)])
+    assert sum("training batch 0" in note for note in caught.value.__notes__) == 1

@@ -11,8 +11,10 @@ from torch.optim import lr_scheduler
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from onecycle.policies import one_cycle
 from onecycle.schedule_plot import plot_schedule
-from onecycle.schedules import linear, one_cycle, torch_one_cycle
+from onecycle.schedules import linear
+from onecycle.torch_schedules import torch_one_cycle
 
 
 @pytest.fixture(autouse=True)

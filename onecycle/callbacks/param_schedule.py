@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from onecycle.arguments import check_fraction
 from onecycle.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
 from onecycle.hyperparams import GroupValues, check_value
-from onecycle.schedules import Array, Schedule, momentum_cycle, one_cycle, torch_one_cycle
+from onecycle.policies import (
+    momentum_cycle,
+    one_cycle,
+    smith_momentum,
+    smith_one_cycle,
+    three_phase,
+    three_phase_momentum,
+)
+from onecycle.schedules import Array, Schedule
+from onecycle.torch_schedules import torch_one_cycle
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop
@@ -19,7 +29,16 @@ if TYPE_CHECKING:
 BLOCK = 1024
 
 #: A policy of `OneCycleSchedule` and `MomentumCycler` by name.
-Policy = Literal["cosine", "linear", "torch"]
+Policy = Literal["cosine", "linear", "three_phase", "smith", "torch"]
+
+#: What each policy does unless told otherwise: div, div_final (``None``: 1000 * div), pct_start.
+_DEFAULTS: dict[str, tuple[float, float | None, float]] = {
+    "cosine": (25.0, 1e5, 0.25),
+    "linear": (25.0, 1e5, 0.25),
+    "three_phase": (10.0, 1000.0, 0.45),
+    "smith": (10.0, None, 0.45),
+    "torch": (25.0, 1e5, 0.25),
+}
 
 
 class ParamScheduler(Callback):
@@ -92,9 +111,19 @@ class ParamScheduler(Callback):
         for name in self.schedules(learn):
             for g in range(len(learn.groups)):
                 learn.groups.slots(name, g)
-        mine = self.targets(learn)
-        if any(name == "weight_decay" for name, _ in mine):
+        if any(name == "weight_decay" for name, _ in self.targets(learn)):
             learn.groups.separate_decay(everywhere=True)
+        self.refuse_conflicts(learn)
+        last = (learn.n_updates_planned or 1) - 1
+        sample = np.linspace(0, last, BLOCK).round() / max(1, last)  # all updates of a short fit
+        for name, each in self.schedules(learn).items():
+            for schedule in filter(None, each):
+                _checked_values(name, schedule, sample)
+        self._planned = None
+
+    def refuse_conflicts(self, learn: Loop) -> None:
+        """Refuse another callback that schedules the same hyperparameter of the same group."""
+        mine = self.targets(learn)
         for other in learn.cbs:
             if isinstance(other, ParamScheduler) and other is not self:
                 for name, g in sorted(mine & other.targets(learn)):
@@ -102,12 +131,6 @@ class ParamScheduler(Callback):
                         f"{type(self).__name__} and {type(other).__name__} both schedule {name!r} "
                         f"of parameter group {g}: remove one of them from cbs"
                     )
-        last = (learn.n_updates_planned or 1) - 1
-        sample = np.linspace(0, last, BLOCK).round() / max(1, last)  # all updates of a short fit
-        for name, each in self.schedules(learn).items():
-            for schedule in filter(None, each):
-                _checked_values(name, schedule, sample)
-        self._planned = None
 
     def before_batch(self, learn: Loop) -> None:
         """Put the values of this update in force."""
@@ -134,15 +157,52 @@ class ParamScheduler(Callback):
                 self._rows += [(slot.set, row) for slot in learn.groups.slots(name, g)]
 
 
+class PlannedScheduler(ParamScheduler):
+    """Drive hyperparameters by schedules that must know the number of updates of the fit.
+
+    Args:
+        make: Called with the number of updates that are planned; returns what `ParamScheduler`
+            takes.
+
+    Example:
+        >>> from onecycle import PlannedScheduler, constant, join_steps, linear
+        >>> from onecycle.testing import toy_learner
+        >>> def warm_up(n):
+        ...     return {"lr": join_steps(n, [(4, linear(0.0, 0.1)), (1, constant(0.1))])}
+        >>> learn = toy_learner(n_batches=6)
+        >>> learn.fit(1, cbs=[PlannedScheduler(warm_up)])
+        >>> learn.recorder.history["lr"].values.round(3).tolist()
+        [0.0, 0.025, 0.05, 0.075, 0.1, 0.1]
+    """
+
+    def __init__(
+        self, make: Callable[[int], Mapping[str, Schedule | Sequence[Schedule | None]]]
+    ) -> None:
+        super().__init__({})
+        self._make = make
+
+    def schedules(self, learn: Loop) -> dict[str, list[Schedule | None]]:
+        """Return by name the schedules in force, one for each parameter group."""
+        self._given = dict(self._make(learn.n_updates_planned or 1))
+        for name, given in self._given.items():
+            _check_schedules(name, given)
+        return super().schedules(learn)
+
+
 class OneCycleSchedule(ParamScheduler):
     """Drive the learning rate by the 1cycle policy.
 
     Args:
         lr_max: The peak: one number, one for each parameter group, or a slice.
-        div: The cycle begins at ``lr_max / div``.
-        div_final: It ends at ``lr_max / div_final`` (``"torch"``: ``lr_max / div / div_final``).
-        pct_start: The fraction of the updates in which the rate rises, in [0, 1].
-        policy: ``"cosine"`` (fastai 2), ``"linear"`` (the same ends, straight), ``"torch"``
+        div: The cycle begins at ``lr_max / div``; by default 25, or 10 for ``"three_phase"`` and
+            ``"smith"``.
+        div_final: It ends at ``lr_max / div_final`` (``"torch"``: ``lr_max / div / div_final``);
+            by default 1e5, or 1000 for ``"three_phase"``, and 1000 * div for ``"smith"``.
+        pct_start: The fraction of the updates in which the rate rises, in [0, 1]; by default
+            0.25. For ``"three_phase"`` and ``"smith"`` it falls in as many again: at most 0.5, by
+            default 0.45.
+        policy: ``"cosine"`` (fastai 2), ``"linear"`` (the same ends, straight),
+            ``"three_phase"`` (`three_phase`), ``"smith"`` (`smith_one_cycle`), ``"torch"``
             (``OneCycleLR``), or a `Schedule`, whose values are the rate of the last group; the
             other groups keep ``lr_max``'s ratios to it.
 
@@ -161,15 +221,19 @@ class OneCycleSchedule(ParamScheduler):
     def __init__(
         self,
         lr_max: GroupValues,
-        div: float = 25.0,
-        div_final: float = 1e5,
-        pct_start: float = 0.25,
+        div: float | None = None,
+        div_final: float | None = None,
+        pct_start: float | None = None,
         *,
         policy: Policy | Schedule = "cosine",
     ) -> None:
         super().__init__({})
         self.lr_max, self.policy = lr_max, policy
-        self._shape = {"div": div, "div_final": div_final, "pct_start": pct_start}
+        if not isinstance(policy, Schedule):
+            defaults = _DEFAULTS[check_policy(policy)]
+            self._div = defaults[0] if div is None else div
+            self._div_final = defaults[1] if div_final is None else div_final
+            self._pct_start = _rise(policy, pct_start)
         self._rate(1.0, 2)  # refuses bad arguments here, where the person wrote them
 
     def schedules(self, learn: Loop) -> dict[str, list[Schedule | None]]:
@@ -185,18 +249,19 @@ class OneCycleSchedule(ParamScheduler):
         return {"lr": [self._rate(peak, learn.n_updates_planned or 1) for peak in peaks]}
 
     def _rate(self, peak: float, n_updates: int) -> Schedule:
-        div, div_final, pct_start = self._shape.values()
         if isinstance(self.policy, Schedule):
             return self.policy
+        div, div_final, rise = self._div, self._div_final, self._pct_start
+        if self.policy == "smith":
+            return smith_one_cycle(peak, div=div, div_final=div_final, half_cycle=rise)
+        final = 1000.0 * div if div_final is None else div_final
+        if self.policy == "three_phase":
+            return three_phase(peak, div=div, div_final=final, fraction_up=rise, fraction_down=rise)
         if self.policy == "torch":
             return torch_one_cycle(
-                n_updates,
-                max_lr=peak,
-                pct_start=pct_start,
-                div_factor=div,
-                final_div_factor=div_final,
+                n_updates, max_lr=peak, pct_start=rise, div_factor=div, final_div_factor=final
             )
-        return one_cycle(peak, **self._shape, anneal=check_policy(self.policy))
+        return one_cycle(peak, div=div, div_final=final, pct_start=rise, anneal=self.policy)
 
 
 class MomentumCycler(ParamScheduler):
@@ -205,7 +270,8 @@ class MomentumCycler(ParamScheduler):
     Args:
         moms: Momentum at the start, at the peak of the rate, and at the end; each in [0, 1).
         pct_start: The fraction of the updates in which momentum falls: that of the rate's rise.
-        policy: ``"cosine"``, ``"linear"`` or ``"torch"``, as in `OneCycleSchedule`.
+        policy: As in `OneCycleSchedule`: ``"cosine"``, ``"linear"``, ``"three_phase"`` (down, up,
+            and held), ``"smith"`` (a triangle that goes on, half as deep) or ``"torch"``.
 
     Raises:
         ValueError: Before the first batch, if the optimizer has no momentum.
@@ -225,14 +291,17 @@ class MomentumCycler(ParamScheduler):
     def __init__(
         self,
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
-        pct_start: float = 0.25,
+        pct_start: float | None = None,
         *,
         policy: Policy = "cosine",
     ) -> None:
         super().__init__({})
-        self.moms, self.pct_start, self.policy = check_moms(moms), pct_start, policy
-        if policy == "torch" and moms[0] != moms[2]:
-            raise ValueError(f"the torch policy ends with the momentum it began with; got {moms}")
+        self.moms, self.policy = check_moms(moms), check_policy(policy)
+        self._pct_start = _rise(policy, pct_start)
+        if policy in ("smith", "torch") and moms[0] != moms[2]:
+            raise ValueError(
+                f"the {policy} policy goes back to the momentum it began with; got {moms}"
+            )
         self._momentum(2)
 
     def schedules(self, learn: Loop) -> dict[str, list[Schedule | None]]:
@@ -240,11 +309,16 @@ class MomentumCycler(ParamScheduler):
         return {"momentum": [self._momentum(learn.n_updates_planned or 1)] * len(learn.groups)}
 
     def _momentum(self, n_updates: int) -> Schedule:
+        high, low, _ = self.moms
+        rise = self._pct_start
+        if self.policy == "smith":
+            return smith_momentum(high, low, half_cycle=rise)
+        if self.policy == "three_phase":
+            return three_phase_momentum(self.moms, fraction_up=rise, fraction_down=rise)
         if self.policy == "torch":
-            rate = torch_one_cycle(n_updates, max_lr=1.0, pct_start=self.pct_start)
-            return rate.momentum(base=self.moms[1], max=self.moms[0])
-        anneal = check_policy(self.policy)
-        return momentum_cycle(self.moms, pct_start=self.pct_start, anneal=anneal)
+            rate = torch_one_cycle(n_updates, max_lr=1.0, pct_start=rise)
+            return rate.momentum(base=low, max=high)
+        return momentum_cycle(self.moms, pct_start=rise, anneal=self.policy)
 
 
 def _check_schedules(name: str, given: object) -> None:
@@ -266,13 +340,24 @@ def _checked_values(name: str, schedule: Schedule, positions: Array) -> Array:
     return values
 
 
-def check_policy(policy: object) -> Literal["cosine", "linear"]:
-    """Return the name of an annealing, or refuse what is no policy."""
-    if policy == "cosine":
-        return "cosine"
-    if policy == "linear":
-        return "linear"
-    raise ValueError(f"policy must be 'cosine', 'linear', 'torch' or a Schedule; got {policy!r}")
+def check_policy(policy: Policy) -> Policy:
+    """Return the name of a policy, or refuse what is none."""
+    if isinstance(policy, str) and policy in _DEFAULTS:
+        return policy
+    names = ", ".join(map(repr, _DEFAULTS))
+    raise ValueError(f"policy must be {names} or a Schedule; got {policy!r}")
+
+
+def _rise(policy: Policy, pct_start: float | None) -> float:
+    """Return the fraction in which the rate rises."""
+    if pct_start is None:
+        return _DEFAULTS[policy][2]
+    if policy in ("three_phase", "smith") and check_fraction("pct_start", pct_start) > 0.5:
+        raise ValueError(
+            f"pct_start is at most 0.5 for the policy {policy!r}, which falls in as many updates "
+            f"as it rises; got {pct_start} (join makes a schedule of any phases)"
+        )
+    return pct_start
 
 
 def check_moms(moms: object) -> tuple[float, float, float]:

@@ -87,7 +87,7 @@ class Recorder(Callback):
     def plot_loss(self, ax: Axes | None = None, *, skip_start: int = 0) -> Axes:
         """Plot training loss, raw and smoothed, and validation loss against the update.
 
-        The smoothing remembers about 50 updates, in short records a tenth of them.
+        The smoothing remembers about 50 updates, in short records a twentieth of them.
 
         Args:
             ax: Where to draw; by default a new figure.
@@ -101,7 +101,7 @@ class Recorder(Callback):
             losses,
             None if valid is None else valid.updates,
             None if valid is None else valid.values,
-            train_smoothed=smooth(losses, beta=min(0.98, 1 - 10 / max(len(losses), 11))),
+            train_smoothed=smooth(losses, beta=min(0.98, 1 - 20 / max(len(losses), 21))),
             skip_start=skip_start,
             ax=ax,
         )

@@ -17,19 +17,23 @@ from onecycle import (
     MomentumCycler,
     OneCycleSchedule,
     ParamScheduler,
+    PlannedScheduler,
     Schedule,
     ScheduleConflictError,
     constant,
     cosine,
     join,
+    join_steps,
     linear,
     momentum_cycle,
     one_cycle,
+    three_phase,
     torch_one_cycle,
 )
 from onecycle.callbacks.param_schedule import BLOCK
 from onecycle.testing import toy_learner
 
+POLICIES = ["cosine", "linear", "three_phase", "smith", "torch"]
 U = 10
 POS = np.arange(U) / (U - 1)
 
@@ -86,6 +90,66 @@ def test_the_torch_policy_equals_torchs_scheduler():
     assert record(learn, "lr")[-1] == 0.3 / 25 / 1e3
 
 
+def lines(corners, p):
+    """Interpolate in straight lines, with NumPy."""
+    return np.interp(p, *np.array(corners).T)
+
+
+def test_the_three_phase_policy_rises_falls_and_goes_far_below_its_start():
+    learn = toy_learner(5)
+    learn.fit_one_cycle(2, 0.3, policy="three_phase", moms=(0.95, 0.8, 0.9))
+    rates = [(0, 0.03), (0.45, 0.3), (0.9, 0.03), (1, 0.0003)]
+    assert record(learn, "lr") == pytest.approx(lines(rates, POS), rel=1e-12)
+    momenta = [(0, 0.95), (0.45, 0.8), (0.9, 0.9), (1, 0.9)]
+    assert record(learn, "momentum") == pytest.approx(lines(momenta, POS), rel=1e-12)
+
+
+def test_the_smith_policy_falls_towards_zero_and_its_momentum_cycles_on():
+    learn = toy_learner(5)
+    learn.fit_one_cycle(2, 0.3, policy="smith", moms=(0.95, 0.8, 0.95))
+    falling = 0.3 * (1 - (POS - 0.45) / 0.45)
+    expected = np.where(POS < 0.45, 0.03 + 0.27 * POS / 0.45, np.maximum(falling, 0.03 / 1000))
+    assert record(learn, "lr") == pytest.approx(expected, rel=1e-9)
+    momenta = [(0, 0.95), (0.45, 0.8), (0.9, 0.95), (1, 0.95 - 0.075 * 0.1 / 0.45)]
+    assert record(learn, "momentum") == pytest.approx(lines(momenta, POS), rel=1e-12)
+
+
+def test_div_div_final_and_pct_start_shape_every_policy():
+    shape = {"div": 5.0, "div_final": 500.0, "pct_start": 0.25}
+    for policy, last in {"three_phase": 0.002, "smith": 0.002, "linear": 0.002}.items():
+        learn = toy_learner(9)
+        learn.fit_one_cycle(1, 1.0, **shape, policy=policy)
+        lrs, momenta = record(learn, "lr"), record(learn, "momentum")
+        assert (lrs[0], lrs[2], lrs[-1]) == pytest.approx((0.2, 1.0, last), rel=1e-12)
+        assert (momenta[0], momenta[2]) == pytest.approx((0.95, 0.85), rel=1e-12)
+        if policy != "linear":
+            assert momenta[4] == pytest.approx(0.95, rel=1e-12)
+
+
+def test_any_three_phases_come_by_a_schedule():
+    learn = toy_learner(U)
+    phases = three_phase(0.1, fraction_up=0.2, fraction_down=0.7)
+    learn.fit_one_cycle(1, 0.1, policy=phases)
+    expected = lines([(0, 0.01), (0.2, 0.1), (0.9, 0.01), (1, 0.0001)], POS)
+    assert record(learn, "lr") == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_planned_scheduler_is_told_the_number_of_updates():
+    def warm_up(n):
+        told.append(n)
+        return {"lr": join_steps(n, [(3, linear(0.0, 0.3)), (n, constant(0.3))])}
+
+    told, learn = [], toy_learner(6)
+    learn.fit(2, cbs=[PlannedScheduler(warm_up)])
+    assert set(told) == {12}
+    assert record(learn, "lr") == pytest.approx([0, 0.1, 0.2] + [0.3] * 9)
+
+
+def test_what_a_planned_scheduler_makes_is_checked():
+    callback = PlannedScheduler(lambda n: {"lr": 0.1})
+    refused(TypeError, "expected a Schedule of lr", callback)
+
+
 @pytest.mark.parametrize("n_epoch", [1, 2, 5])
 def test_the_cut_into_epochs_does_not_matter(n_epoch):
     learn = toy_learner(20 // n_epoch)
@@ -131,7 +195,7 @@ def test_a_schedule_class_of_ones_own_drives_the_rate():
     assert record(learn, "lr").tolist() == [0.0, 0.5, 1.0, 0.5, 0.0]
 
 
-@pytest.mark.parametrize("policy", ["cosine", "linear", "torch"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_slices_give_each_group_its_own_cycle(policy):
     learn = toy_learner(U, splitter=two_groups)
     learn.fit_one_cycle(1, slice(0.001, 0.1), policy=policy)
@@ -143,7 +207,7 @@ def test_slices_give_each_group_its_own_cycle(policy):
     assert record(learn, "momentum").shape == (U, 2)
 
 
-@pytest.mark.parametrize("policy", ["cosine", "linear", "torch"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_one_update_in_all_has_the_first_value(policy):
     learn, positions = toy_learner(1), []
     spy = Callback(before_batch=lambda learn: positions.append(learn.pos))
@@ -151,7 +215,8 @@ def test_one_update_in_all_has_the_first_value(policy):
     learn.fit_one_cycle(1, 0.1, policy=policy, cbs=[spy])
     assert positions == [0.0]
     first = {"torch": torch_one_cycle(1, max_lr=0.1, pct_start=0.25, final_div_factor=1e5)(0.0)}
-    assert record(learn, "lr").tolist() == [first.get(policy, 0.1 / 25)]
+    div = 10 if policy in ("three_phase", "smith") else 25
+    assert record(learn, "lr").tolist() == [first.get(policy, 0.1 / div)]
 
 
 def test_two_updates_have_both_ends():
@@ -394,7 +459,11 @@ def test_a_peak_of_zero_with_an_own_schedule_is_refused():
         (partial(MomentumCycler, (0.9, -0.1, 0.9)), "three numbers"),
         (partial(MomentumCycler, (0.9, 0.8, math.nan)), "three numbers"),
         (partial(MomentumCycler, (0.9, 0.8, 0.7), policy="torch"), "momentum it began with"),
+        (partial(MomentumCycler, (0.9, 0.8, 0.7), policy="smith"), "momentum it began with"),
         (partial(MomentumCycler, policy="sine"), "policy must be"),
+        (partial(MomentumCycler, pct_start=0.6, policy="smith"), "pct_start is at most 0.5"),
+        (partial(OneCycleSchedule, 0.1, pct_start=0.6, policy="three_phase"), "at most 0.5"),
+        (partial(OneCycleSchedule, 0.1, pct_start=30, policy="three_phase"), r"did you mean 0.3"),
     ],
 )
 def test_bad_arguments_are_refused_where_they_are_written(make, words):

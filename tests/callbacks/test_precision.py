@@ -248,7 +248,8 @@ def test_the_schedule_waits_for_skipped_updates(
     assert learn.recorder.history["train_loss"].updates.tolist() == updates
     assert learn.pos == 13 / 15
     assert [record.getMessage() for record in caplog.records] == [
-        f"3 of 16 planned updates were skipped; the schedule ended at position {12 / 15:.4g}"
+        "13 of 16 planned updates were made, 3 skipped: "
+        f"the schedule ended at position {12 / 15:.4g}"
     ]
 
 

@@ -1,0 +1,65 @@
+"""Numbers that a person gives, checked: each is returned, or refused with its name."""
+
+import math
+import operator
+from typing import SupportsFloat
+
+
+def check_finite(name: str, value: float) -> float:
+    """Return a finite number as a float, or refuse it."""
+    if not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite; got {value}")
+    return number
+
+
+def check_not_negative(name: str, value: float) -> float:
+    """Return a finite number of at least 0, or refuse it."""
+    number = check_finite(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must not be negative; got {value}")
+    return number
+
+
+def check_positive(name: str, value: float) -> float:
+    """Return a finite number above 0, or refuse it."""
+    number = check_finite(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be positive; got {value}")
+    return number
+
+
+def check_fraction(name: str, value: float) -> float:
+    """Return a number within [0, 1], or refuse it."""
+    number = check_finite(name, value)
+    if not 0 <= number <= 1:
+        percent = f" (did you mean {number / 100:g}?)" if 1 < number <= 100 else ""
+        raise ValueError(f"{name} is a fraction between 0 and 1; got {value}{percent}")
+    return number
+
+
+def check_momentum(name: str, value: float) -> float:
+    """Return a number within [0, 1), or refuse it: a momentum of 1 never forgets a gradient."""
+    number = check_fraction(name, value)
+    if number == 1:
+        raise ValueError(f"{name} must be below 1; got {value}")
+    return number
+
+
+def check_count(name: str, value: int, *, least: int = 1) -> int:
+    """Return an integer that is not below the least, or refuse it."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer; got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
+    return number
+
+
+def check_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is none of those that are known."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}; got {value!r}")
