@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 
 import torch
 from torch import Tensor, nn
@@ -75,13 +77,10 @@ def ours(
 ) -> float:
     """Time `fit_one_cycle` with the default callbacks; return seconds for each step."""
     learn = Learner((batches, None), make_model(), nn.functional.cross_entropy, opt_func, cbs=cbs)
-    start = time.perf_counter()
-    if bar:
+    with learn.removed_cbs(*([] if bar else [Progress])), redirect_stdout(io.StringIO()):
+        start = time.perf_counter()
         learn.fit_one_cycle(1, 1e-3)
-    else:
-        with learn.removed_cbs(Progress):
-            learn.fit_one_cycle(1, 1e-3)
-    return (time.perf_counter() - start) / len(batches)
+        return (time.perf_counter() - start) / len(batches)
 
 
 class Idle(Callback):
