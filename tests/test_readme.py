@@ -1,5 +1,6 @@
 """The README's examples run, and print what it says they print."""
 
+import os
 import re
 from pathlib import Path
 
@@ -16,12 +17,14 @@ NUMBER = re.compile(r"-?\d+(?:[.:]\d+)?(?:e[-+]\d+)?")
 
 
 @pytest.fixture(scope="module")
-def ran() -> list[tuple[str, str, dict[str, object]]]:
+def ran(tmp_path_factory) -> list[tuple[str, str, dict[str, object]]]:
     """Run the examples one after the other; return what they should and did print."""
     import contextlib
     import io
 
     matplotlib.use("Agg")
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("readme"))
     names: dict[str, object] = {}
     results = []
     for code, expected in EXAMPLES:
@@ -29,15 +32,16 @@ def ran() -> list[tuple[str, str, dict[str, object]]]:
         with contextlib.redirect_stdout(printed):
             exec(compile(code, "README.md", "exec"), names)
         results.append((expected, printed.getvalue(), names))
+    os.chdir(before)
     return results
 
 
 def test_the_examples_print_what_the_readme_says_up_to_rounding(ran) -> None:
     """Compare words exactly, and numbers loosely: another CPU rounds otherwise."""
-    assert len(ran) == 3
+    assert len(ran) == 4
     expected = ran[0][0]
     assert len(EXAMPLES[0][0].strip().splitlines()) <= 12
-    for expected, printed, _ in ran:
+    for expected, printed, _ in ran[:3]:
         lines = [line for line in printed.splitlines() if not line.startswith("stop_reason")]
         if "accurate enough" in expected or expected.strip() == "23":
             assert lines[-1] == expected.strip()
@@ -49,6 +53,11 @@ def test_the_example_reaches_the_accuracy_it_prints(ran) -> None:
     learn = ran[0][2]["learn"]
     values = learn.recorder.history["accuracy"].values
     assert values[4] == pytest.approx(0.9917, abs=0.01)
+
+
+def test_the_checkpoints_of_the_readme_are_written(ran) -> None:
+    learn = ran[-1][2]["learn"]
+    assert learn.n_updates == learn.n_updates_planned == 5 * 23
 
 
 def test_the_callbacks_of_the_readme_keep_the_contract(ran) -> None:
