@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 GroupValues = float | Sequence[float] | slice
 
 _BELOW_ONE = ("momentum", "beta1", "beta2", "beta3")
-_NO_MOMENTUM = "Adagrad, Adadelta, ASGD, Rprop and Adafactor have none"
+_NO_MOMENTUM = "Adagrad, Adadelta, ASGD, Rprop and Adafactor have no momentum"
 
 
 @dataclass(frozen=True)
