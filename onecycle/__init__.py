@@ -6,6 +6,7 @@ collect the record. `onecycle.events` draws the loop.
 
 from onecycle.callback import Callback, Stage
 from onecycle.callbacks.attribute_schedule import AttributeScheduler
+from onecycle.callbacks.averaging import EMA
 from onecycle.callbacks.checkpoint import SaveModel
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.loggers import CSVLogger
@@ -84,7 +85,7 @@ from onecycle.torch_schedules import (
     torch_warm_restarts,
 )
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA first
     "AttributeScheduler",
     "CSVLogger",
     "Callback",
@@ -97,6 +98,7 @@ __all__ = [
     "CancelValid",
     "CheckpointError",
     "DataLoaders",
+    "EMA",
     "EarlyStopping",
     "GradientAccumulation",
     "GradientClip",
