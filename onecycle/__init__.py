@@ -6,7 +6,7 @@ collect the record. `onecycle.events` draws the loop.
 
 from onecycle.callback import Callback, Stage
 from onecycle.callbacks.attribute_schedule import AttributeScheduler
-from onecycle.callbacks.averaging import EMA
+from onecycle.callbacks.averaging import EMA, SWA
 from onecycle.callbacks.checkpoint import SaveModel
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.loggers import CSVLogger
@@ -117,6 +117,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "Progress",
     "Recorder",
     "ReduceLROnPlateau",
+    "SWA",
     "SaveModel",
     "Schedule",
     "ScheduleConflictError",

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from onecycle.arguments import check_momentum
-from onecycle.callback import Callback
+from onecycle.arguments import check_fraction, check_momentum
+from onecycle.callback import Callback, Stage
+from onecycle.errors import CancelValid
 from onecycle.loop import log
 
 if TYPE_CHECKING:
@@ -228,3 +229,101 @@ class EMA(_Averaging):
         """Take the weights of this update into the average."""
         n = self._average.count
         self._average.update(learn.model, 1 - min(self.decay, (1 + n) / (10 + n)))
+
+
+class SWA(_Averaging):
+    """Average the weights of the last updates equally, and end the fit with the average.
+
+    Every update from ``start`` on counts the same. The averaged weights get statistics of their
+    own for batch norm: a pass over the training loader in training mode, without gradients,
+    takes the cumulative mean over its batches. That is done before each validation that sees
+    the average, and at the end; models without batch norm need no such pass.
+
+    From ``start`` on, validation inside the fit sees the average, and the fit leaves it in the
+    model: also if it is cancelled, but not after an error, which leaves the weights as trained.
+    The optimizer keeps its own state. Each fit begins a new average. It was made for a rate that
+    stays high, as in ``fit(..., lr)``: where the rate falls to nothing, the weights that are
+    averaged are nearly the same.
+
+    Between validations the model holds the weights in training: those are what `SaveModel`
+    writes, and its ``restore_best`` would put in the place of the average, so turn it off.
+
+    Args:
+        start: The position in the fit from which the weights are averaged, in [0, 1]: 0 for all
+            updates, 1 for the last one alone.
+
+    Raises:
+        ValueError: If ``start`` is out of range; before the first batch, if another callback of
+            the fit averages too, or if nothing tells how many updates the fit will make.
+
+    Source:
+        Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization",
+        arXiv:1803.05407.
+
+    Example:
+        >>> from onecycle import SWA
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner()
+        >>> learn.fit(4, lr=0.01, cbs=[SWA(start=0.5)])
+        >>> recorded = learn.recorder.history["valid_loss"].values.tolist()
+        >>> learn.validate()["valid_loss"] == recorded[-1]
+        True
+    """
+
+    def __init__(self, start: float = 0.75) -> None:
+        super().__init__()
+        self.start = check_fraction("start", start)
+        self._statistics_of = 0
+
+    def before_fit(self, learn: Loop) -> None:
+        """Begin a new average, after checking that the fit has a known length."""
+        super().before_fit(learn)
+        self._statistics_of = 0
+        _ = learn.pos  # raises, and says what to do, where the length is unknown
+
+    def after_step(self, learn: Loop) -> None:
+        """Take the weights of this update into the average, if its turn has come."""
+        planned = learn.n_updates_planned or 1
+        position = (learn.n_updates - 1) / max(1, planned - 1)  # at which the update was made
+        if position >= self.start:
+            self._average.update(learn.model, 1 / (self._average.count + 1))
+
+    def _put_in(self, learn: Loop) -> None:
+        super()._put_in(learn)
+        if self._statistics_of < self._average.count:
+            _recompute_statistics(learn)
+            self._average.adopt_statistics()
+            self._statistics_of = self._average.count
+
+
+class _TrainingMode(Callback):
+    """Lets an inference pass run in training mode."""
+
+    stage = Stage.PREPARE
+
+    def before_batch(self, learn: Loop) -> None:
+        learn.model.train()
+
+
+def _recompute_statistics(learn: Loop) -> None:
+    """Take the statistics of batch norm anew, as ``torch.optim.swa_utils.update_bn`` does."""
+    norms = [module for module in learn.model.modules() if isinstance(module, _BatchNorm)]
+    if not any(norm.track_running_stats for norm in norms):
+        return
+    longest = learn.max_updates and learn.max_updates * learn.batches_per_update
+    limit = learn.steps_per_epoch or longest  # a loader without an end must have one of them
+
+    def stop(learn: Loop) -> None:
+        if learn.iter + 1 == limit:
+            raise CancelValid("the batches of an epoch are done")
+
+    momenta = [(norm, norm.momentum) for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative mean: every batch counts the same
+        with learn.added_cbs([_TrainingMode()]):
+            learn.infer(learn.dls.train, stop, with_loss=False)
+    finally:
+        for norm, momentum in momenta:
+            norm.momentum = momentum

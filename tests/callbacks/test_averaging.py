@@ -1,12 +1,15 @@
 import io
+from copy import deepcopy
 
 import pytest
 import torch
 from scripted import same, weights
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from onecycle import (
     EMA,
+    SWA,
     Callback,
     CancelEpoch,
     CancelFit,
@@ -38,6 +41,14 @@ def fit(learn: Learner, n_epoch: int, cbs: list[Callback]) -> None:
     """Fit with the same dropout each time."""
     torch.manual_seed(2)
     learn.fit(n_epoch, lr=0.05, cbs=cbs)
+
+
+class Endless:
+    """A loader without a length and without an end."""
+
+    def __iter__(self):
+        while True:
+            yield torch.randn(8, 4), torch.randn(8, 1)
 
 
 class DeliberateError(Exception):
@@ -240,7 +251,7 @@ def test_the_average_of_another_model_is_refused():
 def test_two_averages_in_one_fit_are_refused():
     learn = normed_learner()
     with pytest.raises(ValueError, match="one average"):
-        learn.fit(1, cbs=[EMA(), EMA(0.9)])
+        learn.fit(1, cbs=[EMA(), SWA()])
     assert learn.total_updates == 0
 
 
@@ -256,3 +267,120 @@ def test_a_saved_best_model_holds_the_weights_in_training(tmp_path):
     learn.fit(2, lr=0.05, cbs=[record, EMA(0.9), save])
     saved = torch.load(tmp_path / "2.pt", weights_only=True)["model"]
     assert same(saved, record.updates[-1])
+
+
+# SWA
+
+
+def swa_by_hand(
+    learn: Learner, updates: list[dict[str, Tensor]], n_planned: int, start: float
+) -> dict[str, Tensor]:
+    """Average the parameters, and let torch take the statistics of batch norm."""
+    chosen = [w for k, w in enumerate(updates) if k / (n_planned - 1) >= start]
+    model = deepcopy(learn.model)
+    mean = {name: torch.stack([w[name].double() for w in chosen]).mean(0) for name in chosen[0]}
+    model.load_state_dict(mean)
+    update_bn(learn.dls.train, model)
+    return model.state_dict()
+
+
+def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if "num_batches" not in name}
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5, 0.75, 1.0])
+def test_swa_is_the_plain_mean_with_the_statistics_that_torch_takes(start):
+    learn, record = normed_learner(), Recording()
+    learn.fit(4, lr=0.05, cbs=[record, SWA(start)])
+    expected = swa_by_hand(learn, record.updates, 20, start)
+    assert close(without_counts(weights(learn)), without_counts(expected))
+    # Negative control: the statistics are not those that training or averaging would leave.
+    assert not torch.allclose(
+        weights(learn)["1.running_mean"], record.updates[-1]["1.running_mean"]
+    )
+
+
+def test_swa_averages_the_last_quarter_by_default():
+    counts: list[int] = []
+    swa = SWA()
+    count = Callback(after_step=lambda learn: counts.append(swa.state_dict()["count"]))
+    normed_learner().fit(4, cbs=[swa, count])
+    assert counts == [0] * 15 + [1, 2, 3, 4, 5]
+
+
+def test_validation_sees_the_mean_from_the_start_on_and_training_is_undisturbed():
+    plain, averaged = normed_learner(), normed_learner()
+    record, with_swa = Recording(), Recording()
+    fit(plain, 4, cbs=[record])
+    fit(averaged, 4, cbs=[with_swa, SWA(0.5)])
+    assert all(map(same, record.updates, with_swa.updates))  # dropout's random numbers too
+    assert all(map(same, record.validated[:2], with_swa.validated[:2]))
+    for epochs in (3, 4):
+        expected = swa_by_hand(plain, record.updates[: 5 * epochs], 20, 0.5)
+        seen = with_swa.validated[epochs - 1]
+        assert close(without_counts(seen), without_counts(expected))
+
+
+def test_the_loader_and_the_generators_are_as_without_swa():
+    ends = []
+    for cbs in ([], [SWA(0.0)]):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 1))
+        loader = toy_learner().dls.train  # shuffles
+        learn = Learner((loader, None), model, nn.functional.mse_loss, device="cpu", seed=0)
+        record = Recording()
+        with learn.no_bar():
+            learn.fit(3, lr=0.05, cbs=[record, *cbs])
+        ends.append((record.updates, torch.get_rng_state(), learn.total_epochs))
+    assert all(map(same, ends[0][0], ends[1][0]))
+    assert torch.equal(ends[0][1], ends[1][1])
+    assert ends[0][2] == ends[1][2] == 3
+
+
+def test_momentum_and_mode_of_batch_norm_are_put_back():
+    learn = normed_learner()
+    modes = [module.training for module in learn.model.modules()]
+    modes_after: list[list[bool]] = []
+    look = Callback(
+        after_fit=lambda learn: modes_after.append([m.training for m in learn.model.modules()])
+    )
+    learn.fit(2, cbs=[SWA(0.0), look])
+    assert learn.model[1].momentum == 0.1
+    assert modes_after == [[False] * len(modes)]  # as the validation pass left them
+
+
+@pytest.mark.parametrize("limits", [{"steps_per_epoch": 3}, {"max_updates": 6}])
+def test_statistics_of_a_loader_without_an_end_are_taken_over_an_epoch_of_it(limits):
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 1))
+    learn = Learner((Endless(), None), model, nn.functional.mse_loss, device="cpu", seed=0)
+    n_epoch = 2 if "steps_per_epoch" in limits else None
+    with learn.no_bar():
+        learn.fit(n_epoch, cbs=[SWA(0.5)], **limits)
+    assert learn.total_updates == 6
+    assert model[1].num_batches_tracked == next(iter(limits.values()))
+
+
+def test_after_an_error_in_the_statistics_pass_the_model_has_the_trained_weights():
+    def fail(*_: object) -> None:
+        if not torch.is_grad_enabled():
+            raise DeliberateError
+
+    learn, record = normed_learner(), Recording()
+    learn.model[1].register_forward_hook(fail)
+    with pytest.raises(DeliberateError):
+        learn.fit(1, lr=0.05, cbs=[record, SWA(0.0)])
+    assert same(weights(learn), record.updates[-1])
+    assert learn.model[1].momentum == 0.1
+
+
+def test_swa_refuses_a_fit_of_unknown_length():
+    learn = Learner((Endless(), None), nn.Linear(4, 1), nn.functional.mse_loss, device="cpu")
+    with pytest.raises(ValueError, match="steps_per_epoch"), learn.no_bar():
+        learn.fit(1, cbs=[SWA()])
+    assert learn.total_updates == 0
+
+
+@pytest.mark.parametrize("start", [-0.1, 1.1, float("nan")])
+def test_a_start_out_of_range_is_refused(start):
+    with pytest.raises(ValueError, match="start"):
+        SWA(start)
