@@ -8,6 +8,7 @@ from onecycle.callback import Callback, Stage
 from onecycle.callbacks.attribute_schedule import AttributeScheduler
 from onecycle.callbacks.averaging import EMA, SWA
 from onecycle.callbacks.checkpoint import SaveModel
+from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
@@ -100,6 +101,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "DataLoaders",
     "EMA",
     "EarlyStopping",
+    "EnsembleReport",
     "GradientAccumulation",
     "GradientClip",
     "LRFindResult",
@@ -121,6 +123,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "SaveModel",
     "Schedule",
     "ScheduleConflictError",
+    "SnapshotEnsemble",
     "Stage",
     "TensorLoader",
     "TerminateOnNonFinite",
