@@ -41,8 +41,9 @@ class EnsembleReport:
     def __str__(self) -> str:
         rows = [(f"member {i}", value) for i, value in enumerate(self.members, start=1)]
         rows += [("ensemble", self.ensemble), ("gain", self.gain)]
-        lines = [f"{name:<10} {value:>10.4f}" for name, value in rows]
-        return "\n".join([f"{'':<10} {self.metric:>10}", *lines])
+        width = max(10, len(self.metric))
+        lines = [f"{name:<10} {value:>{width}.4f}" for name, value in rows]
+        return "\n".join([f"{'':<10} {self.metric:>{width}}", *lines])
 
 
 class SnapshotEnsemble(Callback):

@@ -1,4 +1,5 @@
 import io
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -15,6 +16,7 @@ from onecycle import (
     CancelFit,
     CancelValid,
     Learner,
+    MixedPrecision,
     Recorder,
     SaveModel,
 )
@@ -203,17 +205,19 @@ def test_a_fit_without_an_update_leaves_the_weights_and_says_so(caplog):
 # EMA: restart, and what is refused
 
 
-def resumed(loaded: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def resumed(
+    make: Callable[[], Callback], *, loaded: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Fit two epochs, and its second one again by another learner: return both ends."""
-    ema, file = EMA(0.9), io.BytesIO()
+    first, other, file = make(), make(), io.BytesIO()
 
     def save(learn: Learner) -> None:
         if learn.n_updates == 8:
-            torch.save((learn.model.state_dict(), ema.state_dict()), file)
+            torch.save((learn.model.state_dict(), first.state_dict()), file)
             file.seek(0)
 
     whole = toy_learner(opt_func=torch.optim.SGD)  # without momentum it has no state to restore
-    whole.fit(2, lr=0.01, cbs=[ema, Callback(after_step=save)])
+    whole.fit(2, lr=0.01, cbs=[first, Callback(after_step=save)])
     model, state = torch.load(file, weights_only=True)
 
     def load(learn: Learner) -> None:
@@ -221,18 +225,16 @@ def resumed(loaded: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if loaded:
             other.load_state_dict(state)
 
-    rest, other = toy_learner(opt_func=torch.optim.SGD), EMA(0.9)
+    rest = toy_learner(opt_func=torch.optim.SGD)
     rest.total_epochs = 1
     rest.fit(1, lr=0.01, cbs=[other, Callback(before_train=load)])
     return weights(whole), weights(rest)
 
 
-def test_an_average_goes_on_after_a_restart_bit_for_bit():
-    assert same(*resumed(loaded=True))
-
-
-def test_a_restart_without_the_state_ends_elsewhere():
-    assert not same(*resumed(loaded=False))
+@pytest.mark.parametrize("make", [lambda: EMA(0.9), lambda: SWA(0.0)], ids=["EMA", "SWA"])
+def test_an_average_goes_on_after_a_restart_bit_for_bit(make):
+    assert same(*resumed(make, loaded=True))
+    assert not same(*resumed(make, loaded=False))  # negative control
 
 
 def test_outside_a_fit_no_copy_of_the_weights_is_kept():
@@ -378,6 +380,22 @@ def test_swa_refuses_a_fit_of_unknown_length():
     with pytest.raises(ValueError, match="steps_per_epoch"), learn.no_bar():
         learn.fit(1, cbs=[SWA()])
     assert learn.total_updates == 0
+
+
+def test_the_statistics_are_taken_in_the_precision_of_the_fit():
+    dtypes: list[torch.dtype] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module.momentum is None:  # as it is in the statistics pass alone
+            dtypes.append(inputs[0].dtype)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 1))
+    model[1].register_forward_pre_hook(look)
+    learn = Learner((toy_learner().dls.train, None), model, nn.functional.mse_loss, device="cpu")
+    with learn.no_bar():
+        learn.fit(1, lr=0.05, cbs=[MixedPrecision("bf16"), SWA()])
+    assert dtypes == [torch.bfloat16] * 8
 
 
 @pytest.mark.parametrize("start", [-0.1, 1.1, float("nan")])

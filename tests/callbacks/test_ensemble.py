@@ -19,6 +19,7 @@ from onecycle import (
     accuracy,
     error_rate,
     linear,
+    top_k_accuracy,
 )
 from onecycle.testing import toy_learner
 
@@ -192,7 +193,8 @@ def test_the_report_prints_as_a_table():
     lines = str(ensemble.evaluate(learn, metric=accuracy)).splitlines()
     names = [line.split()[0] for line in lines]
     assert names == ["accuracy", *["member"] * 3, "ensemble", "gain"]
-    assert len({len(line) for line in lines}) == 1
+    wide = str(ensemble.evaluate(learn, metric=top_k_accuracy(2))).splitlines()
+    assert len({len(line) for line in lines}) == len({len(line) for line in wide}) == 1
 
 
 # Restart, and what is refused
