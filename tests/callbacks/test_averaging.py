@@ -7,6 +7,7 @@ import torch
 from scripted import same, weights
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onecycle import (
     EMA,
@@ -19,6 +20,7 @@ from onecycle import (
     MixedPrecision,
     Recorder,
     SaveModel,
+    TensorLoader,
 )
 from onecycle.callbacks.averaging import WeightAverage
 from onecycle.testing import toy_learner
@@ -148,6 +150,32 @@ def test_a_step_that_half_precision_would_round_away_is_averaged():
     assert value.item() == pytest.approx(2 - 0.999**1000, abs=1e-4)
     # Negative control: in bfloat16 itself nothing moves.
     assert torch.lerp(torch.ones(1).bfloat16(), torch.tensor([2.0]).bfloat16(), 0.001) == 1
+
+
+class Operations(TorchDispatchMode):
+    """Lists the operations that torch runs, which tells what would make the host wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name().removeprefix("aten::").split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("average", [EMA(0.9), SWA(0.0)], ids=["EMA", "SWA"])
+def test_after_the_first_update_an_update_is_one_operation_that_reads_nothing(average):
+    learn, names = normed_learner(), []
+
+    def watched(learn: Learner) -> None:
+        with Operations() as operations:
+            type(average).after_step(average, learn)
+        names.append([name for name in operations.names if name not in ("detach", "alias")])
+
+    average.after_step = watched
+    learn.fit(1, cbs=[average])
+    assert names[1:] == [["_foreach_lerp_"]] * 4
 
 
 # EMA: whatever happens in validation, the weights come back
@@ -402,3 +430,23 @@ def test_the_statistics_are_taken_in_the_precision_of_the_fit():
 def test_a_start_out_of_range_is_refused(start):
     with pytest.raises(ValueError, match="start"):
         SWA(start)
+
+
+@pytest.mark.parametrize("make", [lambda: EMA(0.98), SWA], ids=["EMA", "SWA"])
+def test_at_a_constant_rate_the_average_is_nearer_to_the_solution(make):
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(256, 4, generator=generator), torch.randn(256, 1, generator=generator)
+    y = x.sum(1, keepdim=True) + noise
+    rows = TensorLoader(x, y, batch_size=4, shuffle=True)
+    solution = torch.linalg.lstsq(x, y).solution
+
+    def distance(*cbs: Callback) -> float:
+        torch.manual_seed(0)
+        model, sgd = nn.Linear(4, 1, bias=False), torch.optim.SGD
+        learn = Learner((rows, None), model, nn.functional.mse_loss, sgd, device="cpu", seed=0)
+        with learn.no_bar():
+            learn.fit(8, lr=0.05, cbs=cbs)
+        return float((model.weight.detach().T - solution).norm())
+
+    plain, averaged = distance(), distance(make())
+    assert averaged < plain / 2
