@@ -6,7 +6,9 @@ collect the record. `onecycle.events` draws the loop.
 
 from onecycle.callback import Callback, Stage
 from onecycle.callbacks.attribute_schedule import AttributeScheduler
+from onecycle.callbacks.averaging import EMA, SWA
 from onecycle.callbacks.checkpoint import SaveModel
+from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
@@ -85,7 +87,7 @@ from onecycle.torch_schedules import (
     torch_warm_restarts,
 )
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA first
     "AttributeScheduler",
     "CSVLogger",
     "Callback",
@@ -99,7 +101,9 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "DataLoaders",
+    "EMA",
     "EarlyStopping",
+    "EnsembleReport",
     "GradientAccumulation",
     "GradientClip",
     "LRFindResult",
@@ -117,9 +121,11 @@ __all__ = [
     "Progress",
     "Recorder",
     "ReduceLROnPlateau",
+    "SWA",
     "SaveModel",
     "Schedule",
     "ScheduleConflictError",
+    "SnapshotEnsemble",
     "Stage",
     "TensorLoader",
     "TerminateOnNonFinite",
