@@ -446,6 +446,7 @@ class Learner(Loop):
         suggest_funcs: Sequence[Rule] = (minimum, valley),
         *,
         linear: bool = False,
+        valid: bool = False,
     ) -> LRFindResult:
         """Run the learning-rate range test: the rate rises from batch to batch until the loss does.
 
@@ -463,12 +464,20 @@ class Learner(Loop):
             suggest_funcs: The rules, among ``minimum, valley, slide, steep``, or functions
                 ``(lrs, smoothed losses) -> rate``. The first one gives ``result.suggestion``.
             linear: Let the rate rise linearly instead of exponentially.
+            valid: After each update, measure loss and metrics on the next validation batch too:
+                ``result.valid_losses`` and ``result.metrics``. The training losses, the
+                suggestions and when to stop are the same to the bit.
 
         Returns:
             Rates, losses, suggestions, and why the test stopped.
 
+        Raises:
+            ValueError: If the rates do not rise, or ``valid`` is asked for without a validation
+                loader.
+
         Source:
-            Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
+            Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186;
+            ``valid`` is ``lr_find2`` of fastai 0.7.
 
         Example:
             >>> from onecycle.testing import toy_learner
@@ -477,7 +486,7 @@ class Learner(Loop):
             >>> result.suggestion == result.suggestions["minimum"]
             True
         """
-        finder = LRFinder(start_lr, end_lr, num_it, stop_div=stop_div, linear=linear)
+        finder = LRFinder(start_lr, end_lr, num_it, stop_div=stop_div, linear=linear, valid=valid)
         with preserved(self):
             self._run = None  # a range test may also run between two updates of a fit
             self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)

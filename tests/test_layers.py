@@ -41,6 +41,7 @@ LEVELS = {
     "torch_schedules": 1,
     "loop": 2,
     "model_files": 2,
+    "valid_probe": 2,
     "callbacks": 2,
     "callbacks.recorder": 2,
     "callbacks.param_schedule": 2,
