@@ -36,6 +36,7 @@ from onecycle.errors import (
     ScheduleConflictError,
     UnknownEventError,
 )
+from onecycle.experiments import RangeTests
 from onecycle.learner import Learner, Predictions
 from onecycle.metrics import (
     MeanMetric,
@@ -113,6 +114,7 @@ __all__ = [
     "PlannedScheduler",
     "Predictions",
     "Progress",
+    "RangeTests",
     "Recorder",
     "ReduceLROnPlateau",
     "SaveModel",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from onecycle.callbacks.recorder import Recorder
 from onecycle.checks import check_budget, check_callbacks, check_parts
 from onecycle.data import DataLoaders, as_dataloaders, to_device
 from onecycle.errors import MissingCallbackError
+from onecycle.experiments import RangeTests, range_tests
 from onecycle.handlers import draw_loop
 from onecycle.hyperparams import GroupValues, ParamGroups
 from onecycle.loop import Loop, log
@@ -436,6 +437,54 @@ class Learner(Loop):
         """Let all groups train; sets ``requires_grad``."""
         recipes.freeze_to(self, 0, train_bn=True)
 
+    @overload
+    def lr_find(
+        self,
+        start_lr: float = ...,
+        end_lr: float = ...,
+        num_it: int = ...,
+        stop_div: bool = ...,
+        show_plot: bool = ...,
+        suggest_funcs: Sequence[Rule] = ...,
+        *,
+        linear: bool = ...,
+        valid: bool = ...,
+        wds: None = ...,
+        moms: None = ...,
+    ) -> LRFindResult: ...
+
+    @overload
+    def lr_find(
+        self,
+        start_lr: float = ...,
+        end_lr: float = ...,
+        num_it: int = ...,
+        stop_div: bool = ...,
+        show_plot: bool = ...,
+        suggest_funcs: Sequence[Rule] = ...,
+        *,
+        linear: bool = ...,
+        valid: bool = ...,
+        wds: Sequence[float],
+        moms: None = ...,
+    ) -> RangeTests: ...
+
+    @overload
+    def lr_find(
+        self,
+        start_lr: float = ...,
+        end_lr: float = ...,
+        num_it: int = ...,
+        stop_div: bool = ...,
+        show_plot: bool = ...,
+        suggest_funcs: Sequence[Rule] = ...,
+        *,
+        linear: bool = ...,
+        valid: bool = ...,
+        wds: None = ...,
+        moms: Sequence[float],
+    ) -> RangeTests: ...
+
     def lr_find(
         self,
         start_lr: float = 1e-7,
@@ -447,7 +496,9 @@ class Learner(Loop):
         *,
         linear: bool = False,
         valid: bool = False,
-    ) -> LRFindResult:
+        wds: Sequence[float] | None = None,
+        moms: Sequence[float] | None = None,
+    ) -> LRFindResult | RangeTests:
         """Run the learning-rate range test: the rate rises from batch to batch until the loss does.
 
         It leaves nothing behind: afterwards, also after an error or Ctrl-C, everything that
@@ -467,17 +518,21 @@ class Learner(Loop):
             valid: After each update, measure loss and metrics on the next validation batch too:
                 ``result.valid_losses`` and ``result.metrics``. The training losses, the
                 suggestions and when to stop are the same to the bit.
+            wds: Run one test for each of these weight decays.
+            moms: Run one test for each of these momenta.
 
         Returns:
-            Rates, losses, suggestions, and why the test stopped.
+            Rates, losses, suggestions, and why the test stopped; with ``wds`` or ``moms`` a
+            `RangeTests` of such results by setting, which prints as a table.
 
         Raises:
-            ValueError: If the rates do not rise, or ``valid`` is asked for without a validation
-                loader.
+            ValueError: If the rates do not rise; if ``valid`` is asked for without a validation
+                loader; if both ``wds`` and ``moms`` are given, or what the optimizer cannot do.
 
         Source:
             Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186;
-            ``valid`` is ``lr_find2`` of fastai 0.7.
+            the overlaid tests are those of arXiv:1803.09820; ``valid`` and ``wds`` are
+            ``lr_find2`` of fastai 0.7.
 
         Example:
             >>> from onecycle.testing import toy_learner
@@ -486,11 +541,25 @@ class Learner(Loop):
             >>> result.suggestion == result.suggestions["minimum"]
             True
         """
-        finder = LRFinder(start_lr, end_lr, num_it, stop_div=stop_div, linear=linear, valid=valid)
-        with preserved(self):
-            self._run = None  # a range test may also run between two updates of a fit
-            self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
-        result = finder.result(suggest_funcs)
+        if wds is not None and moms is not None:
+            raise ValueError("one thing is varied at a time: give wds or moms, not both")
+
+        def test() -> LRFindResult:
+            finder = LRFinder(
+                start_lr, end_lr, num_it, stop_div=stop_div, linear=linear, valid=valid
+            )
+            with preserved(self):
+                self._run = None  # a range test may also run between two updates of a fit
+                self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
+            return finder.result(suggest_funcs)
+
+        result: LRFindResult | RangeTests
+        if wds is not None:
+            result = range_tests(self, "weight_decay", wds, test)
+        elif moms is not None:
+            result = range_tests(self, "momentum", moms, test)
+        else:
+            result = test()
         for callback in self.cbs:
             if isinstance(callback, Recorder):
                 callback.lr_find_result = result

@@ -211,6 +211,52 @@ def plot_lr_find(
     return _finish(ax)
 
 
+def plot_range_tests(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    valid_curves: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    *,
+    log: bool = True,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Plot the smoothed losses of several range tests, one colour each.
+
+    The y axis ends a little above the losses of the start, as in `plot_lr_find`.
+
+    Args:
+        curves: By label the learning rates and the smoothed loss, both of shape ``(n,)``.
+        valid_curves: Likewise the smoothed validation loss; dashed, in the colour of its label.
+        log: Whether the rates grew geometrically, so that the x axis is logarithmic.
+        ax: Where to draw; a new figure if ``None``.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> lrs = [1e-3, 1e-2, 1e-1]
+        >>> ax = plot_range_tests({"wd 0": (lrs, [2, 1, 9]), "wd 0.1": (lrs, [2, 1.5, 9])})
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['wd 0', 'wd 0.1']
+    """
+    ax = _new_axes() if ax is None else ax
+    valid_curves = valid_curves or {}
+    ends = []
+    for index, (label, (lrs, losses)) in enumerate(curves.items()):
+        color, curve = PALETTE[index % len(PALETTE)], _gaps(losses)
+        ax.plot(np.asarray(lrs), curve, color=color, linewidth=1.8, label=label)
+        valid = np.empty(0)
+        if label in valid_curves:
+            valid_lrs, valid = np.asarray(valid_curves[label][0]), _gaps(valid_curves[label][1])
+            ax.plot(valid_lrs, valid, color=color, linewidth=1.2, linestyle="dashed")
+        ends.append(_before_blow_up(valid, curve))
+    found = [pair for pair in ends if pair is not None]
+    low, high = (min(x for x, _ in found), max(x for _, x in found)) if found else (0.0, 0.0)
+    if high > low:
+        ax.set_ylim(*_with_margin(low, high))
+    _set_rate_axis(ax, log=log)
+    ax.set_ylabel("loss, smoothed" + (" (validation: dashed)" if valid_curves else ""))
+    return _finish(ax, legend=bool(curves))
+
+
 def _mark_suggestions(
     ax: "Axes",
     suggestions: Mapping[str, float | None],
@@ -322,15 +368,22 @@ def _leave_out_outliers(ax: "Axes", train: NDArray[np.float64], valid: NDArray[n
 
 def _leave_out_blow_up(ax: "Axes", raw: NDArray[np.float64], curve: NDArray[np.float64]) -> None:
     """End the y axis above the start of the curve by half of what the curve fell."""
+    ends = _before_blow_up(raw, curve)
+    if ends is not None and ends[1] > ends[0]:
+        ax.set_ylim(*_with_margin(*ends))
+
+
+def _before_blow_up(
+    raw: NDArray[np.float64], curve: NDArray[np.float64]
+) -> tuple[float, float] | None:
+    """Return the lowest value, and the one above the curve's start by half of what it fell."""
     values = np.concatenate([raw, curve])
     values, curve = values[np.isfinite(values)], curve[np.isfinite(curve)]
     if not len(curve):
-        return
+        return None
     start = float(curve[0])
     fell = max(start - float(curve.min()), 0.1 * abs(start))
-    low, high = float(values.min()), min(float(values.max()), start + 0.5 * fell)
-    if high > low:
-        ax.set_ylim(*_with_margin(low, high))
+    return float(values.min()), min(float(values.max()), start + 0.5 * fell)
 
 
 def _with_margin(low: float, high: float) -> tuple[float, float]:

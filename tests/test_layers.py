@@ -46,6 +46,7 @@ LEVELS = {
     "callbacks.recorder": 2,
     "callbacks.param_schedule": 2,
     "recipes": 4,
+    "experiments": 4,
     "learner": 5,
     "vision": 6,
     "testing": 6,

@@ -203,6 +203,11 @@ class LRFindResult:
         """The first rule's suggestion."""
         return next(iter(self.suggestions.values()), None)
 
+    @property
+    def valid_smoothed(self) -> Array | None:
+        """The validation losses, smoothed as the training losses are; ``None`` without them."""
+        return None if self.valid_losses is None else smooth(self.valid_losses)
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Plot loss against learning rate with the suggestions marked.
 
@@ -217,7 +222,7 @@ class LRFindResult:
             self.smoothed,
             self.suggestions,
             None if self.lr_min is None or self.lr_max is None else (self.lr_min, self.lr_max),
-            valid_smoothed=None if self.valid_losses is None else smooth(self.valid_losses),
+            valid_smoothed=self.valid_smoothed,
             metrics={name: smooth(values) for name, values in self.metrics.items()},
             log=not self.linear,
             ax=ax,
