@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onecycle import plots
 from onecycle.callbacks.lr_finder import LRFindResult
+from onecycle.data import with_batch_size
 from onecycle.snapshot import preserved
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class RangeTests(Mapping[float, LRFindResult]):
     """The results of a range test for each of several settings; prints as a table.
 
     Args:
-        name: The hyperparameter that was varied: ``"weight_decay"`` or ``"momentum"``.
+        name: What was varied: ``"weight_decay"``, ``"momentum"`` or ``"batch_size"``.
         results: The result of each value.
 
     Example:
@@ -90,8 +91,8 @@ def range_tests(
 
     Args:
         learn: The learner to test.
-        name: The hyperparameter, as in ``learn.groups``.
-        settings: Its values, each for all parameter groups.
+        name: ``"batch_size"`` of the training loader, or a hyperparameter in ``learn.groups``.
+        settings: Its values; a hyperparameter's are each for all parameter groups.
         test: Runs one range test of the learner.
 
     Returns:
@@ -100,7 +101,8 @@ def range_tests(
     Raises:
         ValueError: If there is no value or one comes twice, if one is not allowed, or if the
             optimizer has no such hyperparameter. Before the first test.
-        TypeError: If a value is no number.
+        TypeError: If a value is no number, or the training loader is of a kind whose batch size
+            cannot be changed.
 
     Example:
         >>> from onecycle.testing import toy_learner
@@ -115,19 +117,29 @@ def range_tests(
     results = {}
     for setting in settings:
         with preserved(learn):
-            learn.groups.set(name, setting)
+            _put_in_force(learn, name, setting)
             results[setting] = test()
     return RangeTests(name, results)
 
 
-def _check_settings(learn: Loop, name: str, settings: Sequence[float]) -> None:
+def _put_in_force(learn: Loop, name: str, setting: Any) -> None:
+    if name == "batch_size":
+        learn.dls.train = with_batch_size(learn.dls.train, setting)
+    else:
+        learn.groups.set(name, setting)
+
+
+def _check_settings(learn: Loop, name: str, settings: Sequence[Any]) -> None:
     if isinstance(settings, str) or np.ndim(settings) != 1 or not len(settings):
         raise ValueError(
             f"expected a list of one or more values of {name} to test; got {settings!r}"
         )
-    learn.groups.get(name)  # refuses what the optimizer does not have
     for setting in settings:
-        learn.groups.expand(name, setting)
+        if name == "batch_size":
+            with_batch_size(learn.dls.train, setting)
+        else:
+            learn.groups.get(name)  # refuses what the optimizer does not have
+            learn.groups.expand(name, setting)
     if len(set(settings)) < len(settings):
         raise ValueError(f"a value of {name} comes twice, and would be one test: {settings!r}")
 

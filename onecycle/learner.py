@@ -451,6 +451,7 @@ class Learner(Loop):
         valid: bool = ...,
         wds: None = ...,
         moms: None = ...,
+        batch_sizes: None = ...,
     ) -> LRFindResult: ...
 
     @overload
@@ -467,6 +468,7 @@ class Learner(Loop):
         valid: bool = ...,
         wds: Sequence[float],
         moms: None = ...,
+        batch_sizes: None = ...,
     ) -> RangeTests: ...
 
     @overload
@@ -483,6 +485,24 @@ class Learner(Loop):
         valid: bool = ...,
         wds: None = ...,
         moms: Sequence[float],
+        batch_sizes: None = ...,
+    ) -> RangeTests: ...
+
+    @overload
+    def lr_find(
+        self,
+        start_lr: float = ...,
+        end_lr: float = ...,
+        num_it: int = ...,
+        stop_div: bool = ...,
+        show_plot: bool = ...,
+        suggest_funcs: Sequence[Rule] = ...,
+        *,
+        linear: bool = ...,
+        valid: bool = ...,
+        wds: None = ...,
+        moms: None = ...,
+        batch_sizes: Sequence[int],
     ) -> RangeTests: ...
 
     def lr_find(
@@ -498,6 +518,7 @@ class Learner(Loop):
         valid: bool = False,
         wds: Sequence[float] | None = None,
         moms: Sequence[float] | None = None,
+        batch_sizes: Sequence[int] | None = None,
     ) -> LRFindResult | RangeTests:
         """Run the learning-rate range test: the rate rises from batch to batch until the loss does.
 
@@ -520,14 +541,17 @@ class Learner(Loop):
                 suggestions and when to stop are the same to the bit.
             wds: Run one test for each of these weight decays.
             moms: Run one test for each of these momenta.
+            batch_sizes: Run one test for each of these batch sizes of the training loader: a
+                `TensorLoader`, or a DataLoader made with ``batch_size=``.
 
         Returns:
-            Rates, losses, suggestions, and why the test stopped; with ``wds`` or ``moms`` a
-            `RangeTests` of such results by setting, which prints as a table.
+            Rates, losses, suggestions, and why the test stopped; of several tests a `RangeTests`,
+            which has such a result for each setting and prints as a table.
 
         Raises:
             ValueError: If the rates do not rise; if ``valid`` is asked for without a validation
-                loader; if both ``wds`` and ``moms`` are given, or what the optimizer cannot do.
+                loader; if more than one of ``wds``, ``moms`` and ``batch_sizes`` is given, or
+                one of them is nothing that the optimizer or the loader can have.
 
         Source:
             Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186;
@@ -541,8 +565,10 @@ class Learner(Loop):
             >>> result.suggestion == result.suggestions["minimum"]
             True
         """
-        if wds is not None and moms is not None:
-            raise ValueError("one thing is varied at a time: give wds or moms, not both")
+        sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
+        asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
+        if len(asked) > 1:
+            raise ValueError("one thing is varied at a time: give wds, moms or batch_sizes")
 
         def test() -> LRFindResult:
             finder = LRFinder(
@@ -553,13 +579,7 @@ class Learner(Loop):
                 self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
             return finder.result(suggest_funcs)
 
-        result: LRFindResult | RangeTests
-        if wds is not None:
-            result = range_tests(self, "weight_decay", wds, test)
-        elif moms is not None:
-            result = range_tests(self, "momentum", moms, test)
-        else:
-            result = test()
+        result = range_tests(self, *asked[0], test) if asked else test()
         for callback in self.cbs:
             if isinstance(callback, Recorder):
                 callback.lr_find_result = result

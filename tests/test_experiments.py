@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from learner_state import LearnerState, trained
+from torch import nn
+from torch.nn.functional import mse_loss
 from torch.optim import SGD, Adagrad, AdamW
+from torch.utils.data import DataLoader, TensorDataset
 
-from onecycle import Callback, Learner, RangeTests, Stage
+from onecycle import Callback, Learner, RangeTests, Stage, TensorLoader
 from onecycle.testing import toy_learner
 
 OPTIMIZERS = {"SGD": partial(SGD, momentum=0.9), "AdamW": AdamW}
@@ -102,11 +105,42 @@ def test_each_setting_is_in_force_in_every_group(option: str, name: str) -> None
     assert seen == [[0.5, 0.5]] * 15 + [[0.25, 0.25]] * 15
 
 
+def pieces(kind: str, batch_size: int) -> Learner:
+    torch.manual_seed(0)
+    x = torch.randn(60, 2)
+    y = x.sum(1, keepdim=True)
+    train: Any = TensorLoader(x, y, batch_size=batch_size, shuffle=True)
+    if kind == "DataLoader":
+        data = TensorDataset(x, y)
+        train = DataLoader(data, batch_size, shuffle=True, generator=torch.Generator())
+    return Learner((train, None), nn.Linear(2, 1), mse_loss, lr=0.1, device="cpu", seed=0)
+
+
+@pytest.mark.parametrize("kind", ["TensorLoader", "DataLoader"])
+def test_a_sweep_over_batch_sizes_is_a_test_of_a_learner_with_each(kind: str) -> None:
+    learn = pieces(kind, 4)
+    with learn.no_bar():
+        learn.fit(1)
+    before = LearnerState(learn)
+    sweep(learn, batch_sizes=[4, 10, 60])
+    assert before.changes(LearnerState(learn)) == []
+
+    sizes = [4, 10, 60]
+    tests = sweep(pieces(kind, 4), batch_sizes=sizes)
+    alone = [find(pieces(kind, size)) for size in sizes]
+    assert list(tests) == sizes
+    assert [test.losses.tolist() for test in tests.values()] == alone
+    assert alone[0] != alone[1] != alone[2]
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("setting", "message"),
         [
             ({"wds": [0.1], "moms": [0.9]}, "one thing is varied at a time"),
+            ({"moms": [0.9], "batch_sizes": [4]}, "one thing is varied at a time"),
+            ({"batch_sizes": [4, 0]}, "a whole number of at least 1; got 0"),
+            ({"batch_sizes": [4.0]}, "a whole number of at least 1; got 4.0"),
             ({"wds": []}, "a list of one or more values of weight_decay"),
             ({"wds": 0.1}, "a list of one or more values of weight_decay"),
             ({"wds": [0.1, 0.2, 0.1]}, "comes twice"),
@@ -126,6 +160,12 @@ class TestRefused:
     def test_what_is_no_number_is(self) -> None:
         with pytest.raises(TypeError, match="must be a number"):
             sweep(toy_learner(), wds=[0.1, None])
+
+    def test_a_loader_of_unknown_kind_is(self) -> None:
+        learn = toy_learner()
+        learn.dls.train = list(learn.dls.train)
+        with pytest.raises(TypeError, match="cannot change the batch size of a list"):
+            sweep(learn, batch_sizes=[4, 8])
 
     def test_momentum_is_where_the_optimizer_has_none(self) -> None:
         with pytest.raises(ValueError, match="Adagrad has no hyperparameter 'momentum'"):
