@@ -21,6 +21,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -280,7 +281,7 @@ def with_batch_size(dl: Iterable[Any], batch_size: int) -> TensorLoader | DataLo
     """Return a loader of the same data with another batch size; the one given is unchanged.
 
     Args:
-        dl: A `TensorLoader`, or a DataLoader that makes its batches with torch's own sampler.
+        dl: A `TensorLoader`, or a DataLoader of a map-style data set made with ``batch_size=``.
         batch_size: Samples in a batch, at least 1.
 
     Raises:
@@ -298,13 +299,19 @@ def with_batch_size(dl: Iterable[Any], batch_size: int) -> TensorLoader | DataLo
         other = copy(dl)
         other.batch_size = batch_size
         return other
-    if type(dl) is DataLoader and type(dl.batch_sampler) is BatchSampler:
+    if isinstance(dl, DataLoader) and _batches_by_size(dl):
         kept = {name: getattr(dl, name) for name in _KEPT_OPTIONS}
         return DataLoader(batch_size=batch_size, **kept)
     raise TypeError(
         f"cannot change the batch size of a {type(dl).__name__}: it is known how for a "
-        "TensorLoader, and for a DataLoader made with batch_size="
+        "TensorLoader, and for a DataLoader of a map-style data set made with batch_size="
     )
+
+
+def _batches_by_size(dl: DataLoader[Any]) -> bool:
+    # With a batch sampler of the user's own, batch_size is None and dl.sampler a mere default.
+    is_own = type(dl) is DataLoader and dl.batch_size is not None
+    return is_own and not isinstance(dl.dataset, IterableDataset)
 
 
 def order_seed(seed: int, epoch: int) -> int:
