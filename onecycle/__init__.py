@@ -39,6 +39,7 @@ from onecycle.errors import (
     ScheduleConflictError,
     UnknownEventError,
 )
+from onecycle.experiments import RangeTests
 from onecycle.learner import Learner, Predictions
 from onecycle.metrics import (
     MeanMetric,
@@ -78,6 +79,7 @@ from onecycle.schedules import (
     step,
 )
 from onecycle.suggestions import minimum, slide, steep, valley
+from onecycle.testing import check_callback, toy_learner
 from onecycle.torch_schedules import (
     torch_cosine,
     torch_cyclic,
@@ -86,6 +88,7 @@ from onecycle.torch_schedules import (
     torch_step,
     torch_warm_restarts,
 )
+from onecycle.vision import lenet, resnet9, resnet56
 
 __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA first
     "AttributeScheduler",
@@ -119,6 +122,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "PlannedScheduler",
     "Predictions",
     "Progress",
+    "RangeTests",
     "Recorder",
     "ReduceLROnPlateau",
     "SWA",
@@ -133,6 +137,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "UnknownEventError",
     "accuracy",
     "binary_accuracy",
+    "check_callback",
     "clr_beta",
     "clr_beta_momentum",
     "constant",
@@ -144,6 +149,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "flat_cos",
     "join",
     "join_steps",
+    "lenet",
     "linear",
     "mae",
     "minimum",
@@ -152,6 +158,8 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "one_cycle",
     "plot_schedule",
     "polynomial",
+    "resnet56",
+    "resnet9",
     "rmse",
     "sgdr",
     "slide",
@@ -168,6 +176,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "torch_one_cycle",
     "torch_step",
     "torch_warm_restarts",
+    "toy_learner",
     "valley",
     "warmup_stable_decay",
 ]

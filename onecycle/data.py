@@ -21,6 +21,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -31,6 +32,24 @@ from torch.utils.data import (
 #: torch's samplers that draw from a `generator`, when the first index is asked for.
 _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _UINT64 = 2**64 - 1
+
+
+#: What a DataLoader of another batch size has in common with the one it is made from.
+_KEPT_OPTIONS = (
+    "dataset",
+    "sampler",
+    "num_workers",
+    "collate_fn",
+    "pin_memory",
+    "drop_last",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+    "prefetch_factor",
+    "persistent_workers",
+    "in_order",
+)
 
 
 class DataLoaders:
@@ -256,6 +275,43 @@ class TensorLoader:
         moved = copy(self)
         moved.tensors = tuple(tensor.to(device) for tensor in self.tensors)
         return moved
+
+
+def with_batch_size(dl: Iterable[Any], batch_size: int) -> TensorLoader | DataLoader[Any]:
+    """Return a loader of the same data with another batch size; the one given is unchanged.
+
+    Args:
+        dl: A `TensorLoader`, or a DataLoader of a map-style data set made with ``batch_size=``.
+        batch_size: Samples in a batch, at least 1.
+
+    Raises:
+        ValueError: The batch size is not a whole number above 0.
+        TypeError: The loader is of another kind, whose batches are made in its own way.
+
+    Example:
+        >>> loader = TensorLoader(torch.zeros(10), batch_size=2)
+        >>> len(with_batch_size(loader, 5)), len(loader)
+        (2, 5)
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
+    if isinstance(dl, TensorLoader):
+        other = copy(dl)
+        other.batch_size = batch_size
+        return other
+    if isinstance(dl, DataLoader) and _batches_by_size(dl):
+        kept = {name: getattr(dl, name) for name in _KEPT_OPTIONS}
+        return DataLoader(batch_size=batch_size, **kept)
+    raise TypeError(
+        f"cannot change the batch size of a {type(dl).__name__}: it is known how for a "
+        "TensorLoader, and for a DataLoader of a map-style data set made with batch_size="
+    )
+
+
+def _batches_by_size(dl: DataLoader[Any]) -> bool:
+    # With a batch sampler of the user's own, batch_size is None and dl.sampler a mere default.
+    is_own = type(dl) is DataLoader and dl.batch_size is not None
+    return is_own and not isinstance(dl.dataset, IterableDataset)
 
 
 def order_seed(seed: int, epoch: int) -> int:

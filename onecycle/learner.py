@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from onecycle.callbacks.resume import resuming
 from onecycle.checks import check_budget, check_callbacks, check_parts
 from onecycle.data import DataLoaders, as_dataloaders, to_device
 from onecycle.errors import MissingCallbackError
+from onecycle.experiments import RangeTests, range_tests
 from onecycle.handlers import draw_loop
 from onecycle.hyperparams import GroupValues, ParamGroups
 from onecycle.loop import Loop, log
@@ -452,6 +453,74 @@ class Learner(Loop):
         """Let all groups train; sets ``requires_grad``."""
         recipes.freeze_to(self, 0, train_bn=True)
 
+    @overload
+    def lr_find(
+        self,
+        start_lr: float = ...,
+        end_lr: float = ...,
+        num_it: int = ...,
+        stop_div: bool = ...,
+        show_plot: bool = ...,
+        suggest_funcs: Sequence[Rule] = ...,
+        *,
+        linear: bool = ...,
+        valid: bool = ...,
+        wds: None = ...,
+        moms: None = ...,
+        batch_sizes: None = ...,
+    ) -> LRFindResult: ...
+
+    @overload
+    def lr_find(
+        self,
+        start_lr: float = ...,
+        end_lr: float = ...,
+        num_it: int = ...,
+        stop_div: bool = ...,
+        show_plot: bool = ...,
+        suggest_funcs: Sequence[Rule] = ...,
+        *,
+        linear: bool = ...,
+        valid: bool = ...,
+        wds: Sequence[float],
+        moms: None = ...,
+        batch_sizes: None = ...,
+    ) -> RangeTests: ...
+
+    @overload
+    def lr_find(
+        self,
+        start_lr: float = ...,
+        end_lr: float = ...,
+        num_it: int = ...,
+        stop_div: bool = ...,
+        show_plot: bool = ...,
+        suggest_funcs: Sequence[Rule] = ...,
+        *,
+        linear: bool = ...,
+        valid: bool = ...,
+        wds: None = ...,
+        moms: Sequence[float],
+        batch_sizes: None = ...,
+    ) -> RangeTests: ...
+
+    @overload
+    def lr_find(
+        self,
+        start_lr: float = ...,
+        end_lr: float = ...,
+        num_it: int = ...,
+        stop_div: bool = ...,
+        show_plot: bool = ...,
+        suggest_funcs: Sequence[Rule] = ...,
+        *,
+        linear: bool = ...,
+        valid: bool = ...,
+        wds: None = ...,
+        moms: None = ...,
+        batch_sizes: Sequence[int],
+    ) -> RangeTests: ...
+
     def lr_find(
         self,
         start_lr: float = 1e-7,
@@ -462,7 +531,11 @@ class Learner(Loop):
         suggest_funcs: Sequence[Rule] = (minimum, valley),
         *,
         linear: bool = False,
-    ) -> LRFindResult:
+        valid: bool = False,
+        wds: Sequence[float] | None = None,
+        moms: Sequence[float] | None = None,
+        batch_sizes: Sequence[int] | None = None,
+    ) -> LRFindResult | RangeTests:
         """Run the learning-rate range test: the rate rises from batch to batch until the loss does.
 
         It leaves nothing behind: afterwards, also after an error or Ctrl-C, everything that
@@ -479,12 +552,27 @@ class Learner(Loop):
             suggest_funcs: The rules, among ``minimum, valley, slide, steep``, or functions
                 ``(lrs, smoothed losses) -> rate``. The first one gives ``result.suggestion``.
             linear: Let the rate rise linearly instead of exponentially.
+            valid: After each update, measure loss and metrics on the next validation batch too:
+                ``result.valid_losses`` and ``result.metrics``. The training losses, the
+                suggestions and when to stop are the same to the bit.
+            wds: Run one test for each of these weight decays.
+            moms: Run one test for each of these momenta.
+            batch_sizes: Run one test for each of these batch sizes of the training loader: a
+                `TensorLoader`, or a DataLoader made with ``batch_size=``.
 
         Returns:
-            Rates, losses, suggestions, and why the test stopped.
+            Rates, losses, suggestions, and why the test stopped; of several tests a `RangeTests`,
+            which has such a result for each setting and prints as a table.
+
+        Raises:
+            ValueError: If the rates do not rise; if ``valid`` is asked for without a validation
+                loader; if more than one of ``wds``, ``moms`` and ``batch_sizes`` is given, or
+                one of them is nothing that the optimizer or the loader can have.
 
         Source:
-            Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
+            Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186;
+            the overlaid tests are those of arXiv:1803.09820; ``valid`` and ``wds`` are
+            ``lr_find2`` of fastai 0.7.
 
         Example:
             >>> from onecycle.testing import toy_learner
@@ -493,11 +581,21 @@ class Learner(Loop):
             >>> result.suggestion == result.suggestions["minimum"]
             True
         """
-        finder = LRFinder(start_lr, end_lr, num_it, stop_div=stop_div, linear=linear)
-        with preserved(self):
-            self._run = None  # a range test may also run between two updates of a fit
-            self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
-        result = finder.result(suggest_funcs)
+        sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
+        asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
+        if len(asked) > 1:
+            raise ValueError("one thing is varied at a time: give wds, moms or batch_sizes")
+
+        def test() -> LRFindResult:
+            finder = LRFinder(
+                start_lr, end_lr, num_it, stop_div=stop_div, linear=linear, valid=valid
+            )
+            with preserved(self):
+                self._run = None  # a range test may also run between two updates of a fit
+                self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
+            return finder.result(suggest_funcs)
+
+        result = range_tests(self, *asked[0], test) if asked else test()
         for callback in self.cbs:
             if isinstance(callback, Recorder):
                 callback.lr_find_result = result

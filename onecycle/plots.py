@@ -160,6 +160,8 @@ def plot_lr_find(
     suggestions: Mapping[str, float | None],
     lr_range: tuple[float, float] | None = None,
     *,
+    valid_smoothed: ArrayLike | None = None,
+    metrics: Mapping[str, ArrayLike] | None = None,
     log: bool = True,
     ax: "Axes | None" = None,
 ) -> "Axes":
@@ -174,6 +176,8 @@ def plot_lr_find(
         smoothed: The smoothed loss, of shape ``(n,)``.
         suggestions: The suggested rate by rule; a rule that found none is left out.
         lr_range: The range ``(lr_min, lr_max)`` to shade.
+        valid_smoothed: The smoothed validation loss, of shape ``(n,)``.
+        metrics: By name a metric at each rate, of shape ``(n,)``; on a second y axis.
         log: Whether the rates grew geometrically, so that the x axis is logarithmic.
         ax: Where to draw; a new figure if ``None``.
 
@@ -188,6 +192,7 @@ def plot_lr_find(
     """
     ax = _new_axes() if ax is None else ax
     rates, raw, curve = np.asarray(lrs, dtype=np.float64), _gaps(losses), _gaps(smoothed)
+    valid = _gaps([] if valid_smoothed is None else valid_smoothed)
     if lr_range is not None:
         low, high = lr_range
         ax.axvspan(
@@ -195,6 +200,69 @@ def plot_lr_find(
         )
     ax.plot(rates, raw, color=SKY, linewidth=0.8, alpha=0.7, label="loss")
     ax.plot(rates, curve, color=BLUE, linewidth=2, label="loss, smoothed")
+    if len(valid):
+        ax.plot(rates, valid, color=AMBER, linewidth=2, label="validation loss, smoothed")
+    _mark_suggestions(ax, suggestions, rates, curve)
+    _set_rate_axis(ax, log=log)
+    ax.set_ylabel("loss")
+    _leave_out_blow_up(ax, np.concatenate([raw, valid]), curve)
+    if metrics:
+        return _add_metrics(ax, rates, curve, metrics)
+    return _finish(ax)
+
+
+def plot_range_tests(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    valid_curves: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    *,
+    log: bool = True,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Plot the smoothed losses of several range tests, one colour each.
+
+    The y axis ends a little above the losses of the start, as in `plot_lr_find`.
+
+    Args:
+        curves: By label the learning rates and the smoothed loss, both of shape ``(n,)``.
+        valid_curves: Likewise the smoothed validation loss; dashed, in the colour of its label.
+        log: Whether the rates grew geometrically, so that the x axis is logarithmic.
+        ax: Where to draw; a new figure if ``None``.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> lrs = [1e-3, 1e-2, 1e-1]
+        >>> ax = plot_range_tests({"wd 0": (lrs, [2, 1, 9]), "wd 0.1": (lrs, [2, 1.5, 9])})
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['wd 0', 'wd 0.1']
+    """
+    ax = _new_axes() if ax is None else ax
+    valid_curves = valid_curves or {}
+    ends = []
+    for index, (label, (lrs, losses)) in enumerate(curves.items()):
+        color, curve = PALETTE[index % len(PALETTE)], _gaps(losses)
+        ax.plot(np.asarray(lrs), curve, color=color, linewidth=1.8, label=label)
+        valid = np.empty(0)
+        if label in valid_curves:
+            valid_lrs, valid = np.asarray(valid_curves[label][0]), _gaps(valid_curves[label][1])
+            ax.plot(valid_lrs, valid, color=color, linewidth=1.2, linestyle="dashed")
+        ends.append(_before_blow_up(valid, curve))
+    found = [pair for pair in ends if pair is not None]
+    low, high = (min(x for x, _ in found), max(x for _, x in found)) if found else (0.0, 0.0)
+    if high > low:
+        ax.set_ylim(*_with_margin(low, high))
+    _set_rate_axis(ax, log=log)
+    ax.set_ylabel("loss, smoothed" + (" (validation: dashed)" if valid_curves else ""))
+    return _finish(ax, legend=bool(curves))
+
+
+def _mark_suggestions(
+    ax: "Axes",
+    suggestions: Mapping[str, float | None],
+    rates: NDArray[np.float64],
+    curve: NDArray[np.float64],
+) -> None:
     found = [(rule, lr) for rule, lr in suggestions.items() if lr is not None]
     for index, (rule, lr) in enumerate(found):
         ax.plot(
@@ -208,11 +276,48 @@ def plot_lr_find(
             label=f"{rule}: {lr:.1e}",
             zorder=3,
         )
+
+
+def _set_rate_axis(ax: "Axes", *, log: bool) -> None:
     if log:
         ax.set_xscale("log")
-    ax.set(xlabel="learning rate (log scale)" if log else "learning rate", ylabel="loss")
-    _leave_out_blow_up(ax, raw, curve)
-    return _finish(ax)
+    ax.set_xlabel("learning rate (log scale)" if log else "learning rate")
+
+
+def _add_metrics(
+    ax: "Axes",
+    rates: NDArray[np.float64],
+    curve: NDArray[np.float64],
+    metrics: Mapping[str, ArrayLike],
+) -> "Axes":
+    """Add metrics on a second y axis, which ends where they go when the loss blows up."""
+    twin = ax.twinx()
+    shown = ~(curve > ax.get_ylim()[1])
+    seen = []
+    for index, (name, given) in enumerate(metrics.items()):
+        values = _gaps(given)
+        style = LINE_STYLES[(1 + index) % len(LINE_STYLES)]
+        twin.plot(rates, values, color=BLACK, linewidth=1.4, linestyle=style, label=name)
+        seen.append(values[shown & np.isfinite(values)])
+    every = np.concatenate(seen)
+    if len(every) and every.max() > every.min():
+        twin.set_ylim(*_with_margin(float(every.min()), float(every.max())))
+    twin.set_ylabel("validation metric, smoothed")
+    _finish(ax, legend=False)
+    _style(twin, grid=False)
+    twin.spines["right"].set_visible(True)
+    lines, labels = ax.get_legend_handles_labels()
+    more_lines, more_labels = twin.get_legend_handles_labels()
+    # Above the axes: the curves of two y axes leave no corner free.
+    ax.legend(
+        lines + more_lines,
+        labels + more_labels,
+        frameon=False,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        ncols=3,
+    )
+    return ax
 
 
 def _new_axes() -> "Axes":
@@ -263,15 +368,22 @@ def _leave_out_outliers(ax: "Axes", train: NDArray[np.float64], valid: NDArray[n
 
 def _leave_out_blow_up(ax: "Axes", raw: NDArray[np.float64], curve: NDArray[np.float64]) -> None:
     """End the y axis above the start of the curve by half of what the curve fell."""
+    ends = _before_blow_up(raw, curve)
+    if ends is not None and ends[1] > ends[0]:
+        ax.set_ylim(*_with_margin(*ends))
+
+
+def _before_blow_up(
+    raw: NDArray[np.float64], curve: NDArray[np.float64]
+) -> tuple[float, float] | None:
+    """Return the lowest value, and the one above the curve's start by half of what it fell."""
     values = np.concatenate([raw, curve])
     values, curve = values[np.isfinite(values)], curve[np.isfinite(curve)]
     if not len(curve):
-        return
+        return None
     start = float(curve[0])
     fell = max(start - float(curve.min()), 0.1 * abs(start))
-    low, high = float(values.min()), min(float(values.max()), start + 0.5 * fell)
-    if high > low:
-        ax.set_ylim(*_with_margin(low, high))
+    return float(values.min()), min(float(values.max()), start + 0.5 * fell)
 
 
 def _with_margin(low: float, high: float) -> tuple[float, float]:

@@ -177,10 +177,11 @@ class Snapshot:
     """Everything of a learner that training changes, in memory.
 
     That is: parameters, buffers, gradients, ``requires_grad``, the train/eval flag and the own
-    fields of every module; the optimizer's state and ``param_groups``; the callbacks' own fields,
-    gradient scalers included; every random number generator, those of the loaders too; the
-    learner's fields. Not restored is what lives outside: files, and the state of data sets; nor
-    what a callback keeps in objects of its own, such as a Recorder its history.
+    fields of every module; the optimizer's state and ``param_groups``, and which of them belong
+    together; the callbacks' own fields, gradient scalers included; every random number generator,
+    those of the loaders too; the learner's fields. Not restored is what lives outside: files, and
+    the state of data sets; nor what a callback keeps in objects of its own, such as a Recorder
+    its history.
 
     Args:
         learn: The learner to remember.
@@ -207,7 +208,7 @@ class Snapshot:
         parameters = [*learn.stepper.params, *(p for root in roots for p in root.parameters())]
         _check_initialized(parameters)
         gradients = [p.grad for p in parameters]
-        for fields in (learn, *modules, *learn.cbs, *learn.metrics):
+        for fields in (learn, learn.groups, *modules, *learn.cbs, *learn.metrics):
             if hasattr(fields, "__dict__"):
                 capture.add(vars(fields))
         capture.add(gradients)

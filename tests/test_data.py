@@ -28,6 +28,7 @@ from onecycle.data import (
     split_batch,
     start_pass,
     to_device,
+    with_batch_size,
 )
 
 N, BATCH = 23, 4
@@ -499,3 +500,29 @@ def test_split_batch_takes_a_lone_tensor_as_input():
 def test_split_batch_refuses_what_does_not_fit(batch, n_inp, message):
     with pytest.raises(ValueError, match=message):
         split_batch(batch, n_inp)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda size: TensorLoader(torch.arange(N), batch_size=size, shuffle=True),
+        lambda size: DataLoader(NUMBERS, size, shuffle=True, drop_last=True),
+        lambda size: DataLoader(NUMBERS, size, sampler=SubsetRandomSampler(range(9))),
+        lambda size: DataLoader(NUMBERS, size, collate_fn=lambda rows: torch.stack(rows[0])),
+    ],
+)
+def test_another_batch_size_is_a_loader_made_with_it(make):
+    loader = make(4)
+    before = pass_over(loader)
+    assert pass_over(with_batch_size(loader, 7)) == pass_over(make(7)) != before
+    assert pass_over(loader) == before
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [[1, 2], inner_batch_sampler(), DataLoader(NUMBERS, None), DataLoader(Stream(), 4)],
+    ids=["list", "batch sampler", "single samples", "stream"],
+)
+def test_another_batch_size_is_refused_where_batches_are_made_in_another_way(loader):
+    with pytest.raises(TypeError, match="cannot change the batch size of a"):
+        with_batch_size(loader, 7)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
-from onecycle.plots import plot_loss, plot_lr_find, plot_metrics, plot_sched
+from onecycle.plots import plot_loss, plot_lr_find, plot_metrics, plot_range_tests, plot_sched
 
 UPDATES = np.arange(1, 201)
 LOSSES = 2 * np.exp(-UPDATES / 50) + 0.3
@@ -41,6 +41,7 @@ def test_every_plot_draws_on_the_axes_it_is_given_and_returns_them() -> None:
         lambda ax: plot_sched(*pairs, ax=ax),
         lambda ax: plot_metrics({"accuracy": pairs}, ax=ax),
         lambda ax: plot_lr_find([0.1, 1.0], [1.0, 0.5], [1.0, 0.8], {}, ax=ax),
+        lambda ax: plot_range_tests({"wd 0": ([0.1, 1.0], [1.0, 0.5])}, ax=ax),
     ):
         _, given = plt.subplots()
         before = plt.get_fignums()
@@ -237,3 +238,19 @@ def test_colours_of_suggestions_differ_from_the_curve() -> None:
     ax = plot_lr_find(lrs, losses, losses, {"valley": 1e-3, "steep": 1e-4, "slide": 1e-2})
     colours = [to_hex(line.get_color()) for line in ax.lines[1:]]
     assert len(set(colours)) == 4
+
+
+def test_range_tests_end_the_y_axis_above_the_highest_start_and_not_at_the_blow_up() -> None:
+    lrs = [1e-3, 1e-2, 1e-1, 1.0]
+    ax = plot_range_tests({"a": (lrs, [2.0, 1.0, 5.0, 90.0]), "b": (lrs, [2.0, 1.6, 1.2, 90.0])})
+    low, high = ax.get_ylim()
+    assert 0.9 < low < 1.0
+    assert 2.5 < high < 2.6  # 2 and half of the fall by 1, and a margin
+
+
+def test_lr_find_reads_the_metrics_on_an_axis_that_leaves_out_the_blow_up() -> None:
+    lrs, losses = [1e-3, 1e-2, 1e-1, 1.0], [2.0, 1.0, 1.5, 90.0]
+    ax = plot_lr_find(lrs, losses, losses, {}, metrics={"mse": [3.0, 1.0, 2.0, 900.0]})
+    twin = next(axes for axes in ax.figure.axes if axes is not ax)
+    assert np.asarray(twin.lines[0].get_ydata()).tolist() == [3.0, 1.0, 2.0, 900.0]
+    assert twin.get_ylim() == pytest.approx((0.9, 3.1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ from onecycle.errors import CancelFit
 from onecycle.schedules import exponential, linear
 from onecycle.smoothing import smooth
 from onecycle.suggestions import Array, Rule, Smoother, StopRule, suggest
+from onecycle.valid_probe import ValidProbe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,9 +40,13 @@ class LRFinder(Callback):
         num_it: The number of updates, at least 2.
         stop_div: Stop when the smoothed loss is over four times its best.
         linear: Let the rate rise linearly instead of exponentially.
+        valid: After each update, measure loss and metrics on the next validation batch too, as
+            fastai 0.7's ``lr_find2`` did. When to stop and what to suggest stays a matter of the
+            training loss.
 
     Raises:
-        ValueError: If the rates do not rise, or there are fewer than two updates.
+        ValueError: If the rates do not rise, or there are fewer than two updates; with ``valid``,
+            when the test begins, if there is no validation loader.
 
     Example:
         >>> finder = LRFinder(1e-4, 1.0, num_it=5)
@@ -61,6 +66,7 @@ class LRFinder(Callback):
         *,
         stop_div: bool = True,
         linear: bool = False,
+        valid: bool = False,
     ) -> None:
         if not 0 < start_lr < end_lr < math.inf:
             raise ValueError(
@@ -68,13 +74,14 @@ class LRFinder(Callback):
             )
         if num_it < 2:
             raise ValueError(f"num_it must be at least 2 updates; got {num_it}")
-        self.num_it, self.linear = num_it, linear
+        self.num_it, self.linear, self.valid = num_it, linear, valid
         self.lrs = _rates(start_lr, end_lr, num_it, is_linear=linear)
         self.stop_reason: str | None = None
         self._smoother = Smoother()
         self._rule = StopRule(factor=4.0 if stop_div else None)
         self._losses: list[float] = []
         self._unread: list[Tensor] = []
+        self._probe: ValidProbe | None = None
 
     def before_fit(self, learn: Loop) -> None:
         """Find where the rates of the groups are kept, and their ratios."""
@@ -83,6 +90,7 @@ class LRFinder(Callback):
         self._slots = [
             (slot, ratio) for g, ratio in enumerate(ratios) for slot in learn.groups.slots("lr", g)
         ]
+        self._probe = ValidProbe(learn) if self.valid else None
         self._read_every = 1 if learn.device.type == "cpu" else _READ_EVERY
 
     def before_batch(self, learn: Loop) -> None:
@@ -94,6 +102,8 @@ class LRFinder(Callback):
     def after_step(self, learn: Loop) -> None:
         """Keep the loss; now and then read those that are kept, and stop where they diverge."""
         self._unread.append(learn.update_loss)
+        if self._probe is not None:
+            self._probe.measure(learn)
         if len(self._unread) >= self._read_every:
             self._read()
 
@@ -110,6 +120,11 @@ class LRFinder(Callback):
                 self._read()
             except CancelFit as cancel:
                 self.stop_reason = cancel.reason
+
+    def cleanup_fit(self, learn: Loop) -> None:
+        """Let go of the validation loader, whatever ended the test."""
+        if self._probe is not None:
+            self._probe.close()
 
     def _read(self) -> None:
         unread, self._unread = self._unread, []
@@ -128,6 +143,7 @@ class LRFinder(Callback):
         """
         losses = np.array(self._losses)
         lrs, smoothed = self.lrs[: len(losses)], smooth(losses)
+        valid_losses, metrics = self._validated()
         found = suggest(lrs, losses, smoothed=smoothed, num_it=self.num_it, rules=rules)
         return LRFindResult(
             lrs=lrs,
@@ -139,7 +155,17 @@ class LRFinder(Callback):
             reason=found.reason,
             stop_reason=self.stop_reason or f"all {self.num_it} updates were made",
             linear=self.linear,
+            valid_losses=valid_losses,
+            metrics=metrics,
         )
+
+    def _validated(self) -> tuple[Array | None, dict[str, Array]]:
+        """Return what the probe measured, up to the update at which the test stopped."""
+        if self._probe is None:
+            return None, {}
+        n = len(self._losses)
+        metrics = {name: values[:n] for name, values in self._probe.metrics.items()}
+        return self._probe.losses[:n], metrics
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,6 +181,9 @@ class LRFindResult:
         reason: Why there is no suggestion, in a sentence; ``None`` where there is one.
         stop_reason: Why the test ended.
         linear: Whether the rate rose linearly.
+        valid_losses: The loss on one validation batch after each update, not smoothed; ``None``
+            without ``valid=True``.
+        metrics: By name the metric on that batch, not smoothed; empty without ``valid=True``.
     """
 
     lrs: Array
@@ -166,14 +195,23 @@ class LRFindResult:
     reason: str | None
     stop_reason: str
     linear: bool
+    valid_losses: Array | None = None
+    metrics: dict[str, Array] = field(default_factory=dict)
 
     @property
     def suggestion(self) -> float | None:
         """The first rule's suggestion."""
         return next(iter(self.suggestions.values()), None)
 
+    @property
+    def valid_smoothed(self) -> Array | None:
+        """The validation losses, smoothed as the training losses are; ``None`` without them."""
+        return None if self.valid_losses is None else smooth(self.valid_losses)
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Plot loss against learning rate with the suggestions marked.
+
+        What was measured on validation batches is drawn smoothed, the metrics on a second y axis.
 
         Args:
             ax: Where to draw; by default a new figure.
@@ -184,6 +222,8 @@ class LRFindResult:
             self.smoothed,
             self.suggestions,
             None if self.lr_min is None or self.lr_max is None else (self.lr_min, self.lr_max),
+            valid_smoothed=self.valid_smoothed,
+            metrics={name: smooth(values) for name, values in self.metrics.items()},
             log=not self.linear,
             ax=ax,
         )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from onecycle.callbacks.lr_finder import LRFindResult
+    from onecycle.experiments import RangeTests
     from onecycle.loop import Loop
 
 
@@ -27,7 +28,7 @@ class Recorder(Callback):
     Attributes:
         history: The series ``train_loss``, ``lr``, ``momentum`` (one value for each update),
             ``valid_loss`` and each metric by name (one for each validation pass). See `History`.
-        lr_find_result: The result of the last range test.
+        lr_find_result: The result of the last range test, or of the last sweep of them.
     """
 
     stage = Stage.RECORD
@@ -35,7 +36,7 @@ class Recorder(Callback):
 
     def __init__(self) -> None:
         self.history = History()
-        self.lr_find_result: LRFindResult | None = None
+        self.lr_find_result: LRFindResult | RangeTests | None = None
         self._metric_names: list[str] = []
 
     def before_fit(self, learn: Loop) -> None:

@@ -1,0 +1,154 @@
+"""Experiments on a learner: a range test for each of several settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onecycle import plots
+from onecycle.callbacks.lr_finder import LRFindResult
+from onecycle.data import with_batch_size
+from onecycle.snapshot import preserved
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from onecycle.loop import Loop
+
+
+class RangeTests(Mapping[float, LRFindResult]):
+    """The results of a range test for each of several settings; prints as a table.
+
+    Args:
+        name: What was varied: ``"weight_decay"``, ``"momentum"`` or ``"batch_size"``.
+        results: The result of each value.
+
+    Example:
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner()
+        >>> tests = learn.lr_find(1e-4, 0.1, 12, show_plot=False, wds=[0.0, 0.1])
+        >>> list(tests), len(tests[0.1].losses)
+        ([0.0, 0.1], 12)
+
+    Source:
+        Smith, "A disciplined approach to neural network hyper-parameters", arXiv:1803.09820,
+        which lays the range tests of a few weight decays, or momenta, over each other: the best
+        value is the largest that still trains well at a high rate.
+    """
+
+    def __init__(self, name: str, results: Mapping[float, LRFindResult]) -> None:
+        self.name = name
+        self._results = dict(results)
+
+    def __getitem__(self, setting: float) -> LRFindResult:
+        return self._results[setting]
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Plot the smoothed losses of all settings over the learning rate.
+
+        Those of the validation batches, where they were measured, are dashed.
+
+        Args:
+            ax: Where to draw; by default a new figure.
+        """
+        results = {f"{self.name} {setting:g}": test for setting, test in self.items()}
+        valid = {
+            label: (test.lrs, test.valid_smoothed)
+            for label, test in results.items()
+            if test.valid_smoothed is not None
+        }
+        return plots.plot_range_tests(
+            {label: (test.lrs, test.smoothed) for label, test in results.items()},
+            valid,
+            log=not any(test.linear for test in self.values()),
+            ax=ax,
+        )
+
+    def __repr__(self) -> str:
+        """Show a table, one line for each setting."""
+        width = max(len(self.name), *(len(f"{setting:g}") for setting in self))
+        lines = [f"{self.name:>{width}}  suggestion    lr_max  lowest smoothed loss  stop"]
+        for setting, test in self.items():
+            lines.append(
+                f"{setting:>{width}g}  {_rate(test.suggestion):>10}  {_rate(test.lr_max):>8}"
+                f"  {_lowest(test):>20.4g}  {test.stop_reason}"
+            )
+        return "\n".join(lines)
+
+
+def range_tests(
+    learn: Loop, name: str, settings: Sequence[float], test: Callable[[], LRFindResult]
+) -> RangeTests:
+    """Run one range test for each value of a hyperparameter, each from the same state.
+
+    Args:
+        learn: The learner to test.
+        name: ``"batch_size"`` of the training loader, or a hyperparameter in ``learn.groups``.
+        settings: Its values; a hyperparameter's are each for all parameter groups.
+        test: Runs one range test of the learner.
+
+    Returns:
+        The result of each value. The learner is as it was before.
+
+    Raises:
+        ValueError: If there is no value or one comes twice, if one is not allowed, or if the
+            optimizer has no such hyperparameter. Before the first test.
+        TypeError: If a value is no number, or the training loader is of a kind whose batch size
+            cannot be changed.
+
+    Example:
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner()
+        >>> tests = range_tests(
+        ...     learn, "eps", [1e-8, 1e-2], lambda: learn.lr_find(num_it=12, show_plot=False)
+        ... )
+        >>> list(tests)
+        [1e-08, 0.01]
+    """
+    _check_settings(learn, name, settings)
+    results = {}
+    for setting in settings:
+        with preserved(learn):
+            _put_in_force(learn, name, setting)
+            results[setting] = test()
+    return RangeTests(name, results)
+
+
+def _put_in_force(learn: Loop, name: str, setting: Any) -> None:
+    if name == "batch_size":
+        learn.dls.train = with_batch_size(learn.dls.train, setting)
+    else:
+        learn.groups.set(name, setting)
+
+
+def _check_settings(learn: Loop, name: str, settings: Sequence[Any]) -> None:
+    if isinstance(settings, str) or np.ndim(settings) != 1 or not len(settings):
+        raise ValueError(
+            f"expected a list of one or more values of {name} to test; got {settings!r}"
+        )
+    for setting in settings:
+        if name == "batch_size":
+            with_batch_size(learn.dls.train, setting)
+        else:
+            learn.groups.get(name)  # refuses what the optimizer does not have
+            learn.groups.expand(name, setting)
+    if len(set(settings)) < len(settings):
+        raise ValueError(f"a value of {name} comes twice, and would be one test: {settings!r}")
+
+
+def _rate(lr: float | None) -> str:
+    return "none" if lr is None else f"{lr:.2e}"
+
+
+def _lowest(test: LRFindResult) -> float:
+    """Return the lowest smoothed loss that is finite; NaN if there is none."""
+    finite = test.smoothed[np.isfinite(test.smoothed)]
+    return float(finite.min()) if len(finite) else float("nan")
