@@ -363,3 +363,15 @@ def test_metric_that_is_more_than_one_number_is_refused(classes: tuple[Tensor, T
         metrics.update(*classes, loss=torch.tensor(1.0), n=103)
         with pytest.raises(TypeError, match=problem):
             metrics.compute()
+
+
+def test_a_torchmetrics_object_gives_what_our_accuracy_gives():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    torch.manual_seed(0)
+    theirs = torchmetrics.Accuracy(task="multiclass", num_classes=3, average="micro")
+    metrics = MetricSet([accuracy, theirs])
+    for n in (8, 8, 5):
+        pred, target = torch.randn(n, 3), torch.randint(0, 3, (n,))
+        metrics.update(pred, target, loss=torch.tensor(1.0), n=n)
+    found = metrics.compute()
+    assert found["MulticlassAccuracy"] == pytest.approx(found["accuracy"])
