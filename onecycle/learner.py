@@ -465,9 +465,6 @@ class Learner(Loop):
         *,
         linear: bool = ...,
         valid: bool = ...,
-        wds: None = ...,
-        moms: None = ...,
-        batch_sizes: None = ...,
     ) -> LRFindResult: ...
 
     @overload
@@ -482,43 +479,9 @@ class Learner(Loop):
         *,
         linear: bool = ...,
         valid: bool = ...,
-        wds: Sequence[float],
-        moms: None = ...,
-        batch_sizes: None = ...,
-    ) -> RangeTests: ...
-
-    @overload
-    def lr_find(
-        self,
-        start_lr: float = ...,
-        end_lr: float = ...,
-        num_it: int = ...,
-        stop_div: bool = ...,
-        show_plot: bool = ...,
-        suggest_funcs: Sequence[Rule] = ...,
-        *,
-        linear: bool = ...,
-        valid: bool = ...,
-        wds: None = ...,
-        moms: Sequence[float],
-        batch_sizes: None = ...,
-    ) -> RangeTests: ...
-
-    @overload
-    def lr_find(
-        self,
-        start_lr: float = ...,
-        end_lr: float = ...,
-        num_it: int = ...,
-        stop_div: bool = ...,
-        show_plot: bool = ...,
-        suggest_funcs: Sequence[Rule] = ...,
-        *,
-        linear: bool = ...,
-        valid: bool = ...,
-        wds: None = ...,
-        moms: None = ...,
-        batch_sizes: Sequence[int],
+        wds: Sequence[float] | None = ...,
+        moms: Sequence[float] | None = ...,
+        batch_sizes: Sequence[int] | None = ...,
     ) -> RangeTests: ...
 
     def lr_find(

@@ -3,6 +3,7 @@ import itertools
 import random
 import re
 import weakref
+from contextlib import suppress
 
 import pytest
 import torch
@@ -1070,3 +1071,16 @@ def test_an_error_carries_one_note_of_its_place():
     with pytest.raises(KeyError) as caught:
         sgd(3).fit(1, cbs=[Callback(after_loss=fail)])
     assert sum("training batch 0" in note for note in caught.value.__notes__) == 1
+
+
+@pytest.mark.parametrize("event", [name for name in EVENTS if "cancel" not in name])
+def test_a_cancel_lets_the_others_hear_first_exactly_of_events_that_report(event):
+    def cancel(learn):
+        raise CancelFit("enough")
+
+    heard = []
+    first, second = Callback(**{event: cancel}), Callback(**{event: heard.append})
+    # Cleaning up runs the newest first, and nothing may keep a callback from it.
+    with suppress(OnecycleError):
+        sgd(2).fit(1, cbs=[first, second])
+    assert bool(heard) == (EVENTS[event].reports or event == "cleanup_fit")

@@ -646,8 +646,10 @@ class TestBlocks:
         assert before.changes(LearnerState(learn)) == []
 
     def test_holding_no_loader_does_nothing(self) -> None:
+        batches = [1, 2]
         hold_loaders()()
-        hold_loaders([1, 2], None)()
+        hold_loaders(batches, None)()
+        assert batches == [1, 2]
 
     def test_a_cancelled_batch_is_put_back_too(self) -> None:
         def cancel(learn: Any) -> None:
