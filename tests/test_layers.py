@@ -19,6 +19,7 @@ LEVELS = {
     "events": GROUND,
     "files": GROUND,
     "schedules": 0,
+    "explanations": 0,
     "history": 0,
     "metrics": 0,
     "nested": 0,
