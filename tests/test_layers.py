@@ -41,6 +41,7 @@ LEVELS = {
     "summary": 1,
     "torch_schedules": 1,
     "loop": 2,
+    "post_mortem": 2,
     "model_files": 1,
     "checkpoint_files": 2,
     "valid_probe": 2,
