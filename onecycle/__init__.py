@@ -12,6 +12,7 @@ from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
+from onecycle.callbacks.non_finite import TerminateOnNonFinite
 from onecycle.callbacks.param_schedule import (
     MomentumCycler,
     OneCycleSchedule,
@@ -22,7 +23,7 @@ from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.resume import Checkpoint
-from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau, TerminateOnNonFinite
+from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data import DataLoaders, TensorLoader
 from onecycle.errors import (
@@ -66,6 +67,7 @@ from onecycle.policies import (
     three_phase_momentum,
     warmup_stable_decay,
 )
+from onecycle.post_mortem import PostMortem
 from onecycle.schedule_plot import plot_schedule
 from onecycle.schedules import (
     Schedule,
@@ -120,6 +122,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "OnecycleError",
     "ParamScheduler",
     "PlannedScheduler",
+    "PostMortem",
     "Predictions",
     "Progress",
     "RangeTests",

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Sequence, Sized
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from onecycle.callback import Callback
 from onecycle.errors import MissingCallbackError
+
+if TYPE_CHECKING:
+    from onecycle.state import LoopState
+
+log = logging.getLogger("onecycle")
 
 
 def check_callbacks(cbs: Sequence[Callback]) -> None:
@@ -55,23 +62,63 @@ def check_parts(model: nn.Module, loss_func: object, cbs: Sequence[Callback]) ->
     check_callbacks(cbs)
 
 
-def check_model(model: nn.Module, device: torch.device) -> None:
-    """Refuse a model that cannot train, or that is not where the batches go.
+def check_model(learn: LoopState) -> None:
+    """Refuse a model that cannot train, or that is not where the batches go; warn of less.
 
     Raises:
-        ValueError: If all its parameters are frozen, or one is on another device.
+        ValueError: If all its parameters are frozen, or the optimizer holds none of those that are
+            not, or one is on another device.
     """
-    if not any(p.requires_grad for p in model.parameters()):
+    trained = {name: p for name, p in learn.model.named_parameters() if p.requires_grad}
+    if not trained:
         raise ValueError(
             "no parameter of the model takes a gradient: all are frozen; set requires_grad on "
             "those that should train"
         )
-    for name, parameter in model.named_parameters():
-        if parameter.device != device:
+    for name, parameter in learn.model.named_parameters():
+        if parameter.device != learn.device:
             raise ValueError(
                 f"the model's parameter {name!r} is on {parameter.device}, and the batches go "
-                f"to {device}: move the model back, or make a new Learner with device="
+                f"to {learn.device}: move the model back, or make a new Learner with device="
             )
+    held = {id(p) for group in learn.opt.param_groups for p in group["params"]}
+    left = [name for name, p in trained.items() if id(p) not in held]
+    said = f"the optimizer does not hold {_some(left)}"
+    if len(left) == len(trained):
+        raise ValueError(
+            f"{said}: nothing would train; make a new Learner after replacing parts of a model"
+        )
+    if left:
+        log.warning(
+            "%s, which will not train: make a new Learner after replacing parts of a model, or "
+            "freeze them",
+            said,
+        )
+    _warn_of_single_sample(learn.model, learn.dls.train)
+
+
+def _warn_of_single_sample(model: nn.Module, dl: Any) -> None:
+    """Warn if the last batch has one sample: batch norm mostly fails on it, an epoch from here."""
+    kinds = (nn.BatchNorm1d, nn.LazyBatchNorm1d)
+    name = next((name for name, m in model.named_modules() if isinstance(m, kinds)), None)
+    size = getattr(dl, "batch_size", None)
+    if name is None or not isinstance(size, int) or size < 2 or getattr(dl, "drop_last", True):
+        return
+    samples = dl.sampler if isinstance(dl, DataLoader) else getattr(dl, "tensors", ((),))[0]
+    if isinstance(samples, Sized) and len(samples) % size == 1:
+        log.warning(
+            "the last training batch has one sample (of %d, by %d), with which the batch norm %r "
+            "fails unless its input has a length besides channels: use drop_last=True, or another "
+            "batch size",
+            len(samples),
+            size,
+            name,
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(map(repr, names[:3]))}{more}"
 
 
 def check_budget(n_epoch: int | None, steps_per_epoch: int | None, max_updates: int | None) -> None:

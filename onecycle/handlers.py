@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from onecycle.callback import Callback, Handler
 from onecycle.errors import Cancel
 from onecycle.events import BATCH_EVENTS, EVENTS, LOOP
+from onecycle.explanations import explain_out_of_memory
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop
@@ -109,6 +110,14 @@ def clean_up(
                 error.add_note(f"onecycle: then {handler_owner(handler)} failed: {another!r}")
             error = error or another
     return error
+
+
+def explain(learn: Loop, error: Exception) -> None:
+    """Add to an error of a fit where it was raised, and what to do if the memory is used up."""
+    place = where(learn)
+    if not any(place in note for note in getattr(error, "__notes__", ())):
+        error.add_note(f"onecycle: {place}")
+    explain_out_of_memory(error, learn.xb)
 
 
 def where(learn: Loop) -> str:

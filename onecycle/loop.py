@@ -29,7 +29,7 @@ from onecycle.errors import (
     CancelValid,
     OnecycleError,
 )
-from onecycle.handlers import Handlers, clean_up, fire, report, where
+from onecycle.handlers import Handlers, clean_up, explain, fire, report, where
 from onecycle.optimizers import fill_momentum
 from onecycle.snapshot import hold_loaders, preserved_rng
 from onecycle.state import LoopState
@@ -84,7 +84,7 @@ class Loop(LoopState):
             raise RuntimeError(f"a {self._run} is running: a callback cannot start another {run}")
         callbacks = [callback for callback in self.cbs if callback.takes_part_in(run)]
         check_requirements(callbacks)
-        check_model(self.model, self.device)
+        check_model(self)
         self._on = Handlers(callbacks, "train")
         self._on_valid = Handlers(callbacks, "valid")
         self._contexts = self._forward_contexts(callbacks)
@@ -101,9 +101,7 @@ class Loop(LoopState):
     def _end(self, error: BaseException | None) -> None:
         """Let every callback clean up; none can hide the first error."""
         if isinstance(error, Exception) and not isinstance(error, Cancel):
-            place = where(self)
-            if not any(place in note for note in getattr(error, "__notes__", ())):
-                error.add_note(f"onecycle: {place}")
+            explain(self, error)
         first = clean_up(self, self._on.cleanup_fit, error)
         self._drop_gradients()
         self.forget_batch()

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from onecycle.explanations import (
+    BAD_CALL,
+    accidental_broadcast,
+    explain_loss_error,
+    explain_model_error,
+    require_loss,
+)
 
 if TYPE_CHECKING:
     from onecycle.callback import Callback, Run
@@ -15,6 +24,8 @@ if TYPE_CHECKING:
     from onecycle.hyperparams import ParamGroups
     from onecycle.snapshot import RngState
     from onecycle.stepper import Stepper
+
+log = logging.getLogger("onecycle")
 
 
 class LoopState:
@@ -100,24 +111,35 @@ class LoopState:
     def predict_batch(self, batch: Any) -> Any:
         """Return what the model says of ``self.xb``: positional inputs, or a dict's keywords."""
         xb = self.xb
-        if isinstance(xb, Tensor):
-            return self.model(xb)
-        return self.model(**xb) if isinstance(xb, Mapping) else self.model(*xb)
+        try:
+            if isinstance(xb, Tensor):
+                return self.model(xb)
+            return self.model(**xb) if isinstance(xb, Mapping) else self.model(*xb)
+        except BAD_CALL as error:
+            explain_model_error(error, self.model, xb)
+            raise
 
     def compute_loss(self, pred: Any, batch: Any) -> Tensor:
         """Return the scalar loss of ``pred`` against ``self.yb``, with its graph."""
         yb = self.yb
-        if self.loss_func is None:
-            loss: Tensor = (
-                pred["loss"] if isinstance(pred, Mapping) else getattr(pred, "loss", pred)
-            )
-            return loss
         targets = () if yb is None else yb if isinstance(yb, tuple) else (yb,)
         try:
-            return self.loss_func(pred, *targets)
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            error.add_note(_what_came(pred, targets))
+            if self.loss_func is None:
+                loss = pred["loss"] if isinstance(pred, Mapping) else getattr(pred, "loss", pred)
+            else:
+                if not self.iter and not self.total_updates:
+                    self._tell_broadcast(pred, targets)
+                loss = self.loss_func(pred, *targets)
+        except BAD_CALL as error:
+            explain_loss_error(error, pred, targets)
             raise
+        return require_loss(loss)
+
+    def _tell_broadcast(self, pred: Any, targets: tuple[Any, ...]) -> None:
+        """Warn, at the first batch only, of shapes with which a loss is silently wrong."""
+        warning = accidental_broadcast(pred, targets)
+        if warning is not None:
+            log.warning("%s", warning)
 
     # Where the fit stands -----------------------------------------------------------------
 
@@ -160,29 +182,3 @@ class LoopState:
         """Keep no batch, prediction or graph alive."""
         self.batch = self.xb = self.yb = self.pred = None
         self.loss = self.loss_grad = self.update_loss = None
-
-
-def _what_came(pred: Any, targets: tuple[Any, ...]) -> str:
-    """Say what a loss function was given: most of its errors are about a shape or a label."""
-    said = f"onecycle: the loss function got pred {_described(pred)}"
-    said += "".join(f" and target {_described(target)}" for target in targets)
-    target = targets[0] if len(targets) == 1 else None
-    if isinstance(pred, Tensor) and pred.ndim > 1 and _is_labels(target):
-        low, high, classes = int(target.min()), int(target.max()), pred.shape[1]
-        if low < 0 or high >= classes:
-            said += (
-                f"; labels must be in 0 to {classes - 1} for predictions of {classes} classes, "
-                f"and these go from {low} to {high}: map them, or give the model more outputs"
-            )
-    return said
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    return type(value).__name__
-
-
-def _is_labels(target: Any) -> TypeGuard[Tensor]:
-    """Tell whether a target is class labels that can be read; not after a failed assert on CUDA."""
-    return isinstance(target, Tensor) and target.is_cpu and target.dtype == torch.int64

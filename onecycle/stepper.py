@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
+from onecycle.explanations import explain_backward_error
+
 
 class Stepper:
     """Makes an update of the plain kind.
@@ -127,11 +129,7 @@ def _differentiate(loss: Tensor) -> None:
     try:
         loss.backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        if loss.ndim:
-            error.add_note(
-                f"onecycle: the loss must be one number and has shape {tuple(loss.shape)}: take "
-                "its mean (without a loss_func, the model itself must return the loss)"
-            )
+        explain_backward_error(error, loss)
         raise
 
 

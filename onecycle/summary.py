@@ -160,14 +160,14 @@ def _output_shapes(learn: Loop, modules: Sequence[nn.Module]) -> dict[nn.Module,
         for module in modules:
             if not isinstance(module, torch.jit.ScriptModule):  # they take no hooks
                 stack.callback(module.register_forward_hook(note).remove)
-        stack.enter_context(_uncompiled())
+        stack.enter_context(uncompiled())
         # The learner draws the batch itself: it knows to leave the loader's generators alone.
         with suppress(CancelValid):
             learn.infer(learn.dls.train, stop, with_loss=False)
     return outputs
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
+def uncompiled() -> AbstractContextManager[Any]:
     """Run what ``torch.compile`` compiled as it is written, so that no hook is compiled into it."""
     # Nothing is compiled where nobody imported the compiler, which takes seconds.
     is_used = "torch._dynamo" in sys.modules

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from onecycle import plots
 from onecycle.callback import Callback, Stage
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from onecycle.callbacks.lr_finder import LRFindResult
     from onecycle.experiments import RangeTests
     from onecycle.loop import Loop
+
+log = logging.getLogger("onecycle")
 
 
 class Recorder(Callback):
@@ -84,6 +89,19 @@ class Recorder(Callback):
             self.history.series(name).append(learn.total_updates, value)
         new = results.keys() - {"valid_loss", *self._metric_names}
         self._metric_names += [name for name in results if name in new]
+
+    def after_fit(self, learn: Loop) -> None:
+        """Warn of losses that are not finite, where nobody ended the fit for them."""
+        series = self.history["train_loss"]
+        updates, losses = series.updates, series.values
+        bad = updates[~np.isfinite(losses) & (updates > learn.total_updates - learn.n_updates)]
+        if len(bad) and learn.stop_reason is None:
+            log.warning(
+                "the training loss of %d updates was NaN or infinite, first at update %d: with "
+                "cbs=[TerminateOnNonFinite()] the fit ends there, and says what was wrong",
+                len(bad),
+                bad[0],
+            )
 
     def plot_loss(self, ax: Axes | None = None, *, skip_start: int = 0) -> Axes:
         """Plot training loss, raw and smoothed, and validation loss against the update.

@@ -1,12 +1,9 @@
-"""End a fit early, or lower its learning rate: by a monitored value, or by a broken loss."""
+"""End a fit early, or lower its learning rate, by a monitored value."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
 
 from onecycle.callback import Callback
 from onecycle.callbacks.param_schedule import ParamScheduler
@@ -176,83 +173,6 @@ class ReduceLROnPlateau(_Patience):
         if lowered != rates:
             learn.groups.set("lr", lowered)
             log.info("ReduceLROnPlateau: %s: %s", self._why(), _listed(lowered))
-
-
-class TerminateOnNonFinite(Callback):
-    """End the fit when the training loss becomes NaN or infinite.
-
-    ``learn.stop_reason``, which is also logged, names the update (as in ``learn.recorder``: of the
-    learner's life, from 1), the loss, the learning rate, and the last loss that was finite.
-
-    On the CPU the fit ends before that loss is differentiated, and the weights are those of the
-    update before. On an accelerator losses are read in blocks, so that the loop does not wait for
-    the device: the fit ends up to 64 batches late, with weights that are broken (`SaveModel` gets
-    the best ones back). The update named is the true one in both cases.
-
-    Example:
-        >>> import math
-        >>> from onecycle import TerminateOnNonFinite
-        >>> from onecycle.testing import toy_learner
-        >>> learn = toy_learner(loss_func=lambda pred, yb: (pred - yb).mean() * math.inf)
-        >>> learn.fit(1, lr=0.1, cbs=[TerminateOnNonFinite()])
-        >>> learn.stop_reason
-        'the training loss became -inf at update 1 (learning rate 0.1), the first of this fit'
-    """
-
-    during = "train"
-
-    def __init__(self) -> None:
-        self._block = 1
-        self._unread: list[tuple[int, list[float], Tensor]] = []
-        self._last_finite: tuple[int, list[float], float] | None = None
-
-    def before_fit(self, learn: Learner) -> None:
-        """Begin anew."""
-        self._block = _read_every(learn.device)
-        self._unread, self._last_finite = [], None
-
-    def after_loss(self, learn: Learner) -> None:
-        """Keep the loss, with the update that it would make; now and then read what is kept."""
-        self._unread.append((learn.total_updates + 1, learn.groups.get("lr"), learn.loss))
-        if len(self._unread) >= self._block:
-            self._read()
-
-    def after_train(self, learn: Learner) -> None:
-        """Read what is left, before the model is validated."""
-        self._read()
-
-    def _read(self) -> None:
-        unread, self._unread = self._unread, []
-        if not unread:
-            return
-        device = unread[-1][2].device  # those of a checkpoint come from the CPU
-        losses = torch.stack([loss.to(device) for _, _, loss in unread]).flatten().tolist()
-        for (update, rates, _), loss in zip(unread, losses, strict=True):
-            if not math.isfinite(loss):
-                reason = self._why(update, rates, loss)
-                log.warning("TerminateOnNonFinite: %s", reason)
-                raise CancelFit(reason)
-            self._last_finite = update, rates, loss
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the losses that wait unread, and the last finite one."""
-        return {"unread": list(self._unread), "last_finite": self._last_finite}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
-        self._unread, self._last_finite = list(state["unread"]), state["last_finite"]
-
-    def _why(self, update: int, rates: list[float], loss: float) -> str:
-        became = f"the training loss became {loss} at update {update} ({_listed(rates)})"
-        if self._last_finite is None:
-            return f"{became}, the first of this fit"
-        update, rates, loss = self._last_finite
-        return f"{became}; the last finite one was {loss:.6g} at update {update} ({_listed(rates)})"
-
-
-def _read_every(device: torch.device) -> int:
-    """Return after how many batches to read: it makes the loop wait, save on the CPU."""
-    return 1 if device.type == "cpu" else 64
 
 
 def _listed(rates: list[float]) -> str:

@@ -2,24 +2,18 @@ import logging
 import math
 
 import pytest
-import torch
-from scripted import same, scripted_learner, weights
-from torch import nn
+from scripted import scripted_learner
 
 from onecycle import (
     Callback,
-    CancelFit,
-    CancelTrain,
     CancelValid,
     EarlyStopping,
     ParamScheduler,
     ReduceLROnPlateau,
     ScheduleConflictError,
     Stage,
-    TerminateOnNonFinite,
     constant,
 )
-from onecycle.callbacks import stopping
 from onecycle.testing import toy_learner
 
 NAN, INF = math.nan, math.inf
@@ -230,131 +224,3 @@ def test_rate_of_the_next_epoch_goes_on_after_a_restart():
     resume = Callback(before_train=lambda learn: learn.epoch or reduce.load_state_dict(state))
     learn.fit(3, lr=0.8, cbs=[reduce, resume])
     assert rates_by_epoch(learn) == [0.8, 0.4, 0.4]
-
-
-# TerminateOnNonFinite
-
-
-class BreaksAt:
-    """A loss that is not finite from the given call on."""
-
-    def __init__(self, call, value):
-        self.call, self.value, self.calls = call, value, 0
-
-    def __call__(self, pred, yb):
-        loss = nn.functional.mse_loss(pred, yb)
-        if not pred.requires_grad:  # validation
-            return loss
-        self.calls += 1
-        return loss * self.value if self.calls >= self.call else loss
-
-
-def expected_reason(learn, value, bad):
-    """Write the sentence from the record of the updates before."""
-    loss = learn.recorder.history["train_loss"].values[bad - 2]
-    lr = learn.recorder.history["lr"].values[bad - 2]
-    return (
-        f"the training loss became {value} at update {bad} (learning rate 0.01); the last finite "
-        f"one was {loss:.6g} at update {bad - 1} (learning rate {lr:.4g})"
-    )
-
-
-@pytest.mark.parametrize("value", [NAN, INF])
-def test_fit_ends_and_names_the_update_and_the_last_finite_loss(value, caplog):
-    learn = toy_learner(n_batches=4, loss_func=BreaksAt(7, value))
-    learn.fit(5, lr=0.01, cbs=[TerminateOnNonFinite()])
-    assert learn.stop_reason == expected_reason(learn, value, 7)
-    assert caplog.messages == [f"TerminateOnNonFinite: {learn.stop_reason}"]
-    assert learn.total_updates == 6
-
-
-def test_weights_on_the_cpu_are_those_of_the_update_before():
-    learn = toy_learner(n_batches=4, loss_func=BreaksAt(7, NAN))
-    learn.fit(5, lr=0.01, cbs=[TerminateOnNonFinite()])
-    other = toy_learner(n_batches=4)
-    other.fit(None, lr=0.01, max_updates=6)
-    assert same(weights(learn), weights(other))
-    assert all(parameter.grad is None for parameter in learn.model.parameters())
-
-
-@pytest.mark.parametrize(("block", "updates"), [(5, 10), (100, 12)])
-def test_late_reading_names_the_true_update(monkeypatch, block, updates):
-    monkeypatch.setattr(stopping, "_read_every", lambda device: block)
-    learn = toy_learner(n_batches=12, loss_func=BreaksAt(7, NAN))
-    learn.fit(5, lr=0.01, cbs=[TerminateOnNonFinite()])
-    assert learn.stop_reason == expected_reason(learn, NAN, 7)
-    assert updates - 1 <= learn.total_updates <= updates
-    assert "valid_loss" not in learn.recorder.history
-
-
-def test_late_reading_reads_once_a_block(monkeypatch):
-    monkeypatch.setattr(stopping, "_read_every", lambda device: 5)
-    reads = []
-    stack = torch.stack
-    monkeypatch.setattr(stopping.torch, "stack", lambda x: reads.append(len(x)) or stack(x))
-    learn = toy_learner(n_batches=12)
-    learn.dls.valid = None
-    learn.fit(2, cbs=[TerminateOnNonFinite()])
-    monkeypatch.undo()
-    assert reads == [5, 5, 2, 5, 5, 2]
-
-
-def test_accelerator_reads_in_blocks_and_the_cpu_at_once():
-    assert stopping._read_every(torch.device("cpu")) == 1
-    assert 16 <= stopping._read_every(torch.device("cuda")) <= 256
-
-
-def test_update_is_counted_over_the_life_of_the_learner():
-    learn = toy_learner(n_batches=4, loss_func=BreaksAt(7, NAN))
-    stop = TerminateOnNonFinite()
-    learn.fit(1, lr=0.01, cbs=[stop])
-    assert learn.stop_reason is None
-    learn.fit(1, lr=0.01, cbs=[stop])
-    assert learn.stop_reason == expected_reason(learn, NAN, 7)
-
-
-def test_first_update_has_no_finite_loss_before_it():
-    learn = toy_learner(loss_func=BreaksAt(1, NAN))
-    learn.fit(1, lr=0.01, cbs=[TerminateOnNonFinite()])
-    assert learn.stop_reason == (
-        "the training loss became nan at update 1 (learning rate 0.01), the first of this fit"
-    )
-
-
-def test_losses_of_an_earlier_fit_are_forgotten(monkeypatch):
-    monkeypatch.setattr(stopping, "_read_every", lambda device: 100)
-
-    def give_up(learn):
-        if learn.iter == 2:
-            raise CancelFit("enough")
-
-    learn = toy_learner(n_batches=4, loss_func=BreaksAt(3, NAN), opt_func=torch.optim.SGD)
-    start = weights(learn)
-    stop = TerminateOnNonFinite()
-    learn.fit(1, cbs=[stop, Callback(after_batch=give_up)])
-    assert learn.stop_reason == "enough"
-    learn.loss_func = nn.functional.mse_loss
-    learn.model.load_state_dict(start)
-    learn.fit(1, cbs=[stop])
-    assert learn.stop_reason is None
-
-
-def test_cancelled_pass_is_read_too(monkeypatch):
-    monkeypatch.setattr(stopping, "_read_every", lambda device: 100)
-
-    def end_pass(learn):
-        if learn.training and learn.iter == 3:
-            raise CancelTrain("enough")
-
-    learn = toy_learner(n_batches=8, loss_func=BreaksAt(3, NAN))
-    learn.fit(3, lr=0.01, cbs=[TerminateOnNonFinite(), Callback(after_batch=end_pass)])
-    assert learn.stop_reason == expected_reason(learn, NAN, 3)
-
-
-def test_validation_loss_and_a_finite_fit_do_not_stop():
-    learn = toy_learner(
-        loss_func=lambda pred, yb: (pred - yb).pow(2).mean() * (1 if pred.requires_grad else NAN)
-    )
-    learn.fit(2, cbs=[TerminateOnNonFinite()])
-    assert learn.stop_reason is None
-    assert learn.n_updates == 16

@@ -1,0 +1,222 @@
+"""What is added to an error of the model, the loss or the memory: what came, and what to do."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+#: What a model or a loss function raises when it does not like what it got.
+BAD_CALL = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
+
+def describe(value: Any) -> str:
+    """Say in a few words what a value is: shape and dtype of tensors, types of the rest.
+
+    Example:
+        >>> describe((torch.zeros(8, 3), "text"))
+        'tuple of ((8, 3) float32, str)'
+    """
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {_name(value.dtype)}"
+    kind = type(value).__name__
+    if isinstance(value, Mapping):
+        return f"{kind} of {{{_listed([f'{key}: {describe(v)}' for key, v in value.items()])}}}"
+    if isinstance(value, tuple | list):
+        return f"{kind} of ({_listed([describe(part) for part in value])})"
+    return kind
+
+
+def explain_model_error(error: Exception, model: nn.Module, xb: Any) -> None:
+    """Add to an error of the model what it got, and what to do where that is known.
+
+    Args:
+        error: What the model raised.
+        model: The model.
+        xb: Its input.
+    """
+    if not is_out_of_memory(error):
+        _add(error, f"the model got {describe(xb)}", _model_advice(str(error), model, xb))
+
+
+def explain_loss_error(error: Exception, pred: Any, targets: tuple[Any, ...]) -> None:
+    """Add to an error of the loss function what it got, and what to do where that is known.
+
+    Args:
+        error: What the loss function raised.
+        pred: The prediction.
+        targets: The targets, none or more.
+    """
+    if not is_out_of_memory(error):
+        came = " and target ".join(map(describe, (pred, *targets)))
+        _add(error, f"the loss function got pred {came}", _loss_advice(pred, targets))
+
+
+def explain_backward_error(error: Exception, loss: Tensor) -> None:
+    """Add to an error of the backward pass why this loss cannot be differentiated.
+
+    Args:
+        error: What the backward pass raised.
+        loss: The loss with its graph.
+    """
+    if loss.ndim:
+        came = f"the loss must be one number and has shape {tuple(loss.shape)}"
+        advice = "take its mean (without a loss_func, the model itself must return the loss)"
+        _add(error, came, advice)
+    elif not loss.requires_grad:
+        came = "the loss does not depend on any parameter that trains"
+        advice = "look for .detach(), .item(), torch.no_grad or an argmax on the way to it"
+        _add(error, came, advice)
+    elif loss.is_complex():
+        _add(error, f"the loss must be real and is {_name(loss.dtype)}", "take its .real or .abs()")
+
+
+def explain_out_of_memory(error: Exception, xb: Any) -> None:
+    """Add to an out-of-memory error what the batch was and what to lower; free what it holds.
+
+    The frames of an error hold the batch and the graph, and whoever keeps the error (a notebook
+    keeps the last one) would keep the memory: their local variables are cleared.
+
+    Args:
+        error: Any error; nothing happens to one of another kind.
+        xb: The input that the model got.
+    """
+    if is_out_of_memory(error):
+        came = f"out of memory with the input {describe(xb)}"
+        advice = (
+            "lower the batch size (GradientAccumulation makes up for it in the update), use "
+            "MixedPrecision, or a smaller model or input; the next fit can start at once"
+        )
+        _add(error, came, advice)
+        chain: BaseException | None = error
+        while chain is not None:
+            traceback.clear_frames(chain.__traceback__)
+            chain = chain.__cause__ or chain.__context__
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that a device, or the CPU, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def require_loss(loss: Any) -> Tensor:
+    """Return a loss, or refuse what is no tensor.
+
+    Raises:
+        TypeError: Naming what came.
+    """
+    if isinstance(loss, Tensor):
+        return loss
+    advice = {
+        "float": "leave out .item() or float()",
+        "NoneType": "does the loss function end with return?",
+    }.get(type(loss).__name__, "without a loss_func, the model itself must return the loss")
+    raise TypeError(f"the loss must be a tensor of one number; got {describe(loss)}: {advice}")
+
+
+def accidental_broadcast(pred: Any, targets: tuple[Any, ...]) -> str | None:
+    """Say so if prediction and target would be compared each with each, or return ``None``.
+
+    A loss that subtracts ``(n,)`` from ``(n, 1)`` gets ``(n, n)`` differences, and trains towards
+    the mean of the targets without an error. A target that is spread over a larger prediction is
+    taken for meant.
+
+    Example:
+        >>> accidental_broadcast(torch.zeros(8, 2), (torch.zeros(8, 1),)) is None
+        True
+        >>> print(accidental_broadcast(torch.zeros(8, 1), (torch.zeros(8),)))
+        pred (8, 1) float32 and target (8,) float32 broadcast to (8, 8): each sample would be ...
+    """
+    target = targets[0] if len(targets) == 1 else None
+    if not isinstance(pred, Tensor) or not isinstance(target, Tensor):
+        return None
+    try:
+        shape = np.broadcast_shapes(pred.shape, target.shape)
+    except ValueError:  # the loss function knows what to do with them, or raises an error
+        return None
+    if math.prod(shape) <= max(pred.numel(), target.numel()):
+        return None
+    return (
+        f"pred {describe(pred)} and target {describe(target)} broadcast to {shape}: each "
+        "sample would be compared with every other; give both one shape, with unsqueeze or squeeze"
+    )
+
+
+def _add(error: Exception, came: str, advice: str | None) -> None:
+    error.add_note(f"onecycle: {came}" + (f"; {advice}" if advice else ""))
+
+
+def _model_advice(message: str, model: nn.Module, xb: Any) -> str | None:
+    """Tell from the facts what to do; from torch's words only which of the facts it meant."""
+    if "more than 1 value per channel" in message:
+        return (
+            "batch norm cannot train on one sample: use drop_last=True, or a batch size that does "
+            "not leave a last batch of one"
+        )
+    if not isinstance(xb, Tensor):
+        parts = xb if isinstance(xb, tuple | list) else () if isinstance(xb, Mapping) else (xb,)
+        if not all(isinstance(part, Tensor) for part in parts):
+            return "a batch must hold tensors"
+        counted = parts and "positional argument" in message
+        return "n_inp= says how many parts of a batch are inputs" if counted else None
+    if "index out of range" in message and _is_readable(xb):
+        return (
+            f"its indices go from {int(xb.min())} to {int(xb.max())}, beyond an embedding: map "
+            "them, or make it larger"
+        )
+    if "'indices'" in message:
+        return "indices must be integers: convert the input with .long()"
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if first is not None and xb.dtype != first.dtype and "type" in message:
+        name = _name(first.dtype)
+        return f"the parameters are {name}: convert the input with .to(torch.{name})"
+    return None
+
+
+def _loss_advice(pred: Any, targets: tuple[Any, ...]) -> str | None:
+    if not targets:
+        return "the batch has no target: a batch is (xb, yb)"
+    if not isinstance(pred, Tensor):
+        return "take the prediction out of what the model returns, in the loss function or in it"
+    target = targets[0]
+    if len(targets) != 1 or not isinstance(target, Tensor) or pred.ndim < 2:
+        return None
+    classes = pred.shape[1]
+    if target.is_floating_point():
+        labels = target.ndim == pred.ndim - 1
+        return "class labels must be integers: convert them with .long()" if labels else None
+    if classes == 1:
+        return "targets of one output must be floats: convert them with .float()"
+    if target.shape == (len(pred), 1):
+        return "class labels must have shape (batch,): drop the last dimension with squeeze(1)"
+    if _is_readable(target) and target.dtype == torch.int64:
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= classes:
+            return (
+                f"labels must be in 0 to {classes - 1} for predictions of {classes} classes, and "
+                f"these go from {low} to {high}: map them, or give the model more outputs"
+            )
+    return None
+
+
+def _is_readable(tensor: Any) -> TypeGuard[Tensor]:
+    """Tell whether integers can be read; not on CUDA, where a failed assert ends everything."""
+    if not isinstance(tensor, Tensor) or not tensor.is_cpu or not tensor.numel():
+        return False
+    return not tensor.is_floating_point() and not tensor.is_complex()
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return ", ".join(parts if len(parts) <= 4 else [*parts[:3], f"... {len(parts)} parts"])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
