@@ -432,8 +432,9 @@ class Learner(Loop):
 
         Args:
             n: The first group that trains, from 0; a negative one counts from the end.
-            train_bn: Let the normalization layers of frozen groups train all the same. The
-                running statistics of batch norm follow the data in any case.
+            train_bn: Let the normalization layers of frozen groups train all the same, and their
+                running statistics follow the data. ``False`` keeps both as they are: such a layer
+                stays in evaluation mode in every pass, until the next call of ``freeze_to``.
 
         Raises:
             ValueError: If there is no such group; shows the groups.
@@ -450,7 +451,7 @@ class Learner(Loop):
         recipes.freeze_to(self, n, train_bn=train_bn)
 
     def unfreeze(self) -> None:
-        """Let all groups train; sets ``requires_grad``."""
+        """Let all groups train, normalization layers included; sets ``requires_grad``."""
         recipes.freeze_to(self, 0, train_bn=True)
 
     @overload

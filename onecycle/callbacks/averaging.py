@@ -302,12 +302,16 @@ class _TrainingMode(Callback):
     stage = Stage.PREPARE
 
     def before_batch(self, learn: Loop) -> None:
-        learn.model.train()
+        learn.set_mode(True)
 
 
 def _recompute_statistics(learn: Loop) -> None:
     """Take the statistics of batch norm anew, as ``torch.optim.swa_utils.update_bn`` does."""
-    norms = [module for module in learn.model.modules() if isinstance(module, _BatchNorm)]
+    norms = [
+        module
+        for module in learn.model.modules()
+        if isinstance(module, _BatchNorm) and module not in learn.frozen_norms
+    ]
     if not any(norm.track_running_stats for norm in norms):
         return
     longest = learn.max_updates and learn.max_updates * learn.batches_per_update
