@@ -138,7 +138,7 @@ def _frozen_norms(model: nn.Module) -> list[nn.Module]:
 
     One that has no parameters goes with the smallest module around it that has some.
     """
-    found = []
+    found: list[nn.Module] = []
     for name, module in model.named_modules():
         if isinstance(module, _NormBase):
             around, parameters = name, list(module.parameters())
