@@ -60,7 +60,13 @@ def check_model(model: nn.Module, device: torch.device) -> None:
 
     Raises:
         ValueError: If all its parameters are frozen, or one is on another device.
+        RuntimeError: If gradients are switched off where the caller is.
     """
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "gradients are switched off here, by torch.no_grad() or since this is a validation "
+            "batch, and nothing can train: call it elsewhere, as in after_epoch"
+        )
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
             "no parameter of the model takes a gradient: all are frozen; set requires_grad on "
@@ -72,6 +78,22 @@ def check_model(model: nn.Module, device: torch.device) -> None:
                 f"the model's parameter {name!r} is on {parameter.device}, and the batches go "
                 f"to {device}: move the model back, or make a new Learner with device="
             )
+
+
+def check_between_updates(event: str) -> None:
+    """Refuse to change the weights, if only for a while, where a backward pass still needs them.
+
+    Args:
+        event: The event of a fit from which that is asked.
+
+    Raises:
+        RuntimeError: If it lies between the forward and the backward pass of a batch.
+    """
+    if event in ("after_pred", "after_loss", "before_backward"):
+        raise RuntimeError(
+            f"a range test in {event} would change the weights that the backward pass of "
+            "this batch still needs: call lr_find between two updates, as in after_step"
+        )
 
 
 def check_budget(n_epoch: int | None, steps_per_epoch: int | None, max_updates: int | None) -> None:

@@ -20,7 +20,12 @@ from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, 
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.resume import resuming
-from onecycle.checks import check_budget, check_callbacks, check_parts
+from onecycle.checks import (
+    check_between_updates,
+    check_budget,
+    check_callbacks,
+    check_parts,
+)
 from onecycle.data import DataLoaders, as_dataloaders, to_device
 from onecycle.errors import MissingCallbackError
 from onecycle.experiments import RangeTests, range_tests
@@ -532,6 +537,8 @@ class Learner(Loop):
             ValueError: If the rates do not rise; if ``valid`` is asked for without a validation
                 loader; if more than one of ``wds``, ``moms`` and ``batch_sizes`` is given, or
                 one of them is nothing that the optimizer or the loader can have.
+            RuntimeError: In a callback, between the forward and the backward pass of a batch, or
+                in validation.
 
         Source:
             Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186;
@@ -545,6 +552,8 @@ class Learner(Loop):
             >>> result.suggestion == result.suggestions["minimum"]
             True
         """
+        if self._run is not None and self.training:
+            check_between_updates(self.event)
         sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
         asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
         if len(asked) > 1:

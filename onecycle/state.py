@@ -41,6 +41,7 @@ class LoopState:
             begins at the batch that ``iter`` names after ``before_train``.
         rng: Random states to go on with once the next pass has begun, or ``None``; set by a
             resume, since passing over batches may draw from them.
+        event: The event that was fired last.
         training: Whether this is a training pass.
         n_updates: The updates made in this fit.
         n_skipped: The updates skipped in this fit.
@@ -94,6 +95,7 @@ class LoopState:
         self.rng: RngState | None = None
         self.training = self.is_cancelled = False
         self.stop_reason: str | None = None
+        self.event = ""
         self._run: Run | None = None
         self.forget_batch()
 

@@ -328,6 +328,57 @@ class TestWhoTakesPart:
         assert learn.recorder.lr_find_result is None
 
 
+class TestWithinAFit:
+    @staticmethod
+    def fit(event: str, *, training: bool) -> tuple[list[Tensor], list[str]]:
+        """Fit with a range test in an event; return the weights it ends with and what failed."""
+        failed: list[str] = []
+
+        def find(learn: Any) -> None:
+            if learn.training is training and learn.n_updates >= 3:
+                try:
+                    learn.lr_find(1e-4, 1e-2, 12, show_plot=False)
+                except RuntimeError as error:
+                    failed.append(str(error))
+
+        learn = toy_learner(n_batches=4)
+        learn.fit(1, cbs=[Callback(**{event: find})])
+        return list(learn.model.parameters()), failed
+
+    @pytest.mark.parametrize("event", ["after_pred", "after_loss", "before_backward"])
+    def test_is_refused_between_the_forward_and_the_backward_pass(self, event: str) -> None:
+        weights, failed = self.fit(event, training=True)
+        assert [f"a range test in {event} would change" in words for words in failed] == [True]
+        assert "call lr_find between two updates, as in after_step" in failed[0]
+        assert all(map(torch.equal, weights, self.fit("after_fit", training=True)[0]))
+
+    @pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_loss", "after_batch"])
+    def test_is_refused_in_a_validation_batch(self, event: str) -> None:
+        weights, failed = self.fit(event, training=False)
+        assert [words.startswith("gradients are switched off here") for words in failed] == (
+            [True] * 4
+        )
+        assert all(map(torch.equal, weights, self.fit("after_fit", training=True)[0]))
+
+    @pytest.mark.parametrize(
+        "event",
+        ["before_batch", "after_backward", "before_step", "after_step", "after_batch"],
+    )
+    def test_runs_at_every_other_event_of_a_batch(self, event: str) -> None:
+        weights, failed = self.fit(event, training=True)
+        assert failed == []
+        assert all(map(torch.equal, weights, self.fit("after_fit", training=True)[0]))
+
+    def test_that_ended_in_an_error_between_the_passes_it_runs_again(self) -> None:
+        def fail(learn: Any) -> None:
+            raise KeyboardInterrupt
+
+        learn = toy_learner()
+        with pytest.raises(KeyboardInterrupt):
+            learn.fit(1, cbs=[Callback(after_loss=fail)])
+        assert len(learn.lr_find(1e-4, 1e-2, 12, show_plot=False).losses) == 12
+
+
 class Net(nn.Module):
     """A model whose training draws random numbers, and whose evaluation differs from it."""
 
