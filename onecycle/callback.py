@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -106,6 +106,10 @@ class Callback:
     def forward_context(self, learn: Loop) -> AbstractContextManager[Any] | None:
         """Return a reusable context to run prediction and loss in, or ``None``."""
         return None
+
+    def as_validated(self, learn: Loop) -> AbstractContextManager[Any]:
+        """Return a context in which the model has the weights that validation sees."""
+        return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive a restart, as plain values and tensors."""

@@ -36,6 +36,7 @@ _PARTS = {
     "modules",
     "opt",
     "frozen",
+    "frozen_norms",
     "callbacks",
     "pass_rng",
     "rng",
@@ -74,6 +75,7 @@ def capture(
         ],
         "opt": learn.opt.state_dict(),
         "frozen": [n for n, p in learn.model.named_parameters() if not p.requires_grad],
+        "frozen_norms": [n for n, m in learn.model.named_modules() if m in learn.frozen_norms],
         "callbacks": [[name, state] for name, _, state in _callbacks(learn) if state],
         "pass_rng": pass_rng,
         "rng": RngState().state_dict(),
@@ -96,6 +98,7 @@ def restore(learn: Loop, state: dict[str, Any]) -> None:
     frozen = set(state["frozen"])
     for name, parameter in learn.model.named_parameters():
         parameter.requires_grad_(name not in frozen)
+    learn.freeze_norms(learn.model.get_submodule(name) for name in state["frozen_norms"])
     load_opt_state(state["opt"], learn.groups)
     _restore_callbacks(learn, state["callbacks"])
 

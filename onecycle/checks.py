@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -66,9 +67,15 @@ def check_model(learn: LoopState) -> None:
     """Refuse a model that cannot train, or that is not where the batches go; warn of less.
 
     Raises:
+        RuntimeError: If gradients are switched off where the caller is.
         ValueError: If all its parameters are frozen, or the optimizer holds none of those that are
             not, or one is on another device.
     """
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "gradients are switched off here, by torch.no_grad() or since this is a validation "
+            "batch, and nothing can train: call it elsewhere, as in after_epoch"
+        )
     trained = {name: p for name, p in learn.model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError(
@@ -119,6 +126,22 @@ def _warn_of_single_sample(model: nn.Module, dl: Any) -> None:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(map(repr, names[:3]))}{more}"
+
+
+def check_between_updates(event: str) -> None:
+    """Refuse to change the weights, if only for a while, where a backward pass still needs them.
+
+    Args:
+        event: The event of a fit from which that is asked.
+
+    Raises:
+        RuntimeError: If it lies between the forward and the backward pass of a batch.
+    """
+    if event in ("after_pred", "after_loss", "before_backward"):
+        raise RuntimeError(
+            f"a range test in {event} would change the weights that the backward pass of "
+            "this batch still needs: call lr_find between two updates, as in after_step"
+        )
 
 
 def check_budget(n_epoch: int | None, steps_per_epoch: int | None, max_updates: int | None) -> None:

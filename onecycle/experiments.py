@@ -75,10 +75,14 @@ class RangeTests(Mapping[float, LRFindResult]):
     def __repr__(self) -> str:
         """Show a table, one line for each setting."""
         width = max(len(self.name), *(len(f"{setting:g}") for setting in self))
-        lines = [f"{self.name:>{width}}  suggestion    lr_max  lowest smoothed loss  stop"]
+        lines = [
+            f"{self.name:>{width}}  suggestion                spread    lr_max"
+            "  lowest smoothed loss  stop"
+        ]
         for setting, test in self.items():
             lines.append(
-                f"{setting:>{width}g}  {_rate(test.suggestion):>10}  {_rate(test.lr_max):>8}"
+                f"{setting:>{width}g}  {_rate(test.suggestion):>10}  {_spread(test):>20}"
+                f"  {_rate(test.lr_max):>8}"
                 f"  {_lowest(test):>20.4g}  {test.stop_reason}"
             )
         return "\n".join(lines)
@@ -146,6 +150,12 @@ def _check_settings(learn: Loop, name: str, settings: Sequence[Any]) -> None:
 
 def _rate(lr: float | None) -> str:
     return "none" if lr is None else f"{lr:.2e}"
+
+
+def _spread(test: LRFindResult) -> str:
+    """Return the interval of the suggestion."""
+    interval = next(iter(test.spreads.values()), None)
+    return "none" if interval is None else f"{interval[0]:.2e} to {interval[1]:.2e}"
 
 
 def _lowest(test: LRFindResult) -> float:

@@ -58,6 +58,7 @@ def fire(learn: Loop, handlers: tuple[Handler, ...], event: str) -> None:
     An error keeps its type and gains a note that names callback, event, epoch and batch; a cancel
     remembers who raised it.
     """
+    learn.event = event
     for handler in handlers:
         try:
             handler(learn)

@@ -20,7 +20,12 @@ from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, 
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.resume import resuming
-from onecycle.checks import check_budget, check_callbacks, check_parts
+from onecycle.checks import (
+    check_between_updates,
+    check_budget,
+    check_callbacks,
+    check_parts,
+)
 from onecycle.data import DataLoaders, as_dataloaders, to_device
 from onecycle.errors import MissingCallbackError
 from onecycle.experiments import RangeTests, range_tests
@@ -432,8 +437,9 @@ class Learner(Loop):
 
         Args:
             n: The first group that trains, from 0; a negative one counts from the end.
-            train_bn: Let the normalization layers of frozen groups train all the same. The
-                running statistics of batch norm follow the data in any case.
+            train_bn: Let the normalization layers of frozen groups train all the same, and their
+                running statistics follow the data. ``False`` keeps both as they are: such a layer
+                stays in evaluation mode in every pass, until the next call of ``freeze_to``.
 
         Raises:
             ValueError: If there is no such group; shows the groups.
@@ -450,7 +456,7 @@ class Learner(Loop):
         recipes.freeze_to(self, n, train_bn=train_bn)
 
     def unfreeze(self) -> None:
-        """Let all groups train; sets ``requires_grad``."""
+        """Let all groups train, normalization layers included; sets ``requires_grad``."""
         recipes.freeze_to(self, 0, train_bn=True)
 
     @overload
@@ -531,6 +537,8 @@ class Learner(Loop):
             ValueError: If the rates do not rise; if ``valid`` is asked for without a validation
                 loader; if more than one of ``wds``, ``moms`` and ``batch_sizes`` is given, or
                 one of them is nothing that the optimizer or the loader can have.
+            RuntimeError: In a callback, between the forward and the backward pass of a batch, or
+                in validation.
 
         Source:
             Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186;
@@ -544,6 +552,8 @@ class Learner(Loop):
             >>> result.suggestion == result.suggestions["minimum"]
             True
         """
+        if self._run is not None and self.training:
+            check_between_updates(self.event)
         sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
         asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
         if len(asked) > 1:

@@ -150,7 +150,7 @@ class Loop(LoopState):
 
     def _set_up_pass(self, dl: Any, *, training: bool) -> None:
         self.dl, self.training, self.iter = dl, training, 0
-        self.model.train(training)
+        self.set_mode(training)
         self.n_iter = n_batches(dl)
         if training:
             left = self.updates_left()

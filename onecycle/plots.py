@@ -160,6 +160,7 @@ def plot_lr_find(
     suggestions: Mapping[str, float | None],
     lr_range: tuple[float, float] | None = None,
     *,
+    spreads: Mapping[str, tuple[float, float] | None] | None = None,
     valid_smoothed: ArrayLike | None = None,
     metrics: Mapping[str, ArrayLike] | None = None,
     log: bool = True,
@@ -176,6 +177,7 @@ def plot_lr_find(
         smoothed: The smoothed loss, of shape ``(n,)``.
         suggestions: The suggested rate by rule; a rule that found none is left out.
         lr_range: The range ``(lr_min, lr_max)`` to shade.
+        spreads: By rule the interval of its rate, a faint band at its marker; or ``None``.
         valid_smoothed: The smoothed validation loss, of shape ``(n,)``.
         metrics: By name a metric at each rate, of shape ``(n,)``; on a second y axis.
         log: Whether the rates grew geometrically, so that the x axis is logarithmic.
@@ -202,7 +204,7 @@ def plot_lr_find(
     ax.plot(rates, curve, color=BLUE, linewidth=2, label="loss, smoothed")
     if len(valid):
         ax.plot(rates, valid, color=AMBER, linewidth=2, label="validation loss, smoothed")
-    _mark_suggestions(ax, suggestions, rates, curve)
+    _mark_suggestions(ax, suggestions, spreads or {}, rates, curve)
     _set_rate_axis(ax, log=log)
     ax.set_ylabel("loss")
     _leave_out_blow_up(ax, np.concatenate([raw, valid]), curve)
@@ -260,15 +262,21 @@ def plot_range_tests(
 def _mark_suggestions(
     ax: "Axes",
     suggestions: Mapping[str, float | None],
+    spreads: Mapping[str, tuple[float, float] | None],
     rates: NDArray[np.float64],
     curve: NDArray[np.float64],
 ) -> None:
     found = [(rule, lr) for rule, lr in suggestions.items() if lr is not None]
     for index, (rule, lr) in enumerate(found):
+        color = PALETTE[1 + index % (len(PALETTE) - 1)]
+        height, interval = _height_at(lr, rates, curve), spreads.get(rule)
+        if interval is not None:
+            # At the height of its marker: bands of full height would lie over each other.
+            ax.hlines(height, *interval, color=color, alpha=0.3, linewidth=9)
         ax.plot(
             [lr],
-            [_height_at(lr, rates, curve)],
-            color=PALETTE[1 + index % (len(PALETTE) - 1)],
+            [height],
+            color=color,
             marker=MARKERS[index % len(MARKERS)],
             markersize=8,
             markeredgecolor="white",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
 from onecycle.arguments import check_count, check_positive
 from onecycle.callback import Callback
 from onecycle.callbacks.param_schedule import OneCycleSchedule, ParamScheduler, PlannedScheduler
@@ -126,7 +129,25 @@ def freeze_to(learn: Learner, n: int, *, train_bn: bool) -> None:
     for g in range(count):
         for parameter in learn.groups.params(g):
             parameter.requires_grad_(g >= n % count or id(parameter) in norms)
+    learn.freeze_norms([] if train_bn else _frozen_norms(learn.model))
     fill_momentum(learn.opt)  # a callback may thaw groups in the middle of a fit
+
+
+def _frozen_norms(model: nn.Module) -> list[nn.Module]:
+    """List the layers with running statistics of which no parameter trains.
+
+    One that has no parameters goes with the smallest module around it that has some.
+    """
+    found: list[nn.Module] = []
+    for name, module in model.named_modules():
+        if isinstance(module, _NormBase):
+            around, parameters = name, list(module.parameters())
+            while not parameters:
+                around = around.rpartition(".")[0]
+                parameters = list(model.get_submodule(around).parameters())
+            if not any(parameter.requires_grad for parameter in parameters):
+                found.append(module)
+    return found
 
 
 def _fit_with(

@@ -38,6 +38,7 @@ class LoopState:
         opt: The optimizer; ``groups`` gives its hyperparameters by name.
         cbs: All callbacks that take part, those of this fit included.
         metrics: The metrics computed on validation.
+        frozen_norms: The layers that stay in evaluation mode: see `freeze_norms`.
         device: Where the model and the batches are.
         seed: The data order is a function of it and of ``total_epochs``.
         batch, xb, yb: The batch on the device, whole and split; writing ``xb`` changes what the
@@ -51,6 +52,7 @@ class LoopState:
             begins at the batch that ``iter`` names after ``before_train``.
         rng: Random states to go on with once the next pass has begun, or ``None``; set by a
             resume, since passing over batches may draw from them.
+        event: The event that was fired last.
         training: Whether this is a training pass.
         n_updates: The updates made in this fit.
         n_skipped: The updates skipped in this fit.
@@ -90,6 +92,7 @@ class LoopState:
         self.dls, self.model, self.loss_func = dls, model, loss_func
         self.opt, self.groups, self.stepper = groups.opt, groups, stepper
         self.cbs, self.metrics = list(cbs), list(metrics)
+        self.frozen_norms: list[nn.Module] = []
         self.device, self.seed, self.n_inp = device, seed, n_inp
         self.dl: Any = dls.train
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
@@ -103,6 +106,7 @@ class LoopState:
         self.rng: RngState | None = None
         self.training = self.is_cancelled = False
         self.stop_reason: str | None = None
+        self.event = ""
         self._run: Run | None = None
         self.forget_batch()
 
@@ -140,6 +144,20 @@ class LoopState:
         warning = accidental_broadcast(pred, targets)
         if warning is not None:
             log.warning("%s", warning)
+
+    # The mode of the model ------------------------------------------------------------------
+
+    def set_mode(self, training: bool) -> None:
+        """Put the model in training or evaluation mode; frozen norms stay in evaluation mode."""
+        self.model.train(training)
+        for norm in self.frozen_norms:
+            norm.eval()
+
+    def freeze_norms(self, norms: Iterable[nn.Module]) -> None:
+        """Keep these layers in evaluation mode in every pass, and no others from now on."""
+        for norm in self.frozen_norms:
+            norm.train(self.model.training)
+        self.frozen_norms = [norm.eval() for norm in norms]
 
     # Where the fit stands -----------------------------------------------------------------
 

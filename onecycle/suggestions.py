@@ -349,7 +349,7 @@ def suggest(
         Networks", 2017, section 3.3 (arXiv:1506.01186).
     """
     names = [_name(rule) for rule in rules]
-    rates, raw, smooth = _select(lrs, losses, smoothed, num_it)
+    rates, raw, smooth = select_points(lrs, losses, smoothed, num_it)
     reason = _too_few(rates, smoothed, num_it)
     if reason is None:
         turn, reason = _turning_point(raw)
@@ -371,10 +371,23 @@ def _name(rule: Rule) -> str:
     return name
 
 
-def _select(
+def select_points(
     lrs: npt.ArrayLike, losses: npt.ArrayLike, smoothed: npt.ArrayLike, num_it: int
 ) -> tuple[Array, Array, Array]:
-    """Return rates, raw and smoothed losses of the points that count."""
+    """Return the points that the rules see: ``[num_it // 10 : -5]``, cut at a non-finite loss.
+
+    Args:
+        lrs: As in `suggest`, and so are the others.
+        losses: Raw loss of each batch, shape ``(batches,)``.
+        smoothed: Smoothed loss of each batch, shape ``(batches,)``.
+        num_it: Batches planned.
+
+    Returns:
+        Rates, raw and smoothed losses, each of shape ``(points,)``.
+
+    Raises:
+        ValueError: If the three series differ in shape, or the rates do not rise.
+    """
     rates, raw, smooth = (np.asarray(series, np.float64) for series in (lrs, losses, smoothed))
     if not (rates.ndim == 1 and rates.shape == raw.shape == smooth.shape):
         raise ValueError(

@@ -184,9 +184,11 @@ class TestTheTable:
         assert header.split()[0] == "weight_decay"
         assert len(lines) == 2
         for line, (decay, test) in zip(lines, tests.items(), strict=True):
-            first, suggestion, lr_max, lowest, stop = re.split(r"\s{2,}", line.strip())
+            first, suggestion, spread, lr_max, lowest, stop = re.split(r"\s{2,}", line.strip())
             assert float(first) == decay
             assert float(suggestion) == pytest.approx(test.suggestion, rel=0.005)
+            interval = pytest.approx(test.spreads["minimum"], rel=0.005)
+            assert tuple(map(float, spread.split(" to "))) == interval
             assert float(lr_max) == pytest.approx(test.lr_max, rel=0.005)
             assert float(lowest) == pytest.approx(np.nanmin(test.smoothed), rel=5e-4)
             assert stop == test.stop_reason
@@ -194,9 +196,9 @@ class TestTheTable:
     def test_has_a_line_where_nothing_was_found(self) -> None:
         bad = toy_learner(loss_func=lambda pred, yb: pred.sum() * float("nan"))
         lines = repr(sweep(bad, moms=[0.5, 0.9])).splitlines()
-        assert [line.split()[:4] for line in lines[1:]] == [
-            ["0.5", "none", "none", "nan"],
-            ["0.9", "none", "none", "nan"],
+        assert [line.split()[:5] for line in lines[1:]] == [
+            ["0.5", "none", "none", "none", "nan"],
+            ["0.9", "none", "none", "none", "nan"],
         ]
         assert lines[1].endswith("batch 1: the loss is nan")
 

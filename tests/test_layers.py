@@ -38,6 +38,7 @@ LEVELS = {
     "state": 1,
     "stepper": 1,
     "snapshot": 1,
+    "spreads": 1,
     "summary": 1,
     "torch_schedules": 1,
     "loop": 2,

@@ -611,6 +611,9 @@ def freeze(learn):
     learn.model.requires_grad_(False)
 
 
+no_grad = torch.no_grad()
+
+
 def empty_loader(learn):
     class Empty:
         def __iter__(self):
@@ -647,6 +650,8 @@ def empty_loader(learn):
         (lambda learn: learn.fit_one_cycle(1, moms=(0.9, 0.8, 1.0)), ValueError, "three num"),
         (lambda learn: learn.fit_one_cycle(1, policy="cosin"), ValueError, "policy must be"),
         (lambda learn: (freeze(learn), learn.fit(1)), ValueError, "set requires_grad"),
+        (lambda learn: no_grad(learn.fit)(1), RuntimeError, "gradients are switched off here"),
+        (lambda learn: no_grad(learn.lr_find)(), RuntimeError, "gradients are switched off here"),
         (lambda learn: (empty_loader(learn), learn.fit(1)), ValueError, "gave no batch"),
         (
             lambda learn: (learn.model.to("meta"), learn.fit(1)),

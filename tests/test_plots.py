@@ -195,6 +195,16 @@ def test_lr_find_marks_each_suggestion_on_the_smoothed_curve() -> None:
     np.testing.assert_array_equal(y_of(ax, "loss, smoothed"), smoothed)
 
 
+def test_lr_find_has_a_band_at_the_marker_of_each_suggestion_with_a_spread() -> None:
+    lrs, losses = lr_find_data()
+    suggestions = {"valley": float(lrs[60]), "steep": 1e-3}
+    spreads = {"valley": (1e-3, 1e-1), "steep": None}
+    ax = plot_lr_find(lrs, losses, losses, suggestions, spreads=spreads)
+    (band,) = ax.collections
+    assert band.get_segments()[0].tolist() == [[1e-3, losses[60]], [1e-1, losses[60]]]
+    assert legend_of(ax)[2:] == [f"valley: {lrs[60]:.1e}", "steep: 1.0e-03"]
+
+
 def test_lr_find_has_a_logarithmic_axis_only_where_the_rates_grew_geometrically() -> None:
     lrs, losses = lr_find_data()
     ax = plot_lr_find(lrs, losses, losses, {})

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adagrad
 
-from onecycle import Callback, GradientAccumulation, one_cycle
+from onecycle import EMA, SWA, Callback, Checkpoint, GradientAccumulation, Stage, one_cycle
 from onecycle.testing import toy_learner
 
 
@@ -208,6 +208,135 @@ def test_freeze_to_counts_groups_from_either_end_and_can_thaw(n, expected):
         learn.freeze_to(first)
     learn.freeze_to(n, train_bn=False)
     assert trainable(learn) == expected
+
+
+STATISTICS = ("0.1.running_mean", "0.1.running_var", "0.1.num_batches_tracked")
+
+
+def statistics(learn):
+    state = learn.model.state_dict()
+    return [state[name].clone() for name in STATISTICS]
+
+
+def same(left, right):
+    return all(map(torch.equal, left, right))
+
+
+def test_frozen_norms_keep_their_statistics_bit_for_bit_and_the_others_follow_the_data():
+    for train_bn in (False, True):
+        learn = normed_learner()
+        learn.fit(1)
+        learn.freeze(train_bn=train_bn)
+        before = statistics(learn)
+        learn.fit(2)  # a validation pass lies between the two training passes
+        assert same(statistics(learn), before) is not train_bn
+
+
+def test_a_frozen_norm_computes_with_its_statistics_and_not_with_those_of_the_batch():
+    learn, seen = normed_learner(), []
+    learn.fit(1)
+    norm = learn.model[0][1]
+    norm.register_forward_hook(lambda module, inputs, out: seen.append((inputs[0], out)))
+    learn.freeze(train_bn=False)
+    learn.fit(1)
+    for xb, out in seen:
+        expected = (xb - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps)
+        torch.testing.assert_close(out, expected * norm.weight + norm.bias, rtol=1e-4, atol=1e-6)
+    assert len(seen) == 16
+
+
+@pytest.mark.parametrize("thaw", ["unfreeze", "freeze"])
+def test_thawing_lets_the_statistics_follow_again(thaw):
+    learn = normed_learner()
+    learn.freeze(train_bn=False)
+    learn.fit(1)
+    before = statistics(learn)
+    getattr(learn, thaw)()
+    assert learn.model[0][1].training == learn.model.training
+    learn.fit(1)
+    assert not same(statistics(learn), before)
+
+
+def test_the_norms_of_groups_that_train_are_not_frozen():
+    learn = normed_learner()
+    learn.freeze_to(0, train_bn=False)
+    before = statistics(learn)
+    learn.fit(1)
+    assert not same(statistics(learn), before)
+
+
+def test_freezing_and_thawing_within_a_fit_act_at_once():
+    seen = []
+
+    def watch(learn):
+        seen.append(learn.model[0][1].num_batches_tracked.item())
+        if learn.n_updates == 2:
+            learn.freeze(train_bn=False)
+        if learn.n_updates == 5:
+            learn.unfreeze()
+
+    normed_learner().fit(1, cbs=[Callback(after_step=watch)])
+    assert seen == [1, 2, 2, 2, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("average", [EMA, SWA])
+def test_an_average_of_the_weights_leaves_frozen_norms_alone(average):
+    learn = normed_learner()
+    learn.fit(1)
+    learn.freeze(train_bn=False)
+    before = statistics(learn)
+    learn.fit(2, cbs=[average()])
+    assert same(statistics(learn), before)
+
+
+def test_a_range_test_leaves_frozen_norms_frozen():
+    learn = normed_learner()
+    learn.freeze(train_bn=False)
+    before, seen = statistics(learn), []
+    watch = Callback(after_step=lambda learn: seen.append(learn.model[0][1].training))
+    watch.stage = Stage.PREPARE
+    learn.cbs.append(watch)
+    learn.lr_find(1e-5, 1e-3, num_it=12, show_plot=False)
+    learn.fit(1)
+    assert seen == [False] * (12 + 8)
+    assert same(statistics(learn), before)
+
+
+@pytest.mark.parametrize("every", ["1 epoch", "3 updates"])
+def test_a_resumed_fit_knows_which_norms_were_frozen_meanwhile(tmp_path, every):
+    def freeze(learn):
+        if learn.total_updates == 6:
+            learn.freeze(train_bn=False)
+
+    def run(folder, **options):
+        learn = normed_learner()
+        learn.fit(2, **options, cbs=[Checkpoint(tmp_path / folder, every, keep=9), freezing])
+        return learn
+
+    freezing = Callback(after_step=freeze)
+    whole = run("whole")
+    newest = sorted((tmp_path / "whole").iterdir())[-2]  # after the sixth update, before the end
+    resumed = run("resumed", resume=newest)
+    assert resumed.model[0][1].num_batches_tracked == 6
+    assert same(resumed.model.state_dict().values(), whole.model.state_dict().values())
+
+
+def test_a_norm_without_parameters_goes_with_the_module_around_it():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, affine=False), nn.ReLU())
+    head = nn.Sequential(nn.BatchNorm1d(8, affine=False), nn.Linear(8, 1))
+    toy = toy_learner()
+    learn = type(toy)(
+        toy.dls,
+        nn.Sequential(body, head),
+        nn.functional.mse_loss,
+        splitter=split_body_and_head,
+        device="cpu",
+    )
+    learn.cbs = toy.cbs
+    learn.freeze(train_bn=False)
+    learn.fit(1)
+    assert (body[1].num_batches_tracked, head[0].num_batches_tracked) == (0, 8)
 
 
 def test_freezing_touches_nothing_but_requires_grad():

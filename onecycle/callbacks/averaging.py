@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +67,7 @@ class WeightAverage:
 
     def put_in(self, model: nn.Module) -> None:
         """Put the average into the model, in place, until `take_out` or `keep`."""
-        if self._trained or not self.count:
+        if self.is_in or not self.count:
             return
         self._bind(model)
         self._trained = [
@@ -74,6 +76,11 @@ class WeightAverage:
         with torch.no_grad():
             for live, value in zip(self._live, self.values.values(), strict=True):
                 live.copy_(value)
+
+    @property
+    def is_in(self) -> bool:
+        """Whether the average is in the model for now."""
+        return bool(self._trained)
 
     def take_out(self) -> None:
         """Put the trained weights and buffers back, in place, where the average is in."""
@@ -170,6 +177,17 @@ class _Averaging(Callback):
         self._average.take_out()
         self._average = WeightAverage()
 
+    @contextmanager
+    def as_validated(self, learn: Loop) -> Iterator[None]:
+        """Return a context in which the average is in the model."""
+        was_in = self._average.is_in
+        self._put_in(learn)
+        try:
+            yield
+        finally:
+            if not was_in:
+                self._average.take_out()
+
     def _put_in(self, learn: Loop) -> None:
         self._average.put_in(learn.model)
 
@@ -194,8 +212,8 @@ class EMA(_Averaging):
     the fit leaves in the model: also if it is cancelled, but not after an error, which leaves the
     weights as trained. The optimizer keeps its own state. Each fit begins a new average.
 
-    Between validations the model holds the weights in training: those are what `SaveModel`
-    writes, and its ``restore_best`` would put in the place of the average, so turn it off.
+    Between validations the model holds the weights in training; `SaveModel` writes the average
+    all the same, and restores that of the best epoch.
 
     Args:
         decay: The share of the average that an update keeps, in [0, 1). The average spans about
@@ -245,8 +263,8 @@ class SWA(_Averaging):
     stays high, as in ``fit(..., lr)``: where the rate falls to nothing, the weights that are
     averaged are nearly the same.
 
-    Between validations the model holds the weights in training: those are what `SaveModel`
-    writes, and its ``restore_best`` would put in the place of the average, so turn it off.
+    Between validations the model holds the weights in training; `SaveModel` writes the average
+    all the same, and restores that of the best epoch.
 
     Args:
         start: The position in the fit from which the weights are averaged, in [0, 1]: 0 for all
@@ -302,12 +320,16 @@ class _TrainingMode(Callback):
     stage = Stage.PREPARE
 
     def before_batch(self, learn: Loop) -> None:
-        learn.model.train()
+        learn.set_mode(True)
 
 
 def _recompute_statistics(learn: Loop) -> None:
     """Take the statistics of batch norm anew, as ``torch.optim.swa_utils.update_bn`` does."""
-    norms = [module for module in learn.model.modules() if isinstance(module, _BatchNorm)]
+    norms = [
+        module
+        for module in learn.model.modules()
+        if isinstance(module, _BatchNorm) and module not in learn.frozen_norms
+    ]
     if not any(norm.track_running_stats for norm in norms):
         return
     longest = learn.max_updates and learn.max_updates * learn.batches_per_update

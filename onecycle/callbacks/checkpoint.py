@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 class SaveModel(Callback):
     """Save the model whenever a monitored value is the best of the fit, or every few epochs.
 
+    What is saved is what was validated: with `EMA` or `SWA` in the fit, the average of the weights.
     The files are those of ``learn.save`` and are read by ``learn.load``; each is whole or not
     there. If one cannot be written (a full disk), the fit goes on and a warning says so, at once
     and at the end. A best epoch that could not be written does not count as the best: the next
@@ -113,13 +115,16 @@ class SaveModel(Callback):
     def _save(self, learn: Learner, path: str) -> bool:
         """Save the model; tell whether that worked."""
         self._n_tried += 1
-        try:
-            learn.save(path)
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
-            self._n_failed += 1
-            if self._n_failed == 1:
-                log.warning("SaveModel: could not write %s, the fit goes on: %s", path, error)
-            return False
+        with ExitStack() as weights:
+            for callback in learn.cbs:
+                weights.enter_context(callback.as_validated(learn))
+            try:
+                learn.save(path)
+            except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+                self._n_failed += 1
+                if self._n_failed == 1:
+                    log.warning("SaveModel: could not write %s, the fit goes on: %s", path, error)
+                return False
         return True
 
     def state_dict(self) -> dict[str, Any]:

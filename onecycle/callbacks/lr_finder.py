@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from onecycle.callback import Callback, Stage
 from onecycle.errors import CancelFit
 from onecycle.schedules import exponential, linear
 from onecycle.smoothing import smooth
+from onecycle.spreads import Spreads, Vote, spread
 from onecycle.suggestions import Array, Rule, Smoother, StopRule, suggest
 from onecycle.valid_probe import ValidProbe
 
@@ -157,6 +159,8 @@ class LRFinder(Callback):
             linear=self.linear,
             valid_losses=valid_losses,
             metrics=metrics,
+            num_it=self.num_it,
+            rules=tuple(rules),
         )
 
     def _validated(self) -> tuple[Array | None, dict[str, Array]]:
@@ -184,6 +188,15 @@ class LRFindResult:
         valid_losses: The loss on one validation batch after each update, not smoothed; ``None``
             without ``valid=True``.
         metrics: By name the metric on that batch, not smoothed; empty without ``valid=True``.
+        num_it: The updates that were planned.
+        rules: The rules that were asked.
+
+    Example:
+        >>> from onecycle.testing import toy_learner
+        >>> result = toy_learner(n_batches=100).lr_find(1e-4, show_plot=False)
+        >>> low, high = result.spreads["minimum"]
+        >>> low <= result.suggestion <= high
+        True
     """
 
     lrs: Array
@@ -197,6 +210,8 @@ class LRFindResult:
     linear: bool
     valid_losses: Array | None = None
     metrics: dict[str, Array] = field(default_factory=dict)
+    num_it: int = 0
+    rules: tuple[Rule, ...] = ()
 
     @property
     def suggestion(self) -> float | None:
@@ -204,36 +219,78 @@ class LRFindResult:
         return next(iter(self.suggestions.values()), None)
 
     @property
+    def spreads(self) -> dict[str, tuple[float, float] | None]:
+        """By name of the rule, between which rates another draw of batches might put it.
+
+        On 80 % of the curves resampled from the noise of this one: see `onecycle.spreads`. ``None``
+        where there is no suggestion. Computed when it is first asked for.
+        """
+        found = {} if self._resampled is None else self._resampled.rules
+        return {rule: found.get(rule) for rule in self.suggestions}
+
+    @property
+    def vote(self) -> Vote | None:
+        """What all rules say together, with its spread; ``None`` where there is no suggestion."""
+        return None if self._resampled is None else self._resampled.vote
+
+    @cached_property
+    def _resampled(self) -> Spreads | None:
+        if self.reason is not None:
+            return None
+        return spread(
+            self.lrs, self.losses, smoothed=self.smoothed, num_it=self.num_it, rules=self.rules
+        )
+
+    @property
     def valid_smoothed(self) -> Array | None:
         """The validation losses, smoothed as the training losses are; ``None`` without them."""
         return None if self.valid_losses is None else smooth(self.valid_losses)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Plot loss against learning rate with the suggestions marked.
+        """Plot loss against learning rate, with the suggestions and their spreads.
 
-        What was measured on validation batches is drawn smoothed, the metrics on a second y axis.
+        Of several rules the vote is marked too. What was measured on validation batches is drawn
+        smoothed, the metrics on a second y axis.
 
         Args:
             ax: Where to draw; by default a new figure.
         """
+        said = self._said()
         return plots.plot_lr_find(
             self.lrs,
             self.losses,
             self.smoothed,
-            self.suggestions,
+            {name: lr for name, (lr, _) in said.items()},
             None if self.lr_min is None or self.lr_max is None else (self.lr_min, self.lr_max),
+            spreads={name: interval for name, (_, interval) in said.items()},
             valid_smoothed=self.valid_smoothed,
             metrics={name: smooth(values) for name, values in self.metrics.items()},
             log=not self.linear,
             ax=ax,
         )
 
+    def _said(self) -> dict[str, tuple[float, tuple[float, float]]]:
+        """Return each rule's rate and interval, and the vote's where there are several rules."""
+        said = {
+            rule: (lr, interval)
+            for (rule, lr), interval in zip(
+                self.suggestions.items(), self.spreads.values(), strict=True
+            )
+            if lr is not None and interval is not None
+        }
+        if len(said) > 1 and self.vote is not None:
+            said["vote"] = (self.vote.lr, (self.vote.low, self.vote.high))
+        return said
+
     def __repr__(self) -> str:
         """Say it in one line."""
         if self.reason is not None:
             found = self.reason
         else:
-            rules = [f"{rule} {lr:.2e}" for rule, lr in self.suggestions.items()]
+            rules = [
+                f"{name} {lr:.2e} ({low:.1e} to {high:.1e})"
+                for name, (lr, (low, high)) in self._said().items()
+            ]
             found = ", ".join([*rules, f"for a cycle {self.lr_min:.2e} to {self.lr_max:.2e}"])
         return f"LRFindResult({found}; {len(self.lrs)} updates, {self.stop_reason})"
 

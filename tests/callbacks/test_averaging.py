@@ -291,12 +291,85 @@ def test_a_decay_out_of_range_is_refused(decay):
         EMA(decay)
 
 
-def test_a_saved_best_model_holds_the_weights_in_training(tmp_path):
+# What SaveModel keeps of it
+
+
+AVERAGES = pytest.mark.parametrize(
+    "make", [lambda: EMA(0.9), lambda: SWA(0.0), lambda: SWA(0.5)], ids=["EMA", "SWA", "late SWA"]
+)
+
+
+@AVERAGES
+def test_the_best_file_validates_to_exactly_the_best_score(make, tmp_path):
+    learn = normed_learner()
+    fit(learn, 5, cbs=[make(), SaveModel(tmp_path / "best.pt")])
+    best = learn.recorder.history["valid_loss"].values.min()
+    assert learn.validate()["valid_loss"] == best  # restored
+    fresh = normed_learner()
+    fresh.load(tmp_path / "best.pt", with_opt=False)
+    assert fresh.validate()["valid_loss"] == best
+
+
+@AVERAGES
+def test_the_file_of_each_epoch_validates_to_exactly_its_score(make, tmp_path):
     learn, record = normed_learner(), Recording()
-    save = SaveModel(tmp_path / "{epoch}.pt", every=1)
-    learn.fit(2, lr=0.05, cbs=[record, EMA(0.9), save])
-    saved = torch.load(tmp_path / "2.pt", weights_only=True)["model"]
-    assert same(saved, record.updates[-1])
+    fit(learn, 4, cbs=[record, make(), SaveModel(tmp_path / "{epoch}.pt", every=1)])
+    scores = learn.recorder.history["valid_loss"].values.tolist()
+    fresh, saved = normed_learner(), []
+    for epoch in range(1, 5):
+        fresh.load(tmp_path / f"{epoch}.pt", with_opt=False)
+        saved.append(fresh.validate()["valid_loss"])
+    assert saved == scores
+    # Negative control: the weights in training score otherwise.
+    fresh.model.load_state_dict(record.updates[-1])
+    assert fresh.validate()["valid_loss"] != scores[-1]
+
+
+@AVERAGES
+def test_saving_leaves_training_undisturbed(make, tmp_path):
+    plain, saving = normed_learner(), normed_learner()
+    record, with_save = Recording(), Recording()
+    fit(plain, 3, cbs=[record])
+    fit(saving, 3, cbs=[make(), with_save, SaveModel(tmp_path / "{epoch}.pt", every=1)])
+    assert all(map(same, record.updates, with_save.updates))
+
+
+@AVERAGES
+def test_the_trained_weights_come_back_where_the_file_cannot_be_written(
+    make, tmp_path, monkeypatch, caplog
+):
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    plain, saving = normed_learner(), normed_learner()
+    record, with_save = Recording(), Recording()
+    fit(plain, 3, cbs=[record])
+    monkeypatch.setattr(torch, "save", full)
+    fit(saving, 3, cbs=[make(), with_save, SaveModel(tmp_path / "best.pt")])
+    assert all(map(same, record.updates, with_save.updates))
+    assert "the fit goes on" in caplog.text
+
+
+def test_without_validation_the_average_is_saved_with_statistics_of_its_own(tmp_path):
+    learn, record = normed_learner(), Recording()
+    learn.dls.valid = None
+    fit(learn, 2, cbs=[record, SWA(0.0), SaveModel(tmp_path / "{epoch}.pt", every=1)])
+    expected = swa_by_hand(learn, record.updates[:5], 10, 0.0)
+    saved = torch.load(tmp_path / "1.pt", weights_only=True)["model"]
+    assert close(without_counts(saved), without_counts(expected))
+
+
+def test_the_average_that_validation_put_in_is_left_in():
+    learn, ema, inside = normed_learner(), EMA(0.9), []
+
+    def save(learn: Learner) -> None:
+        before = weights(learn)
+        with ema.as_validated(learn):
+            inside.append(same(weights(learn), before))
+        inside.append(same(weights(learn), before))
+
+    fit(learn, 2, cbs=[ema, Callback(before_validate=save)])
+    assert inside == [True] * 4
 
 
 # SWA

@@ -29,6 +29,7 @@ from onecycle import (
     valley,
 )
 from onecycle.smoothing import smooth
+from onecycle.spreads import spread
 from onecycle.testing import toy_learner
 
 RULES = (valley, slide, minimum, steep)
@@ -327,6 +328,57 @@ class TestWhoTakesPart:
         assert learn.recorder.lr_find_result is None
 
 
+class TestWithinAFit:
+    @staticmethod
+    def fit(event: str, *, training: bool) -> tuple[list[Tensor], list[str]]:
+        """Fit with a range test in an event; return the weights it ends with and what failed."""
+        failed: list[str] = []
+
+        def find(learn: Any) -> None:
+            if learn.training is training and learn.n_updates >= 3:
+                try:
+                    learn.lr_find(1e-4, 1e-2, 12, show_plot=False)
+                except RuntimeError as error:
+                    failed.append(str(error))
+
+        learn = toy_learner(n_batches=4)
+        learn.fit(1, cbs=[Callback(**{event: find})])
+        return list(learn.model.parameters()), failed
+
+    @pytest.mark.parametrize("event", ["after_pred", "after_loss", "before_backward"])
+    def test_is_refused_between_the_forward_and_the_backward_pass(self, event: str) -> None:
+        weights, failed = self.fit(event, training=True)
+        assert [f"a range test in {event} would change" in words for words in failed] == [True]
+        assert "call lr_find between two updates, as in after_step" in failed[0]
+        assert all(map(torch.equal, weights, self.fit("after_fit", training=True)[0]))
+
+    @pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_loss", "after_batch"])
+    def test_is_refused_in_a_validation_batch(self, event: str) -> None:
+        weights, failed = self.fit(event, training=False)
+        assert [words.startswith("gradients are switched off here") for words in failed] == (
+            [True] * 4
+        )
+        assert all(map(torch.equal, weights, self.fit("after_fit", training=True)[0]))
+
+    @pytest.mark.parametrize(
+        "event",
+        ["before_batch", "after_backward", "before_step", "after_step", "after_batch"],
+    )
+    def test_runs_at_every_other_event_of_a_batch(self, event: str) -> None:
+        weights, failed = self.fit(event, training=True)
+        assert failed == []
+        assert all(map(torch.equal, weights, self.fit("after_fit", training=True)[0]))
+
+    def test_that_ended_in_an_error_between_the_passes_it_runs_again(self) -> None:
+        def fail(learn: Any) -> None:
+            raise KeyboardInterrupt
+
+        learn = toy_learner()
+        with pytest.raises(KeyboardInterrupt):
+            learn.fit(1, cbs=[Callback(after_loss=fail)])
+        assert len(learn.lr_find(1e-4, 1e-2, 12, show_plot=False).losses) == 12
+
+
 class Net(nn.Module):
     """A model whose training draws random numbers, and whose evaluation differs from it."""
 
@@ -530,14 +582,46 @@ class TestResult:
         _, result = found
         text = repr(result)
         assert "\n" not in text
-        assert f"valley {result.suggestion:.2e}" in text
+        low, high = result.spreads["valley"]
+        assert f"valley {result.suggestion:.2e} ({low:.1e} to {high:.1e})" in text
+        assert f"vote {result.vote.lr:.2e} (" in text
         assert result.stop_reason in text
+
+    def test_has_the_spread_of_each_rule_and_the_vote(self, found: Any) -> None:
+        _, result = found
+        expected = spread(
+            result.lrs, result.losses, smoothed=result.smoothed, num_it=100, rules=RULES
+        )
+        assert result.spreads == expected.rules
+        assert result.vote == expected.vote
+
+    def test_resamples_once_and_only_when_it_is_asked(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = []
+        monkeypatch.setattr(
+            "onecycle.callbacks.lr_finder.spread",
+            lambda *args, **options: calls.append(1) or spread(*args, **options),
+        )
+        learn = toy_learner(100, 32, opt_func=partial(SGD, momentum=0.9), metrics=[])
+        result = learn.lr_find(1e-5, show_plot=False)
+        assert calls == []
+        first = (repr(result), result.spreads, result.vote)
+        assert (repr(result), result.spreads, result.vote) == first
+        assert calls == [1]
+
+    def test_of_one_rule_names_no_vote(self) -> None:
+        learn = toy_learner(100, 32, opt_func=partial(SGD, momentum=0.9), metrics=[])
+        result = learn.lr_find(1e-5, show_plot=False, suggest_funcs=[valley])
+        assert "valley" in repr(result)
+        assert "vote" not in repr(result)
 
     def test_without_a_valley_has_a_reason_and_no_numbers(self) -> None:
         result = scripted([2.0] * 100, 100, suggest_funcs=RULES)
         assert "never falls clearly" in str(result.reason)
         assert result.suggestions == dict.fromkeys(("valley", "slide", "minimum", "steep"))
-        assert result.suggestion is result.lr_min is result.lr_max is None
+        assert result.suggestion is result.lr_min is result.lr_max is result.vote is None
+        assert result.spreads == result.suggestions
         assert "\n" not in repr(result)
         assert "never falls clearly" in repr(result)
 
@@ -552,7 +636,8 @@ class TestResult:
         learn, _ = found
         result = learn.lr_find(1e-5, 10, 100, show_plot=False, suggest_funcs=())
         assert result.suggestion is None
-        assert result.suggestions == {}
+        assert result.suggestions == result.spreads == {}
+        assert result.vote is None
         assert result.lr_max is not None
         assert "LRFindResult(for a cycle" in repr(result)
 
@@ -563,7 +648,7 @@ class TestPlot:
         ax = result.plot()
         labels = " ".join(ax.get_legend_handles_labels()[1])
         marked = [line.get_xdata()[0] for line in ax.get_lines() if len(line.get_xdata()) == 1]
-        assert marked == list(result.suggestions.values())
+        assert marked == [*result.suggestions.values(), result.vote.lr]
         assert all(name in labels for name in result.suggestions)
         assert ax.get_xscale() == "log"
 

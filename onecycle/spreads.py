@@ -1,0 +1,123 @@
+"""How far the suggestions of a range test spread, and what its rules say together.
+
+The losses of a range test come from one draw of batches; another draw gives other suggestions.
+How other, a bootstrap tells without another test: the noise of the losses is taken out of them,
+put back with random signs, and each rule is asked again, a few hundred times.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onecycle.smoothing import smooth
+from onecycle.suggestions import Array, Rule, select_points
+
+#: How many curves are resampled.
+N_RESAMPLES = 200
+
+#: The share of them that lies below an interval, and above it.
+TAIL = 0.1
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What all rules of a range test say together.
+
+    Attributes:
+        lr: The learning rate: on each resampled curve the median of the rules' rates is taken in
+            log space, and of those the median. Of two rules the median is the geometric mean.
+        low, high: The interval in which it lies on 80 % of the resampled curves.
+    """
+
+    lr: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Spreads:
+    """How far the suggestions of a range test spread.
+
+    Attributes:
+        rules: By name of the rule the ``(low, high)`` learning rates between which it lies on
+            80 % of the resampled curves: the quantiles of 10 and 90 %.
+        vote: What all rules say together; ``None`` where there is none.
+    """
+
+    rules: dict[str, tuple[float, float]]
+    vote: Vote | None
+
+
+def spread(
+    lrs: npt.ArrayLike,
+    losses: npt.ArrayLike,
+    *,
+    smoothed: npt.ArrayLike,
+    num_it: int,
+    rules: Sequence[Rule],
+) -> Spreads:
+    """Resample a range test that has a valley, and ask the rules again; always with one outcome.
+
+    The noise of a loss is what sets it apart from the mean of itself and its two neighbours, so
+    that a trend is hardly taken for noise. It stays at its place, as losses are noisier where they
+    are high. Each batch is a fresh draw, so each sign is one too. What the noise did to the weights
+    is not resampled: tests from other initial weights may differ by more.
+
+    Args:
+        lrs: As in `onecycle.suggestions.suggest`, and so are the others.
+        losses: Raw loss of each batch, shape ``(batches,)``.
+        smoothed: They, smoothed by `onecycle.smoothing.smooth`.
+        num_it: Batches planned.
+        rules: Functions ``(lrs, smoothed losses) -> float``, named by their ``__name__``.
+
+    Returns:
+        An interval for each rule, and the vote.
+
+    Source:
+        The wild bootstrap of Wu, "Jackknife, bootstrap and other resampling methods in regression
+        analysis", Annals of Statistics 14 (1986), with signs as in Liu, "Bootstrap procedures
+        under some non-i.i.d. models", Annals of Statistics 16 (1988); residuals of neighbours as
+        in Gasser, Sroka and Jennen-Steinmetz, "Residual variance and residual pattern in
+        nonlinear regression", Biometrika 73 (1986).
+
+    Example:
+        >>> from onecycle.suggestions import minimum
+        >>> lrs = np.geomspace(1e-5, 10, 100)
+        >>> losses = 2 - np.tanh(2 * np.log10(lrs) + 4) + lrs**2
+        >>> noisy = losses + 0.2 * np.random.default_rng(0).normal(size=100)
+        >>> found = spread(lrs, noisy, smoothed=smooth(noisy), num_it=100, rules=[minimum])
+        >>> low, high = found.rules["minimum"]
+        >>> low <= minimum(lrs, smooth(losses)) <= high
+        True
+    """
+    if not rules:
+        return Spreads({}, None)
+    rates, *_ = select_points(lrs, losses, smoothed, num_it)
+    first = num_it // 10
+    raw = np.asarray(losses, np.float64)[: first + len(rates)]
+    noise = _noise(raw)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(N_RESAMPLES, len(raw)))
+    # A mean of three keeps a third of the noise's variance: what was taken out had two thirds.
+    curves = [smooth(row)[first:] for row in raw - noise + math.sqrt(1.5) * noise * signs]
+    said = np.array([[rule(rates, curve) for rule in rules] for curve in curves])
+    votes = np.exp(np.median(np.log(said), axis=1))
+    names = [rule.__name__ for rule in rules]
+    return Spreads(
+        {name: _interval(column) for name, column in zip(names, said.T, strict=True)},
+        Vote(float(np.median(votes)), *_interval(votes)),
+    )
+
+
+def _noise(losses: Array) -> Array:
+    """Return what sets each loss apart from the mean of itself and its neighbours; 0 at an end."""
+    noise = np.zeros_like(losses)
+    noise[1:-1] = losses[1:-1] - (losses[:-2] + losses[1:-1] + losses[2:]) / 3
+    return noise
+
+
+def _interval(rates: Array) -> tuple[float, float]:
+    low, high = np.quantile(rates, (TAIL, 1 - TAIL), method="inverted_cdf")
+    return float(low), float(high)

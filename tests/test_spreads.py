@@ -1,0 +1,179 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from onecycle.smoothing import smooth
+from onecycle.spreads import N_RESAMPLES, Vote, spread
+from onecycle.suggestions import minimum, slide, steep, valley
+
+LRS = np.geomspace(1e-7, 10, 100)
+RULES = (minimum, valley, slide, steep)
+KEPT = slice(10, -5)
+#: One step of the rates, a little rounded up.
+STEP = 1.21
+
+
+def falling_then_rising():
+    return 2.3 - 1.9 / (1 + 1e-3 / LRS) + 0.3 * LRS**1.5
+
+
+def noisy(noise, seed):
+    return falling_then_rising() * (1 + noise * np.random.default_rng(seed).normal(size=100))
+
+
+def ask(losses, rules=RULES):
+    return spread(LRS[: len(losses)], losses, smoothed=smooth(losses), num_it=100, rules=rules)
+
+
+def say(losses, rules=RULES):
+    """Ask each rule once, without a bootstrap."""
+    return [rule(LRS[KEPT], smooth(losses)[KEPT]) for rule in rules]
+
+
+@pytest.fixture(scope="module", params=[0.03, 0.1])
+def resampled(request):
+    """The spreads of thirty range tests that differ by their noise alone, and its size."""
+    return request.param, [ask(noisy(request.param, seed)) for seed in range(30)]
+
+
+def share(spreads, rule, rate):
+    """How many of the intervals have a rate in them."""
+    return np.mean([low <= rate <= high for low, high in (s.rules[rule] for s in spreads)])
+
+
+def test_the_rate_of_the_curve_without_noise_lies_in_the_interval(resampled):
+    _, spreads = resampled
+    (true,) = say(falling_then_rising(), [minimum])
+    assert share(spreads, "minimum", true) >= 0.8  # as the interval promises
+    assert share(spreads, "minimum", true * 3) == 0  # negative control
+
+
+@pytest.mark.parametrize("rule", [minimum, valley, slide], ids=lambda rule: rule.__name__)
+def test_the_median_of_many_tests_lies_in_the_interval_of_each(resampled, rule):
+    noise, spreads = resampled
+    fresh = [say(noisy(noise, seed), [rule])[0] for seed in range(1000, 1100)]
+    middle = np.quantile(fresh, 0.5, method="inverted_cdf")
+    assert share(spreads, rule.__name__, middle) >= 0.75
+
+
+@pytest.mark.parametrize("rule", [minimum, valley, slide], ids=lambda rule: rule.__name__)
+def test_the_interval_is_as_wide_as_that_of_many_tests(resampled, rule):
+    noise, spreads = resampled
+    fresh = [say(noisy(noise, seed), [rule])[0] for seed in range(1000, 1100)]
+    expected = np.log10(np.quantile(fresh, 0.9) / np.quantile(fresh, 0.1))
+    widths = [np.log10(high / low) for low, high in (s.rules[rule.__name__] for s in spreads)]
+    one_step = 8 / 99  # of the grid of rates, in decades
+    assert np.mean(widths) == pytest.approx(expected, abs=0.75 * one_step + 0.15 * expected)
+
+
+def test_the_median_vote_of_many_tests_lies_in_the_interval_of_the_vote(resampled):
+    noise, spreads = resampled
+    fresh = [np.exp(np.median(np.log(say(noisy(noise, s))))) for s in range(1000, 1100)]
+    inside = [s.vote.low <= np.median(fresh) <= s.vote.high for s in spreads]
+    assert np.mean(inside) >= 0.8
+
+
+@pytest.mark.parametrize("rule", ["minimum", "valley", "slide", "steep"])
+def test_more_noise_spreads_more(rule):
+    widths = []
+    for noise in (0.01, 0.2):
+        found = [ask(noisy(noise, seed)).rules[rule] for seed in range(3)]
+        widths.append(np.mean([np.log10(high / low) for low, high in found]))
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_without_noise_the_interval_has_no_width():
+    losses = np.concatenate([np.linspace(2, 1, 70), np.linspace(1, 2, 31)[1:]])  # straight lines
+    found = ask(losses, [minimum, valley])
+    expected = say(losses, [minimum, valley])
+    assert found.rules == dict(
+        zip(("minimum", "valley"), ((lr, lr) for lr in expected), strict=True)
+    )
+    middle = pytest.approx(np.sqrt(np.prod(expected)), rel=1e-12)
+    assert (found.vote.lr, found.vote.low, found.vote.high) == (middle, middle, middle)
+
+
+def test_a_smooth_curve_spreads_by_no_more_than_two_steps():
+    for name, (low, high) in ask(falling_then_rising()).rules.items():
+        assert high <= low * STEP**2, name
+
+
+def test_the_same_losses_give_the_same_spread_and_no_generator_moves():
+    losses = noisy(0.1, 0)
+    np.random.seed(0)
+    expected = np.random.random()
+    np.random.seed(0)
+    assert ask(losses) == ask(losses)
+    assert np.random.random() == expected
+
+
+def test_the_noise_of_a_loss_stays_at_its_place():
+    losses, curves = np.linspace(2, 1, 100), []
+    losses[60:] += np.random.default_rng(0).normal(size=40)
+
+    def keep(lrs, curve):
+        curves.append(curve)
+        return 1.0
+
+    ask(losses, [keep])
+    changed = np.std(curves, axis=0) > 1e-12
+    # The mean of a loss and its neighbours reaches one point further.
+    assert changed.tolist() == [False] * 49 + [True] * 36
+
+
+def test_each_rule_sees_the_points_of_the_test_with_the_variance_of_its_noise():
+    curves = []
+
+    def look(lrs, losses):
+        assert np.array_equal(lrs, LRS[KEPT])
+        curves.append(losses)
+        return 1.0
+
+    noise = np.random.default_rng(0).normal(size=100)
+    ask(noise, [look])
+    assert len(curves) == N_RESAMPLES
+    # The variance of the weighted mean of independent noise, written out for the last point.
+    weights = 0.98 ** np.arange(95)
+    expected = np.sum(weights**2) / np.sum(weights) ** 2 * noise.var()
+    assert np.var(curves, axis=0)[-1] == pytest.approx(expected, rel=0.3)
+
+
+def test_the_vote_is_the_median_over_rules_in_log_space():
+    counter = itertools.count()
+
+    def constant(name, rates):
+        def rule(lrs, losses):
+            return rates[next(counter) % 2] if len(rates) > 1 else rates[0]
+
+        rule.__name__ = name
+        return rule
+
+    losses = noisy(0.1, 0)
+    two = ask(losses, [constant("a", [1e-4]), constant("b", [1e-2])])
+    assert two.vote.lr == pytest.approx(1e-3)
+    three = ask(losses, [constant("a", [1e-4]), constant("b", [3e-3]), constant("c", [1.0])])
+    assert three.vote == Vote(*[pytest.approx(3e-3)] * 3)
+    # One rule of three that jumps on half of the resamples carries the vote with it.
+    jumps = ask(losses, [constant("a", [1e-4]), constant("b", [1e-3, 1e-2]), constant("c", [1.0])])
+    assert (jumps.vote.low, jumps.vote.high) == pytest.approx((1e-3, 1e-2))
+
+
+def test_points_after_a_loss_that_is_not_finite_take_no_part():
+    losses = noisy(0.1, 0)
+    cut = np.concatenate([losses[:80], [np.nan] * 20])
+    rates = LRS[10:80]
+    seen = []
+
+    def look(lrs, curve):
+        assert np.isfinite(curve).all()
+        seen.append(lrs)
+        return 1.0
+
+    ask(cut, [look])
+    assert np.array_equal(seen[0], rates)
+
+
+def test_no_rules_have_no_spread():
+    found = ask(noisy(0.1, 0), [])
+    assert (found.rules, found.vote) == ({}, None)
