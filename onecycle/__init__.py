@@ -10,6 +10,7 @@ from onecycle.callbacks.averaging import EMA, SWA
 from onecycle.callbacks.checkpoint import SaveModel
 from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
+from onecycle.callbacks.landing import LandOnInterrupt
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
@@ -113,6 +114,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "GradientClip",
     "LRFindResult",
     "LRFinder",
+    "LandOnInterrupt",
     "Learner",
     "MeanMetric",
     "MissingCallbackError",

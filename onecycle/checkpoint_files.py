@@ -28,7 +28,17 @@ FORMAT = 1
 
 _HEADER = re.compile(rb"onecycle checkpoint (\d{1,6}) ([0-9a-f]{64})\n")
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
-_COUNTERS = ("n_updates", "n_skipped", "total_updates", "stop_reason", "seed")
+_COUNTERS = (
+    "n_updates",
+    "n_skipped",
+    "total_updates",
+    "stop_reason",
+    "seed",
+    "n_epoch",
+    "max_updates",
+    "n_updates_planned",
+    "n_updates_scheduled",
+)
 _PARTS = {
     "plan",
     "position",
@@ -104,7 +114,7 @@ def restore(learn: Loop, state: dict[str, Any]) -> None:
 
 
 def restore_counters(learn: Loop, state: dict[str, Any]) -> None:
-    """Put the learner where the fit was: its epoch, its next batch, its updates, its seed.
+    """Put the learner where the fit was: its epoch, its next batch, its updates, its length.
 
     Args:
         learn: The learner.

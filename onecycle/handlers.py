@@ -28,6 +28,21 @@ class Handlers:
     __slots__ = tuple(EVENTS)
 
     def __init__(self, callbacks: Sequence[Callback], during: Literal["train", "valid"]) -> None:
+        self.build(callbacks, during)
+
+    def build(
+        self,
+        callbacks: Sequence[Callback],
+        during: Literal["train", "valid"],
+        held: Sequence[Callback] = (),
+    ) -> None:
+        """Make the table anew, in place: a fit that is running goes on with it.
+
+        Args:
+            callbacks: As for the class.
+            during: As for the class.
+            held: Those among them whose ``before_batch`` is left out.
+        """
         ordered = sorted(callbacks, key=lambda callback: callback.stage)
         for event in EVENTS:
             for_batches = event in BATCH_EVENTS
@@ -35,6 +50,7 @@ class Handlers:
                 getattr(callback, event)
                 for callback in ordered
                 if hasattr(callback, event)
+                and not (event == "before_batch" and callback in held)
                 and not (for_batches and callback.during not in (during, "both"))
             ]
             if event == "cleanup_fit":

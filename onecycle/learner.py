@@ -15,10 +15,12 @@ from torch.optim import AdamW, Optimizer
 
 from onecycle import recipes
 from onecycle.callback import Callback
+from onecycle.callbacks.landing import land
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
 from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.replan import Extend, Replan
 from onecycle.callbacks.resume import resuming
 from onecycle.checks import (
     check_between_updates,
@@ -153,6 +155,7 @@ class Learner(Loop):
         steps_per_epoch: int | None = None,
         max_updates: int | None = None,
         resume: str | Path | None = None,
+        extend: Extend | None = None,
     ) -> None:
         """Train with a constant learning rate, or one that a callback drives.
 
@@ -166,6 +169,14 @@ class Learner(Loop):
             resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
                 arguments are those of the interrupted fit. Where there is none, the fit starts
                 from the beginning and logs so.
+            extend: How a resumed fit goes on if its length, its rates, its schedules or the
+                accumulation are others than before; by default that is refused. ``"keep"``: the
+                old schedules go on by the old length, and past its end the last values hold.
+                ``"restretch"``: the new schedules over the new length, read at the present update;
+                values may jump. ``"tail"``: whatever the new schedules drive goes on half a cosine
+                from where it is to where they end; without one, so does the rate to ``lr``. Other
+                schedules, such as those of an `AttributeScheduler`, run over the old length with
+                ``"keep"``, else over the new one. If nothing has changed, it changes nothing.
 
         Raises:
             ValueError, TypeError: For what cannot work, before the first batch.
@@ -180,13 +191,14 @@ class Learner(Loop):
         """
         check_budget(n_epoch, steps_per_epoch, max_updates)
         check_callbacks(cbs or ())
+        resumed = resuming(resume, extend)
         rates = self.groups.expand("lr", self.lr if lr is None else lr)
         if wd is not None:
             self.groups.set("weight_decay", wd)
         self.groups.set("lr", rates)
         self.run_fit(
             n_epoch,
-            cbs=[*(cbs or ()), *resuming(resume)],
+            cbs=[*(cbs or ()), *resumed],
             steps_per_epoch=steps_per_epoch,
             max_updates=max_updates,
         )
@@ -206,6 +218,7 @@ class Learner(Loop):
         steps_per_epoch: int | None = None,
         max_updates: int | None = None,
         resume: str | Path | None = None,
+        extend: Extend | None = None,
     ) -> None:
         """Train by the 1cycle policy: the rate rises and falls, momentum the other way.
 
@@ -228,6 +241,8 @@ class Learner(Loop):
             resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
                 arguments are those of the interrupted fit. Where there is none, the fit starts
                 from the beginning and logs so.
+            extend: How a resumed fit goes on by another plan, as in `fit`: ``"keep"``,
+                ``"restretch"`` or ``"tail"``, which goes to ``lr_max / div_final``.
 
         Raises:
             ValueError, TypeError: For what cannot work, before the first batch.
@@ -257,6 +272,7 @@ class Learner(Loop):
             steps_per_epoch=steps_per_epoch,
             max_updates=max_updates,
             resume=resume,
+            extend=extend,
         )
 
     def _momentum_cycle(
@@ -285,6 +301,9 @@ class Learner(Loop):
         use_clr_beta: Sequence[float],
         wd: float | None = None,
         cbs: Sequence[Callback] | None = None,
+        *,
+        resume: str | Path | None = None,
+        extend: Extend | None = None,
     ) -> None:
         """Train as fastai 0.7 did with ``use_clr_beta``: lines up and down, and a tail.
 
@@ -296,9 +315,12 @@ class Learner(Loop):
                 below it. Momentum is cycled where four are given.
             wd: The weight decay from here on; by default unchanged.
             cbs: Callbacks for this fit only.
+            resume: As in `fit`.
+            extend: As in `fit`.
 
         Raises:
             ValueError, TypeError: For what cannot work, before the first batch.
+            CheckpointError: If no checkpoint can be read, or the model is another one.
 
         Source:
             Smith, "A disciplined approach to neural network hyper-parameters",
@@ -311,7 +333,9 @@ class Learner(Loop):
             >>> learn.recorder.history["lr"].values[[0, 9, 18]].round(6).tolist()
             [0.1, 1.0, 0.1]
         """
-        recipes.fit_clr_beta(self, n_epoch, lr, use_clr_beta, wd=wd, cbs=cbs)
+        recipes.fit_clr_beta(
+            self, n_epoch, lr, use_clr_beta, wd=wd, cbs=cbs, resume=resume, extend=extend
+        )
 
     def fit_flat_cos(
         self,
@@ -321,6 +345,9 @@ class Learner(Loop):
         pct_start: float = 0.75,
         wd: float | None = None,
         cbs: Sequence[Callback] | None = None,
+        *,
+        resume: str | Path | None = None,
+        extend: Extend | None = None,
     ) -> None:
         """Train with a constant rate that falls on half a cosine at the end.
 
@@ -331,9 +358,12 @@ class Learner(Loop):
             pct_start: The fraction of the updates after which it falls.
             wd: The weight decay from here on; by default unchanged.
             cbs: Callbacks for this fit only.
+            resume: As in `fit`.
+            extend: As in `fit`.
 
         Raises:
             ValueError, TypeError: For what cannot work, before the first batch.
+            CheckpointError: If no checkpoint can be read, or the model is another one.
 
         Example:
             >>> from onecycle.testing import toy_learner
@@ -342,7 +372,9 @@ class Learner(Loop):
             >>> learn.recorder.history["lr"].values.round(4).tolist()
             [0.1, 0.1, 0.1, 0.1, 0.1, 0.0854, 0.05, 0.0146, 0.0]
         """
-        recipes.fit_flat_cos(self, n_epoch, lr, div_final, pct_start, wd=wd, cbs=cbs)
+        recipes.fit_flat_cos(
+            self, n_epoch, lr, div_final, pct_start, wd=wd, cbs=cbs, resume=resume, extend=extend
+        )
 
     def fit_sgdr(
         self,
@@ -352,6 +384,9 @@ class Learner(Loop):
         cycle_mult: int = 2,
         cbs: Sequence[Callback] | None = None,
         wd: float | None = None,
+        *,
+        resume: str | Path | None = None,
+        extend: Extend | None = None,
     ) -> None:
         """Train in cycles, in each of which the rate falls from its maximum to 0.
 
@@ -363,9 +398,12 @@ class Learner(Loop):
             cycle_mult: How many times longer each cycle is than the one before.
             cbs: Callbacks for this fit only.
             wd: The weight decay from here on; by default unchanged.
+            resume: As in `fit`.
+            extend: As in `fit`.
 
         Raises:
             ValueError, TypeError: For what cannot work, before the first batch.
+            CheckpointError: If no checkpoint can be read, or the model is another one.
 
         Source:
             Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
@@ -378,7 +416,17 @@ class Learner(Loop):
             >>> learn.recorder.history["lr"].values.round(3).tolist()
             [0.1, 0.05, 0.0, 0.1, 0.09, 0.065, 0.035, 0.01, 0.0]
         """
-        recipes.fit_sgdr(self, n_cycles, cycle_len, lr_max, cycle_mult, wd=wd, cbs=cbs)
+        recipes.fit_sgdr(
+            self,
+            n_cycles,
+            cycle_len,
+            lr_max,
+            cycle_mult,
+            wd=wd,
+            cbs=cbs,
+            resume=resume,
+            extend=extend,
+        )
 
     def fine_tune(
         self,
@@ -395,7 +443,9 @@ class Learner(Loop):
         """Train the last parameter group of a pretrained model, then all of them.
 
         First one cycle with all groups frozen but the last, as `freeze` does; then one with all
-        of them, at half the rate, and smaller rates for the earlier groups.
+        of them, at half the rate, and smaller rates for the earlier groups. These are two fits:
+        to be able to resume, call `freeze`, `fit_one_cycle`, `unfreeze` and `fit_one_cycle`, with
+        a `Checkpoint` folder and ``resume=`` for each fit.
 
         Args:
             epochs: The epochs with all groups.
@@ -423,6 +473,57 @@ class Learner(Loop):
         recipes.fine_tune(
             self, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, wd=wd, cbs=cbs
         )
+
+    def land(
+        self,
+        updates: int,
+        *,
+        reason: str | None = None,
+        cbs: Sequence[Callback] | None = None,
+        resume: str | Path | None = None,
+    ) -> None:
+        """End a fit well: let every rate fall from where it is to about nothing.
+
+        Called by a callback while a fit runs, it changes the plan: so many updates more, and the
+        fit ends as any other, with validation. Epochs go on as long as that needs. Called after a
+        fit that ended or was interrupted, it is a fit of so many updates.
+
+        The learning rate of each parameter group goes on half a cosine from its present value, at
+        the first of these updates, to 1/100000 of it, at the last; one update alone has the present
+        value. Momentum, where it was cycled, goes back likewise to what it was at the first update
+        of that fit, as the `Recorder` has it. Whatever else is scheduled stays as it is. A second
+        call begins a new landing.
+
+        Args:
+            updates: The optimizer updates of the landing, at least 1.
+            reason: Why, to stand before "landed in ..." in ``learn.stop_reason``.
+            cbs: Callbacks for the fit that it is, if none is running.
+            resume: As in `fit`, likewise.
+
+        Raises:
+            ValueError, TypeError: For what is no number of updates; for ``cbs`` or ``resume``
+                while a fit is running.
+            RuntimeError: While a range test is running.
+
+        Example:
+            >>> from onecycle import Callback
+            >>> from onecycle.testing import toy_learner
+            >>> def land(learn):
+            ...     if learn.n_updates == 10:
+            ...         learn.land(5)
+            >>> learn = toy_learner()
+            >>> learn.fit(100, lr=0.1, cbs=[Callback(after_step=land)])
+            >>> learn.stop_reason, learn.n_updates
+            ('landed in 5 updates, from update 11', 15)
+            >>> learn.recorder.history["lr"].values[-6:].round(4).tolist()
+            [0.1, 0.1, 0.0854, 0.05, 0.0146, 0.0]
+        """
+        land(self, updates, reason=reason, cbs=cbs, resume=resume)
+
+    @property
+    def is_landing(self) -> bool:
+        """Whether the fit that is running has been told to land."""
+        return any(isinstance(cb, Replan) and cb.landing is not None for cb in self.cbs)
 
     def freeze(self, *, train_bn: bool = True) -> None:
         """Let only the last of the splitter's groups train, until `unfreeze`.

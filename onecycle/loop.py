@@ -7,7 +7,6 @@ loop itself looks nothing up.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,8 @@ from onecycle.stepper import Stepper
 
 log = logging.getLogger("onecycle")
 
+_END = object()
+
 
 class Loop(LoopState):
     """Runs fits and inference passes over a model, and fires the events.
@@ -51,7 +52,14 @@ class Loop(LoopState):
         planned = None
         if batches is not None and self.n_epoch is not None:
             planned = self.n_epoch * math.ceil(batches / self.batches_per_update)
-        self.n_updates_planned = _least(planned, self.max_updates)
+        self.n_updates_planned = self.n_updates_scheduled = _least(planned, self.max_updates)
+
+    def plan_pass(self) -> None:
+        """Set ``n_iter`` of this training pass from the loader and the limits, as they are now."""
+        left = self.updates_left()
+        if left is not None:
+            left = self.iter + left * self.batches_per_update - self.batches_in_window
+        self.n_iter = _least(n_batches(self.dl), self.steps_per_epoch, left)
 
     # The loop -----------------------------------------------------------------------------
 
@@ -108,21 +116,8 @@ class Loop(LoopState):
         self._run = None
         if first is not error and first is not None:
             raise first
-        if error is None and (self.n_skipped or self.stop_reason is None):
-            self._tell_shortfall()
-
-    def _tell_shortfall(self) -> None:
-        """Say that the schedule did not reach its end, and why."""
-        planned = self.n_updates_planned
-        if planned is not None and self.n_updates < planned:
-            log.warning(
-                "%d of %d planned updates were made, %d skipped: "
-                "the schedule ended at position %.4g",
-                self.n_updates,
-                planned,
-                self.n_skipped,
-                max(0, self.n_updates - 1) / max(1, planned - 1),
-            )
+        if error is None and (self.n_skipped or self.stop_reason is None) and self.shortfall():
+            log.warning(self.shortfall())
 
     def _epochs(self) -> None:
         # Resumed within an epoch, the fit may have made that epoch's last update already.
@@ -153,9 +148,7 @@ class Loop(LoopState):
         self.set_mode(training)
         self.n_iter = n_batches(dl)
         if training:
-            left = self.updates_left()
-            batches = None if left is None else left * self.batches_per_update
-            self.n_iter = _least(self.n_iter, self.steps_per_epoch, batches)
+            self.plan_pass()
 
     def _train(self) -> None:
         on = self._on
@@ -248,8 +241,8 @@ class Loop(LoopState):
         try:
             batches = start_pass(self.dl, seed=self.seed, epoch=self.total_epochs, skip=drawn)
             self.go_on_with_rng()
-            left = None if self.n_iter is None else self.n_iter - drawn
-            for batch in itertools.islice(batches, left):
+            # Looked at for each batch: a landing may change how many there are.
+            while drawn != self.n_iter and (batch := next(batches, _END)) is not _END:
                 yield batch
                 drawn += 1
         except Exception as error:
@@ -352,6 +345,13 @@ class Loop(LoopState):
             yield
         finally:
             self.cbs = before
+
+    def join_fit(self, callback: Callback, held: Sequence[Callback]) -> None:
+        """Let a callback take part in the running fit, and schedulers set nothing any more."""
+        self.cbs = [*self.cbs, callback]
+        callbacks = [each for each in self.cbs if each.takes_part_in("fit")]
+        self._on.build(callbacks, "train", held)
+        self._on_valid.build(callbacks, "valid", held)
 
     def _forward_contexts(self, callbacks: list[Callback]) -> list[AbstractContextManager[Any]]:
         found = (callback.forward_context(self) for callback in callbacks)

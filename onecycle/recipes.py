@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from onecycle.arguments import check_count, check_positive
 from onecycle.callback import Callback
 from onecycle.callbacks.param_schedule import OneCycleSchedule, ParamScheduler, PlannedScheduler
+from onecycle.callbacks.replan import Extend
 from onecycle.checks import check_budget, check_callbacks
 from onecycle.hyperparams import GroupValues
 from onecycle.optimizers import fill_momentum, norm_parameters
@@ -29,6 +31,8 @@ def fit_clr_beta(
     *,
     wd: float | None,
     cbs: Sequence[Callback] | None,
+    resume: str | Path | None,
+    extend: Extend | None,
 ) -> None:
     """Train by fastai 0.7's 1cycle policy: see `Learner.fit_clr_beta`."""
     if len(use_clr_beta) not in (2, 4):
@@ -46,7 +50,8 @@ def fit_clr_beta(
         momentum = clr_beta_momentum(n, pct=pct, max_mom=moms[0], min_mom=moms[1])
         return {"lr": rates, "momentum": momentum}
 
-    _fit_with(learn, n_epoch, PlannedScheduler(plan), wd=wd, cbs=cbs)
+    cycles = PlannedScheduler(plan)
+    _fit_with(learn, n_epoch, cycles, wd=wd, cbs=cbs, resume=resume, extend=extend)
 
 
 def fit_flat_cos(
@@ -58,11 +63,14 @@ def fit_flat_cos(
     *,
     wd: float | None,
     cbs: Sequence[Callback] | None,
+    resume: str | Path | None,
+    extend: Extend | None,
 ) -> None:
     """Train with a constant rate that falls at the end: see `Learner.fit_flat_cos`."""
     rates = learn.groups.expand("lr", learn.lr if lr is None else lr)
     each = [flat_cos(rate, div_final=div_final, pct_start=pct_start) for rate in rates]
-    _fit_with(learn, n_epoch, ParamScheduler({"lr": each}), wd=wd, cbs=cbs)
+    flat = ParamScheduler({"lr": each})
+    _fit_with(learn, n_epoch, flat, wd=wd, cbs=cbs, resume=resume, extend=extend)
 
 
 def fit_sgdr(
@@ -74,6 +82,8 @@ def fit_sgdr(
     *,
     wd: float | None,
     cbs: Sequence[Callback] | None,
+    resume: str | Path | None,
+    extend: Extend | None,
 ) -> None:
     """Train in cycles that each end at a rate of 0: see `Learner.fit_sgdr`."""
     check_count("n_cycles", n_cycles)
@@ -86,7 +96,8 @@ def fit_sgdr(
         return {"lr": [sgdr(n, lr_max=peak, **options) for peak in peaks]}
 
     n_epoch = sum(cycle_len * cycle_mult**k for k in range(n_cycles))
-    _fit_with(learn, n_epoch, PlannedScheduler(plan), wd=wd, cbs=cbs)
+    cycles = PlannedScheduler(plan)
+    _fit_with(learn, n_epoch, cycles, wd=wd, cbs=cbs, resume=resume, extend=extend)
 
 
 def fine_tune(
@@ -157,6 +168,8 @@ def _fit_with(
     *,
     wd: float | None,
     cbs: Sequence[Callback] | None,
+    resume: str | Path | None,
+    extend: Extend | None,
 ) -> None:
     check_callbacks(cbs or ())
-    learn.fit(n_epoch, wd=wd, cbs=[scheduler, *(cbs or ())])
+    learn.fit(n_epoch, wd=wd, cbs=[scheduler, *(cbs or ())], resume=resume, extend=extend)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +56,8 @@ class LoopState:
         n_updates: The updates made in this fit.
         n_skipped: The updates skipped in this fit.
         n_updates_planned: The updates this fit will make; ``None`` if that cannot be known.
+        n_updates_scheduled: The updates over which the schedules run: those planned, save where a
+            resumed fit keeps the plan of a shorter or longer one.
         total_updates, total_epochs: The same over the learner's life.
         batches_per_update: How many batches make one update; set in ``before_fit``, before
             `plan_updates`.
@@ -101,6 +102,7 @@ class LoopState:
         self.n_epoch: int | None = 0
         self.n_iter: int | None = None
         self.n_updates_planned: int | None = None
+        self.n_updates_scheduled: int | None = None
         self.steps_per_epoch: int | None = None
         self.max_updates: int | None = None
         self.rng: RngState | None = None
@@ -162,14 +164,19 @@ class LoopState:
     # Where the fit stands -----------------------------------------------------------------
 
     @property
+    def running(self) -> Run | None:
+        """What is running: a fit, a range test, or nothing."""
+        return self._run
+
+    @property
     def pos(self) -> float:
-        """The position in the schedules: updates done / (updates planned - 1), at most 1."""
-        if self.n_updates_planned is None:
+        """The position in the schedules: updates done / (updates scheduled - 1), at most 1."""
+        if self.n_updates_scheduled is None:
             raise ValueError(
                 "the position needs the number of planned updates, and the training loader has no "
                 "length: give steps_per_epoch= or max_updates="
             )
-        return min(1.0, self.n_updates / max(1, self.n_updates_planned - 1))
+        return min(1.0, self.n_updates / max(1, self.n_updates_scheduled - 1))
 
     @property
     def pct_train(self) -> float:
@@ -184,11 +191,28 @@ class LoopState:
             return None
         return max(0, self.max_updates - self.n_updates - self.n_skipped)
 
-    def epochs_left(self) -> Iterable[int]:
-        """Return the epochs to run, from where the fit stands; a resumed one may be at its end."""
+    def epochs_left(self) -> Iterator[int]:
+        """Give the epochs to run, from where the fit stands; a resumed one may be at its end.
+
+        The number of epochs may change meanwhile: a landing is counted in updates alone.
+        """
         if self.updates_left() == 0 and not self.iter:
-            return ()
-        return count(self.epoch) if self.n_epoch is None else range(self.epoch, self.n_epoch)
+            return
+        epoch = self.epoch
+        while self.n_epoch is None or epoch < self.n_epoch:
+            yield epoch
+            epoch += 1
+
+    def shortfall(self) -> str:
+        """Say that the schedule did not reach its end, and why; nothing where it did."""
+        planned = self.n_updates_planned
+        if planned is None or self.n_updates >= planned:
+            return ""
+        position = max(0, self.n_updates - 1) / max(1, planned - 1)
+        return (
+            f"{self.n_updates} of {planned} planned updates were made, {self.n_skipped} skipped: "
+            f"the schedule ended at position {position:.4g}"
+        )
 
     def go_on_with_rng(self) -> None:
         """Put the random states of a resumed fit in force, if there are any."""

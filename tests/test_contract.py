@@ -45,6 +45,7 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
         OneCycleSchedule: [0.1],
         ParamScheduler: [{"weight_decay": linear(0.1, 0.0)}],
         onecycle.GradientAccumulation: [2],
+        onecycle.LandOnInterrupt: [5],
         onecycle.AttributeScheduler: [nn.Dropout(0.5), "p", linear(0.5, 0.0)],
         onecycle.TorchScheduler: [lambda opt: StepLR(opt, 2)],
         onecycle.PlannedScheduler: [lambda n: {"lr": onecycle.torch_step(n, lr=0.1, step_size=2)}],

@@ -38,7 +38,7 @@ def ran(tmp_path_factory) -> list[tuple[str, str, dict[str, object]]]:
 
 def test_the_examples_print_what_the_readme_says_up_to_rounding(ran) -> None:
     """Compare words exactly, and numbers loosely: another CPU rounds otherwise."""
-    assert len(ran) == 4
+    assert len(ran) == 5
     expected = ran[0][0]
     assert len(EXAMPLES[0][0].strip().splitlines()) <= 12
     for expected, printed, _ in ran[:3]:
@@ -55,9 +55,12 @@ def test_the_example_reaches_the_accuracy_it_prints(ran) -> None:
     assert values[4] == pytest.approx(0.9917, abs=0.01)
 
 
-def test_the_checkpoints_of_the_readme_are_written(ran) -> None:
+def test_the_fit_of_the_readme_is_resumed_from_its_checkpoints_and_extended(ran) -> None:
     learn = ran[-1][2]["learn"]
-    assert learn.n_updates == learn.n_updates_planned == 5 * 23
+    assert learn.n_updates == learn.n_updates_planned == 6 * 23
+    lrs = learn.recorder.history["lr"].values
+    assert lrs[-38] == lrs[-39] > lrs[-37]  # from the checkpoint after 100 updates
+    assert lrs[-1] == 1e-3 / 1e5
 
 
 def test_the_callbacks_of_the_readme_keep_the_contract(ran) -> None:

@@ -10,6 +10,7 @@ import pickle
 import random
 import re
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -153,8 +154,24 @@ def weight_decay_scheduled():
     return make_learner(wd=0.0), fit
 
 
+def by(verb, *arguments):
+    """Fit by another verb than one cycle."""
+
+    def scenario():
+        opt_func = partial(torch.optim.SGD, momentum=0.9)
+        return make_learner(opt_func=opt_func), lambda learn, **options: getattr(learn, verb)(
+            *arguments, **options
+        )
+
+    scenario.__name__ = verb
+    return scenario
+
+
 SCENARIOS = [
     sgd,
+    by("fit_sgdr", 2, 1, 0.1, 1),
+    by("fit_flat_cos", 2, 0.1),
+    by("fit_clr_beta", 2, 0.1, (10, 10, 0.95, 0.85)),
     adamw_accumulation_clip,
     bf16,
     fp16_with_skipped_updates,
@@ -652,7 +669,7 @@ def test_another_model_is_refused_before_any_of_it_is_loaded(tmp_path):
 def test_after_a_refused_resume_the_learner_can_fit(tmp_path):
     toy_learner().fit(2, 0.1, cbs=[Checkpoint(tmp_path)])
     learn = toy_learner()
-    with pytest.raises(ValueError, match="another fit"):
+    with pytest.raises(ValueError, match="the plan has changed"):
         learn.fit(3, 0.1, resume=tmp_path)
     learn.fit(1, 0.1)
     assert learn.total_updates == 8

@@ -135,7 +135,7 @@ class ParamScheduler(Callback):
     def before_batch(self, learn: Loop) -> None:
         """Put the values of this update in force."""
         update = learn.n_updates
-        if learn.n_updates_planned != self._planned or not self._start <= update < self._stop:
+        if learn.n_updates_scheduled != self._planned or not self._start <= update < self._stop:
             self._compute(learn)
         i = update - self._start
         for set_value, values in self._rows:
@@ -143,7 +143,7 @@ class ParamScheduler(Callback):
 
     def _compute(self, learn: Loop) -> None:
         """Compute the values of the next block of updates."""
-        self._planned = learn.n_updates_planned
+        self._planned = learn.n_updates_scheduled
         self._start = learn.n_updates
         self._stop = self._start + BLOCK
         last = max(1, (self._planned or 1) - 1)

@@ -8,9 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecycle import checkpoint_files as files
+from onecycle.arguments import check_one_of
 from onecycle.callback import Callback, Stage
-from onecycle.callbacks.param_schedule import OneCycleSchedule, ParamScheduler
-from onecycle.data import can_skip, n_batches
+from onecycle.callbacks.param_schedule import ParamScheduler
+from onecycle.callbacks.replan import (
+    Extend,
+    Replan,
+    described,
+    differing,
+    kept,
+    may_change,
+    plan_of,
+    tail,
+    updates_of,
+)
+from onecycle.data import can_skip
 from onecycle.loop import log
 from onecycle.snapshot import RngState
 
@@ -158,13 +170,19 @@ class Resume(Callback):
     Args:
         path: The file, for messages.
         state: What is in it.
+        extend: How to go on if the plan has changed; ``None`` to refuse that.
     """
 
     stage = Stage.SAVE
 
-    def __init__(self, path: Path, state: dict[str, Any]) -> None:
+    def __init__(self, path: Path, state: dict[str, Any], extend: Extend | None = None) -> None:
         self.path = path
         self._state: dict[str, Any] | None = state
+        self._extend = extend
+        self._rates: list[float] | None = None  # asked for, where they are others than before
+        # That of a fit which landed, or was extended, before it was interrupted.
+        found = [part for name, part in state["callbacks"] if name == Replan.__name__]
+        self._replan = Replan.from_state(found[0]) if found else None
 
     def check(self, learn: Loop) -> None:
         """Refuse to go on with another fit, before anything is loaded or written.
@@ -176,14 +194,69 @@ class Resume(Callback):
         if self._state is None:
             return
         was, now = self._state["plan"], plan_of(learn)
-        names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+        names = differing(was, now)
         if names:
-            differences = "; ".join(f"{n} was {was.get(n)} and is {now.get(n)}" for n in names)
+            self._check_change(learn, names, was, now)
+        else:
+            self._extend = None
+        files.check_modules(learn, self._state, self.path)
+        if self._extend is not None:
+            self._change_plan(learn, self._state, was)
+            self._rates = now["lr"] if "lr" in names else None
+
+    def _check_change(
+        self, learn: Loop, names: list[str], was: dict[str, Any], now: dict[str, Any]
+    ) -> None:
+        changes = described(names, was, now)
+        if not may_change(names):
             raise ValueError(
-                f"cannot resume from {self.path}, this is another fit: {differences}. Give it the "
+                f"cannot resume from {self.path}, this is another fit: {changes}. Give it the "
                 "same arguments, or start a new fit instead, without resume="
             )
-        files.check_modules(learn, self._state, self.path)
+        if self._extend is None:
+            raise ValueError(
+                f"cannot resume from {self.path} just so, the plan has changed: {changes}. "
+                'Choose extend="keep" (the old schedule goes on, and its last value holds), '
+                '"restretch" (the new schedule over the new length, read at the present update) or '
+                '"tail" (half a cosine from the present values to where the new schedule ends); or '
+                "give it the same arguments, or start a new fit instead, without resume="
+            )
+        for other in learn.cbs:
+            if isinstance(other, ParamScheduler) and not other.schedules(learn):
+                raise ValueError(
+                    f"cannot extend a fit with {type(other).__name__}, which has a length of its "
+                    "own: use a Schedule, such as torch_one_cycle, or give it the same arguments"
+                )
+
+    def _change_plan(self, learn: Loop, state: dict[str, Any], was: dict[str, Any]) -> None:
+        """Give the stored fit the length of this one, and find the schedules that go on."""
+        counters, position = state["counters"], state["position"]
+        tried = counters["n_updates"] + counters["n_skipped"]
+        planned = updates_of(learn, tried, position["epoch"], position["batches"] or 0)
+        if planned is not None and planned <= tried:
+            raise ValueError(
+                f"cannot go on from {self.path}: {tried} updates are done, and the fit is to have "
+                f"{planned} in all; give it a greater n_epoch or max_updates"
+            )
+        scheduled = planned
+        if self._extend == "keep":
+            scheduled = counters["n_updates_scheduled"] or planned
+        elif self._extend == "tail":
+            if planned is None:
+                raise ValueError(
+                    'extend="tail" needs to know how many updates are left, and the training '
+                    "loader has no length: give max_updates="
+                )
+            scheduled = planned - counters["n_skipped"]  # so that it gets to its end
+        counters["n_epoch"], counters["max_updates"] = learn.n_epoch, learn.max_updates
+        counters["n_updates_planned"], counters["n_updates_scheduled"] = planned, scheduled
+        if self._extend != "keep":
+            self._replan = None
+        elif self._replan is None:
+            self._replan = kept(was)
+        else:
+            self._replan.landing = None
+        state["callbacks"] = [each for each in state["callbacks"] if each[0] != Replan.__name__]
 
     def before_fit(self, learn: Loop) -> None:
         """Put the learner at its epoch; between two epochs, put everything back."""
@@ -193,7 +266,7 @@ class Resume(Callback):
         log.info("resume: from %s, epoch %d", self.path, position["epoch"])
         files.restore_counters(learn, self._state)
         if position["batches"] is None:
-            files.restore(learn, self._state)
+            self._restore(learn, self._state)
             RngState.from_state_dict(self._state["rng"]).restore()
             self._state = None
 
@@ -202,7 +275,9 @@ class Resume(Callback):
         if self._state is None:
             return
         state, self._state = self._state, None
-        files.restore(learn, state)
+        self._restore(learn, state)
+        if self._extend is not None:
+            learn.plan_pass()
         if learn.iter and not can_skip(learn.dl):
             log.warning(
                 "resume: the training loader cannot be repositioned: its first %d batches are "
@@ -212,78 +287,51 @@ class Resume(Callback):
         RngState.from_state_dict(state["pass_rng"]).restore()
         learn.rng = RngState.from_state_dict(state["rng"])
 
+    def _restore(self, learn: Loop, state: dict[str, Any]) -> None:
+        if self._replan is not None and self._extend is None:
+            self._replan.join(learn)  # its state is one of those that are restored
+        files.restore(learn, state)
+        if self._extend == "keep" and self._replan is not None:
+            self._replan.join(learn)
+        elif self._extend == "tail":
+            tail(learn, self._rates).join(learn)
+        elif self._extend == "restretch" and self._rates is not None:
+            learn.groups.set("lr", self._rates)
 
-def resuming(path: str | Path | None) -> list[Callback]:
+
+def resuming(path: str | Path | None, extend: Extend | None = None) -> list[Callback]:
     """Return the callbacks that let a fit go on from a checkpoint.
 
     Args:
         path: A file of `Checkpoint`, or its folder, whose newest complete file is taken; ``None``
             to begin at the beginning.
+        extend: How to go on if the plan of the fit has changed: see `Learner.fit`.
 
     Returns:
         The callbacks, to come after all others; none where there is no checkpoint, which the log
         says.
 
     Raises:
+        ValueError: If there is nothing to extend.
         CheckpointError: If what is there cannot be read.
     """
+    if extend is not None:
+        check_one_of("extend", extend, ("keep", "restretch", "tail"))
     if path is None:
+        if extend is not None:
+            raise ValueError(
+                f"extend={extend!r} says how a resumed fit goes on: give resume= too, with the "
+                "folder of its checkpoints"
+            )
         return []
     found = files.read_newest(path)
     if found is None:
         log.warning("resume: no checkpoint in %s, the fit starts from the beginning", path)
         return []
-    resume = Resume(*found)
+    resume = Resume(*found, extend)
     check = Callback(before_fit=resume.check)
     check.stage = Stage.PREPARE  # the plan is known then, and no logger has begun a file
     return [check, resume]
-
-
-def plan_of(learn: Loop) -> dict[str, Any]:
-    """Return what a resumed fit must have in common with the interrupted one.
-
-    Args:
-        learn: The learner after ``before_fit`` at `Stage.PREPARE`.
-
-    Returns:
-        Plain values by name; schedules as dicts where they can be stored, else as text.
-    """
-    groups = learn.groups
-    plan: dict[str, Any] = {
-        "n_epoch": learn.n_epoch,
-        "steps_per_epoch": learn.steps_per_epoch,
-        "max_updates": learn.max_updates,
-        "the number of training batches": n_batches(learn.dls.train),
-        "batches_per_update": learn.batches_per_update,
-        "the number of planned updates": learn.n_updates_planned,
-        "the optimizer": type(learn.opt).__name__,
-        "the number of parameters of each group": [
-            len(groups.params(g)) for g in range(len(groups))
-        ],
-        "lr": groups.get("lr"),
-    }
-    if "weight_decay" in groups.names():
-        plan["weight_decay"] = groups.get("weight_decay")
-    preparing = [cb for cb in learn.cbs if cb.stage is Stage.PREPARE and cb.takes_part_in("fit")]
-    # One made from functions has no name that could be compared.
-    plan["the preparing callbacks"] = [
-        type(cb).__name__ for cb in preparing if type(cb) is not Callback
-    ]
-    for callback in preparing:
-        if isinstance(callback, OneCycleSchedule):
-            plan["lr_max"] = groups.expand("lr_max", callback.lr_max)
-            plan["policy"] = callback.policy if isinstance(callback.policy, str) else "a Schedule"
-        if isinstance(callback, ParamScheduler):
-            for name, each in callback.schedules(learn).items():
-                plan[f"the schedule of {name}"] = [_stored(schedule) for schedule in each]
-    return plan
-
-
-def _stored(schedule: Any) -> Any:
-    try:
-        return None if schedule is None else schedule.to_dict()
-    except TypeError:  # its class has no kind
-        return repr(schedule)
 
 
 def _parse(every: str) -> tuple[float, str]:

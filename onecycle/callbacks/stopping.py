@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from onecycle.arguments import check_count, check_one_of
 from onecycle.callback import Callback
 from onecycle.callbacks.param_schedule import ParamScheduler
 from onecycle.callbacks.recorder import Recorder
@@ -69,7 +70,8 @@ class EarlyStopping(_Patience):
 
     ``learn.stop_reason`` then says so, and it is logged. Every fit begins anew: the best of an
     earlier one, perhaps with other layers frozen, says nothing about this one. A schedule does not
-    get to its end: under the 1cycle policy, whose last phase improves most, prefer shorter fits.
+    get to its end: under the 1cycle policy, whose last phase improves most, prefer shorter fits,
+    or ``action="land"``.
 
     Args:
         monitor: ``"valid_loss"``, the name of a metric, or ``"train_loss"`` (the mean over the
@@ -79,10 +81,13 @@ class EarlyStopping(_Patience):
         min_delta: By how much a value must be better than the best to count, at least 0.
         patience: After how many epochs in a row without improvement the fit ends, at least 1. An
             epoch whose value is NaN has not improved.
+        action: ``"stop"``: the fit ends at once. ``"land"``: it ends with a landing, as
+            ``learn.land`` does it, during which nothing is monitored.
+        land_updates: The updates of the landing.
 
     Raises:
-        ValueError: For arguments out of range; before the first batch, if the fit does not record
-            ``monitor``.
+        ValueError: For arguments out of range or that contradict each other; before the first
+            batch, if the fit does not record ``monitor``.
 
     Example:
         >>> from onecycle import EarlyStopping
@@ -100,12 +105,30 @@ class EarlyStopping(_Patience):
         mode: Mode = "auto",
         min_delta: float = 0.0,
         patience: int = 1,
+        action: Literal["stop", "land"] = "stop",
+        land_updates: int | None = None,
     ) -> None:
         super().__init__(monitor, mode, min_delta, patience)
+        check_one_of("action", action, ("stop", "land"))
+        if (action == "land") != (land_updates is not None):
+            raise ValueError(
+                'action="land" and land_updates= go together: give both, as in '
+                f'action="land", land_updates=200; got {action!r} and {land_updates!r}'
+            )
+        self.land_updates = (
+            None if land_updates is None else check_count("land_updates", land_updates)
+        )
+
+    def after_epoch(self, learn: Learner) -> None:
+        """Compare this epoch's value with the best, unless the fit is about to end already."""
+        if self.land_updates is None or not learn.is_landing:
+            super().after_epoch(learn)
 
     def _act(self, learn: Learner) -> None:
         log.warning("EarlyStopping: %s", self._why())
-        raise CancelFit(self._why())
+        if self.land_updates is None:
+            raise CancelFit(self._why())
+        learn.land(self.land_updates, reason=self._why())
 
 
 class ReduceLROnPlateau(_Patience):
