@@ -69,6 +69,7 @@ class Loop(LoopState):
             self._begin(n_epoch, run, steps_per_epoch, max_updates)
             try:
                 try:
+                    self._run = run
                     self._scope("fit", CancelFit, self._epochs)
                 except BaseException as error:
                     self._end(error)
@@ -76,6 +77,10 @@ class Loop(LoopState):
                 self._end(None)
             except Cancel as cancel:
                 raise OnecycleError(cancel.out_of_place(where(self))) from cancel
+            finally:  # also when a second Ctrl-C cuts the clean-up short
+                self._run = None
+                self._drop_gradients()
+                self.forget_batch()
 
     def _begin(
         self, n_epoch: int | None, run: Run, steps_per_epoch: int | None, max_updates: int | None
@@ -96,16 +101,12 @@ class Loop(LoopState):
         self.stepper = Stepper(self.opt)
         self._drop_gradients()
         self.plan_updates()
-        self._run = run  # last: what fails above leaves no run behind
 
     def _end(self, error: BaseException | None) -> None:
         """Let every callback clean up; none can hide the first error."""
         if isinstance(error, Exception) and not isinstance(error, Cancel):
             explain(self, error)
         first = clean_up(self, self._on.cleanup_fit, error)
-        self._drop_gradients()
-        self.forget_batch()
-        self._run = None
         if first is not error and first is not None:
             raise first
         if error is None and (self.n_skipped or self.stop_reason is None):
