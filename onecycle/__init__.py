@@ -80,6 +80,7 @@ from onecycle.schedules import (
     polynomial,
     step,
 )
+from onecycle.seeded import SeededDataset
 from onecycle.suggestions import minimum, slide, steep, valley
 from onecycle.testing import check_callback, toy_learner
 from onecycle.torch_schedules import (
@@ -132,6 +133,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "SaveModel",
     "Schedule",
     "ScheduleConflictError",
+    "SeededDataset",
     "SnapshotEnsemble",
     "Stage",
     "TensorLoader",
