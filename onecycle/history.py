@@ -86,6 +86,8 @@ class Series:
         return f"Series({self.name!r}, width={self.width}, {len(self)} entries)"
 
     def _drain(self) -> None:
+        if not self._pending:
+            return
         numbers: list[Scalar] = []
         for update, value in self._pending:
             row = value if isinstance(value, (list, tuple)) else (value,)
