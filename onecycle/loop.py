@@ -31,7 +31,7 @@ from onecycle.errors import (
 )
 from onecycle.handlers import Handlers, clean_up, explain, fire, report, where
 from onecycle.optimizers import fill_momentum
-from onecycle.snapshot import hold_loaders, preserved_rng
+from onecycle.snapshot import hold_loaders, kept_grad_mode, preserved_rng, surely
 from onecycle.state import LoopState
 from onecycle.stepper import Stepper
 
@@ -65,7 +65,7 @@ class Loop(LoopState):
         max_updates: int | None = None,
     ) -> None:
         """Run a fit or a range test; the learner's verbs end up here."""
-        with self.added_cbs(cbs):
+        with self.added_cbs(cbs), kept_grad_mode():
             self._begin(n_epoch, run, steps_per_epoch, max_updates)
             try:
                 try:
@@ -79,8 +79,8 @@ class Loop(LoopState):
                 raise OnecycleError(cancel.out_of_place(where(self))) from cancel
             finally:  # also when a second Ctrl-C cuts the clean-up short
                 self._run = None
-                self._drop_gradients()
                 self.forget_batch()
+                self._drop_gradients()
 
     def _begin(
         self, n_epoch: int | None, run: Run, steps_per_epoch: int | None, max_updates: int | None
@@ -310,8 +310,16 @@ class Loop(LoopState):
         flags = [(module, module.training) for module in self.model.modules()]
         gradients_off = torch.inference_mode() if inference_mode else torch.no_grad()
         put_back_loader = hold_loaders(*(o for o in (self.dls.train, self.dls.valid) if o is dl))
+
+        def put_back() -> None:
+            put_back_loader()
+            for module, flag in flags:
+                module.training = flag
+            vars(self).clear()
+            vars(self).update(fields)
+
         try:
-            with gradients_off, preserved_rng(), suppress(CancelValid):
+            with kept_grad_mode(), gradients_off, preserved_rng(), suppress(CancelValid):
                 self._contexts = self._forward_contexts(callbacks)
                 self._set_up_pass(dl, training=False)
                 for self.iter, batch in enumerate(self._batches()):
@@ -319,11 +327,7 @@ class Loop(LoopState):
         except Cancel as cancel:
             raise OnecycleError(cancel.out_of_place(where(self))) from cancel
         finally:
-            put_back_loader()
-            for module, flag in flags:
-                module.training = flag
-            vars(self).clear()
-            vars(self).update(fields)
+            surely(put_back)
 
     # Events -------------------------------------------------------------------------------
 
