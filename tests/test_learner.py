@@ -634,7 +634,7 @@ class TestToggling:
         lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
         losses = [line for line in lines if line.startswith("fire after_loss")]
         assert losses == ["fire after_loss", "fire after_loss: Look"]
-        assert "fire cleanup_fit: Look" in lines
+        assert "fire cleanup_fit: Look, Recorder" in lines
         assert "fire before_validate: Recorder" in lines
 
 
