@@ -104,8 +104,7 @@ class Loop(LoopState):
 
     def _end(self, error: BaseException | None) -> None:
         """Let every callback clean up; none can hide the first error."""
-        if isinstance(error, Exception) and not isinstance(error, Cancel):
-            explain(self, error)
+        explain(self, error)
         first = clean_up(self, self._on.cleanup_fit, error)
         if first is not error and first is not None:
             raise first
