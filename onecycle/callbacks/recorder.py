@@ -98,7 +98,9 @@ class Recorder(Callback):
 
     def after_fit(self, learn: Loop) -> None:
         """Warn of losses that are not finite, where nobody ended the fit for them."""
-        series = self.history["train_loss"]
+        series = self.history.get("train_loss")
+        if series is None:  # cancelled before it began
+            return
         updates, losses = series.updates, series.values
         bad = updates[~np.isfinite(losses) & (updates > learn.total_updates - learn.n_updates)]
         if len(bad) and learn.stop_reason is None:
