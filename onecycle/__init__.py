@@ -81,6 +81,7 @@ from onecycle.schedules import (
     polynomial,
     step,
 )
+from onecycle.seeded import SeededDataset
 from onecycle.suggestions import minimum, slide, steep, valley
 from onecycle.testing import check_callback, toy_learner
 from onecycle.torch_schedules import (
@@ -134,6 +135,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "SaveModel",
     "Schedule",
     "ScheduleConflictError",
+    "SeededDataset",
     "SnapshotEnsemble",
     "Stage",
     "TensorLoader",

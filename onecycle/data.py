@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -25,9 +26,12 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    Subset,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+
+from onecycle.seeded import SeededDataset, SeededIndex
 
 #: torch's samplers that draw from a `generator`, when the first index is asked for.
 _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -352,7 +356,8 @@ def start_pass(dl: Iterable[Any], *, seed: int, epoch: int, skip: int = 0) -> It
     (``shuffle=True``), ``SubsetRandomSampler`` or ``WeightedRandomSampler``, are shuffled by a
     generator made here. It replaces theirs while the pass starts; a generator
     of the user's own is put back without a number drawn from it. Neither does a DataLoader draw
-    from torch's default generator then. Any other iterable keeps its own order.
+    from torch's default generator then. Any other iterable keeps its own order. The samples of a
+    `SeededDataset` are told what to seed their randomness with.
 
     Args:
         dl: The loader.
@@ -367,7 +372,8 @@ def start_pass(dl: Iterable[Any], *, seed: int, epoch: int, skip: int = 0) -> It
         can be restored in between.
 
     Raises:
-        ValueError: ``skip`` is negative.
+        ValueError: ``skip`` is negative, or the loader's samplers cannot be followed by a
+            `SeededDataset`.
 
     Example:
         >>> loader = TensorLoader(torch.arange(6), batch_size=2, shuffle=True)
@@ -419,6 +425,29 @@ def _index_sampler(dl: DataLoader[Any]) -> Sampler[Any] | Iterable[Any]:
     return batch_sampler.sampler if isinstance(batch_sampler, BatchSampler) else dl.sampler
 
 
+def _check_seeded(dl: DataLoader[Any]) -> bool:
+    """Tell whether the samples need seeds; refuse a loader by which they would not get them."""
+    if isinstance(dl.dataset, SeededDataset):
+        if type(dl.batch_sampler) is not BatchSampler:
+            raise ValueError(
+                "a SeededDataset gets its seeds with the indices of torch's own BatchSampler; this "
+                f"DataLoader has {type(dl.batch_sampler).__name__}: make it with batch_size="
+            )
+        return True
+    inner: list[Dataset[Any]] = [dl.dataset]
+    for dataset in inner:  # which grows meanwhile
+        if isinstance(dataset, Subset):
+            inner.append(dataset.dataset)
+        elif isinstance(dataset, ConcatDataset):
+            inner += dataset.datasets
+        elif isinstance(dataset, SeededDataset):
+            raise ValueError(
+                f"a SeededDataset within {type(dl.dataset).__name__} gets no seeds: wrap the "
+                "outermost data set, as in SeededDataset(Subset(dataset, indices))"
+            )
+    return False
+
+
 def _dataloader_pass(dl: DataLoader[Any], order: int, skip: int) -> Iterator[Any]:
     with _ordered(dl, order, skip):
         batches = iter(dl)
@@ -432,16 +461,21 @@ def _dataloader_pass(dl: DataLoader[Any], order: int, skip: int) -> Iterator[Any
 @contextmanager
 def _ordered(dl: DataLoader[Any], order: int, skip: int) -> Iterator[None]:
     """Let passes that start in here begin at batch `skip` of the given order."""
-    sampler = _index_sampler(dl)
+    sampler, needs_seeds = _index_sampler(dl), _check_seeded(dl)
     with ExitStack() as stack:
         # The seed of the workers comes from the loader's generator, but persistent workers take
         # one only in their first pass: from a shared generator, the order would depend on that.
         stack.enter_context(_swapped(dl, "generator", _generator(order_seed(order, 0))))
         if isinstance(sampler, _RANDOM_SAMPLERS):
             stack.enter_context(_swapped(sampler, "generator", _generator(order)))
+        indices: Iterable[Any] = sampler
         if skip and isinstance(dl.batch_sampler, BatchSampler):
-            rest = islice(sampler, skip * dl.batch_sampler.batch_size, None)
-            stack.enter_context(_swapped(dl.batch_sampler, "sampler", rest))
+            indices = islice(sampler, skip * dl.batch_sampler.batch_size, None)
+        if needs_seeds:
+            # Seed 0 of this order is the workers'.
+            indices = (SeededIndex(i, order_seed(order, i + 1)) for i in indices)
+        if indices is not sampler:
+            stack.enter_context(_swapped(dl.batch_sampler, "sampler", indices))
         yield
 
 

@@ -129,8 +129,10 @@ def clean_up(
     return error
 
 
-def explain(learn: Loop, error: Exception) -> None:
+def explain(learn: Loop, error: BaseException | None) -> None:
     """Add to an error of a fit where it was raised, and what to do if the memory is used up."""
+    if not isinstance(error, Exception) or isinstance(error, Cancel):
+        return
     place = where(learn)
     if not any(place in note for note in getattr(error, "__notes__", ())):
         error.add_note(f"onecycle: {place}")

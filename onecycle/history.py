@@ -52,6 +52,7 @@ class Series:
         self._updates = array("q")
         self._values = array("d")
         self._pending: list[tuple[int, Scalar | Sequence[Scalar]]] = []
+        self._n_read = 0  # entries that are in both arrays
 
     def append(self, update: int, value: Scalar | Sequence[Scalar]) -> None:
         """Record a value, without reading it.
@@ -79,12 +80,14 @@ class Series:
         return values if self.width == 1 else values.reshape(-1, self.width)
 
     def __len__(self) -> int:
-        return len(self._updates) + len(self._pending)
+        return self._n_read + len(self._pending)
 
     def __repr__(self) -> str:
         return f"Series({self.name!r}, width={self.width}, {len(self)} entries)"
 
     def _drain(self) -> None:
+        if not self._pending:
+            return
         numbers: list[Scalar] = []
         for update, value in self._pending:
             row = value if isinstance(value, (list, tuple)) else (value,)
@@ -95,15 +98,19 @@ class Series:
                 )
             numbers += row
         read = array("d", _read(numbers, self.name))
-        # The pending entries go only now: a Ctrl-C while the device is read loses nothing.
+        updates = array("q", [update for update, _ in self._pending])
+        # Ctrl-C may come between any two calls. What a drain that it cut short has added goes;
+        # the entries wait until the last line, which has no call in it.
+        n = self._n_read
+        del self._values[n * self.width :], self._updates[n:]
         self._values.extend(read)
-        self._updates.extend(update for update, _ in self._pending)
-        self._pending.clear()
+        self._updates.extend(updates)
+        self._n_read, self._pending = n + len(updates), []
 
     def _replace(self, updates: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-        self._pending.clear()
         self._updates = array("q", updates.tobytes())
         self._values = array("d", values.tobytes())
+        self._n_read, self._pending = len(self._updates), []
 
 
 def _read(numbers: list[Scalar], name: str) -> list[float]:

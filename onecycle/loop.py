@@ -30,7 +30,7 @@ from onecycle.errors import (
 )
 from onecycle.handlers import Handlers, clean_up, explain, fire, report, where
 from onecycle.optimizers import fill_momentum
-from onecycle.snapshot import hold_loaders, preserved_rng
+from onecycle.snapshot import hold_loaders, kept_grad_mode, preserved_rng, surely
 from onecycle.state import LoopState
 from onecycle.stepper import Stepper
 
@@ -73,10 +73,11 @@ class Loop(LoopState):
         max_updates: int | None = None,
     ) -> None:
         """Run a fit or a range test; the learner's verbs end up here."""
-        with self.added_cbs(cbs):
+        with self.added_cbs(cbs), kept_grad_mode():
             self._begin(n_epoch, run, steps_per_epoch, max_updates)
             try:
                 try:
+                    self._run = run
                     self._scope("fit", CancelFit, self._epochs)
                 except BaseException as error:
                     self._end(error)
@@ -84,6 +85,10 @@ class Loop(LoopState):
                 self._end(None)
             except Cancel as cancel:
                 raise OnecycleError(cancel.out_of_place(where(self))) from cancel
+            finally:  # also when a second Ctrl-C cuts the clean-up short
+                self._run = None
+                self.forget_batch()
+                self._drop_gradients()
 
     def _begin(
         self, n_epoch: int | None, run: Run, steps_per_epoch: int | None, max_updates: int | None
@@ -104,16 +109,11 @@ class Loop(LoopState):
         self.stepper = Stepper(self.opt)
         self._drop_gradients()
         self.plan_updates()
-        self._run = run  # last: what fails above leaves no run behind
 
     def _end(self, error: BaseException | None) -> None:
         """Let every callback clean up; none can hide the first error."""
-        if isinstance(error, Exception) and not isinstance(error, Cancel):
-            explain(self, error)
+        explain(self, error)
         first = clean_up(self, self._on.cleanup_fit, error)
-        self._drop_gradients()
-        self.forget_batch()
-        self._run = None
         if first is not error and first is not None:
             raise first
         if error is None and (self.n_skipped or self.stop_reason is None) and self.shortfall():
@@ -302,8 +302,16 @@ class Loop(LoopState):
         flags = [(module, module.training) for module in self.model.modules()]
         gradients_off = torch.inference_mode() if inference_mode else torch.no_grad()
         put_back_loader = hold_loaders(*(o for o in (self.dls.train, self.dls.valid) if o is dl))
+
+        def put_back() -> None:
+            put_back_loader()
+            for module, flag in flags:
+                module.training = flag
+            vars(self).clear()
+            vars(self).update(fields)
+
         try:
-            with gradients_off, preserved_rng(), suppress(CancelValid):
+            with kept_grad_mode(), gradients_off, preserved_rng(), suppress(CancelValid):
                 self._contexts = self._forward_contexts(callbacks)
                 self._set_up_pass(dl, training=False)
                 for self.iter, batch in enumerate(self._batches()):
@@ -311,11 +319,7 @@ class Loop(LoopState):
         except Cancel as cancel:
             raise OnecycleError(cancel.out_of_place(where(self))) from cancel
         finally:
-            put_back_loader()
-            for module, flag in flags:
-                module.training = flag
-            vars(self).clear()
-            vars(self).update(fields)
+            surely(put_back)
 
     # Events -------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 #: The version of the files.
 FORMAT = 1
 
+#: The length of the checksum that a file ends with: of SHA-256, in hexadecimal digits.
+_DIGITS = 64
+
 
 def write_model(path: str | Path, model: nn.Module, opt: Optimizer) -> None:
     """Write the states of a model and its optimizer.
@@ -33,8 +38,20 @@ def write_model(path: str | Path, model: nn.Module, opt: Optimizer) -> None:
         "opt": opt.state_dict(),
         "opt_class": type(opt).__name__,
     }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
     with atomic_write(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(_sealed(buffer.getvalue()))
+
+
+def _sealed(archive: bytes) -> bytes:
+    """Put a checksum into the comment of a zip archive, which torch and others pass over.
+
+    torch does not look at the checksums that an archive has for its parts: it would load a tensor
+    with a flipped bit.
+    """
+    body = archive[:-2] + _DIGITS.to_bytes(2, "little")  # the length of the comment comes last
+    return body + hashlib.sha256(body).hexdigest().encode()
 
 
 def read_model(path: str | Path, model: nn.Module, groups: ParamGroups | None) -> None:
@@ -57,15 +74,15 @@ def read_model(path: str | Path, model: nn.Module, groups: ParamGroups | None) -
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    with Path(path).open("rb") as file:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            # torch's own words fill a page, and advise to switch the protection off.
-            raise CheckpointError(
-                f"{path} cannot be read as a checkpoint: it is damaged, of another kind, or holds "
-                "more than tensors and plain values, which could run code"
-            ) from error
+    content = Path(path).read_bytes()
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch's own words fill a page, and advise to switch the protection off.
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is damaged, of another kind, or holds "
+            "more than tensors and plain values, which could run code"
+        ) from error
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
         raise CheckpointError(f"{path} was not written by Learner.save")
     if state["format"] > FORMAT:
@@ -75,6 +92,8 @@ def _read(path: str | Path) -> dict[str, Any]:
     parts = {"model": dict, "opt": dict, "opt_class": str}
     if not all(isinstance(state.get(name), kind) for name, kind in parts.items()):
         raise CheckpointError(f"{path} was not written by Learner.save")
+    if hashlib.sha256(content[:-_DIGITS]).hexdigest().encode() != content[-_DIGITS:]:
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
     return state
 
 

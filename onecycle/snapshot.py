@@ -170,7 +170,33 @@ def preserved_rng() -> Iterator[None]:
     try:
         yield
     finally:
-        state.restore()
+        surely(state.restore)
+
+
+@contextmanager
+def kept_grad_mode() -> Iterator[None]:
+    """Run a block that leaves gradients switched on or off, as they were.
+
+    ``torch.no_grad`` alone leaves them off where Ctrl-C comes while it is entered or left.
+    """
+    enabled = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(enabled)
+
+
+def surely(put_back: Callable[[], object]) -> None:
+    """Put something back, and if Ctrl-C comes meanwhile, do it again before that goes on.
+
+    Args:
+        put_back: May be called twice.
+    """
+    try:
+        put_back()
+    except KeyboardInterrupt:
+        put_back()
+        raise
 
 
 class Snapshot:
@@ -278,7 +304,8 @@ def _loader_parts(loader: Any) -> list[Any]:
 def preserved(learn: Loop) -> Iterator[None]:
     """Run a block that leaves nothing behind in a learner, whatever happens in it."""
     snapshot = Snapshot(learn)
-    try:
-        yield
-    finally:
-        snapshot.restore()
+    with kept_grad_mode():
+        try:
+            yield
+        finally:
+            surely(snapshot.restore)

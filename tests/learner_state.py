@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -28,7 +29,7 @@ class LearnerState:
         self._alive: list[Any] = []
         self._walk("learn", learn)
         self.found["random"] = random.getstate()
-        self.found["numpy"] = repr(np.random.get_state(legacy=False))
+        self.found["numpy"] = pickle.dumps(np.random.get_state())
         self.found["torch"] = torch.get_rng_state().numpy().tobytes()
 
     def changes(self, later: LearnerState) -> list[str]:
@@ -103,6 +104,6 @@ def trained(learn: Any) -> dict[str, Any]:
     for name in learn.recorder.history:
         state[name] = learn.recorder.history[name].values.tobytes()
     state["torch"] = torch.get_rng_state().numpy().tobytes()
-    state["numpy"] = repr(np.random.get_state(legacy=False))
+    state["numpy"] = pickle.dumps(np.random.get_state())
     state["random"] = random.getstate()
     return state

@@ -25,6 +25,7 @@ LEVELS = {
     "nested": 0,
     "plots": 0,
     "schedule_plot": 0,
+    "seeded": 0,
     "smoothing": 0,
     "suggestions": 0,
     "data": 1,

@@ -478,11 +478,10 @@ class TestFiles:
         learn.save(tmp_path / "a")
         before = (tmp_path / "a").read_bytes()
 
-        def full(state: Any, path: Path) -> None:
-            path.write_bytes(b"half")
+        def full(path: Path) -> None:
             raise OSError("no space left on device")
 
-        monkeypatch.setattr(torch, "save", full)
+        monkeypatch.setattr("onecycle.files._sync", full)
         with pytest.raises(OSError, match="no space"):
             learn.save(tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == before
@@ -543,7 +542,9 @@ class TestFiles:
         whole = (tmp_path / "a").read_bytes()
         part = whole[: int(keep * len(whole)) if keep < 1 else int(keep)]
         (tmp_path / "a").write_bytes(part)
-        with pytest.raises(CheckpointError, match="cannot be read as a checkpoint") as error:
+        with pytest.raises(
+            CheckpointError, match=r"cannot be read as a checkpoint|is damaged"
+        ) as error:
             learn.load(tmp_path / "a")
         assert "\n" not in str(error.value)
 
@@ -633,7 +634,7 @@ class TestToggling:
         lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
         losses = [line for line in lines if line.startswith("fire after_loss")]
         assert losses == ["fire after_loss", "fire after_loss: Look"]
-        assert "fire cleanup_fit: Look" in lines
+        assert "fire cleanup_fit: Look, Recorder" in lines
         assert "fire before_validate: Recorder" in lines
 
 

@@ -56,6 +56,8 @@ class Progress(Callback):
         self._table = _Table()
         self._refresh_at = math.inf
         self._n_losses = 0  # recorded before this epoch
+        self._epoch_began = 0.0
+        self._lengths: dict[str, int] | None = None
 
     def before_fit(self, learn: Learner) -> None:
         """Begin the table."""
@@ -64,12 +66,16 @@ class Progress(Callback):
         validated = [] if learn.dls.valid is None else ["valid_loss", *as_metrics(learn.metrics)]
         self._names = ["train_loss", *validated]
         self._table.header(["epoch", *self._names, "time"])
+        self._begin_epoch(learn)
 
     def before_epoch(self, learn: Learner) -> None:
         """Note where the epoch begins."""
+        self._begin_epoch(learn)
+
+    def _begin_epoch(self, learn: Learner) -> None:
         self._epoch_began = perf_counter()
         self._n_losses = len(learn.recorder.history.get("train_loss", ()))
-        self._lengths: dict[str, int] | None = None
+        self._lengths = None
 
     def before_train(self, learn: Learner) -> None:
         """Open the bar of the training pass."""
@@ -105,6 +111,7 @@ class Progress(Callback):
             table.header(["epoch", *self._names, "time"])
         numbers = [_number(values[name]) if name in values else "" for name in self._names]
         table.row([str(learn.epoch), *numbers, _clock(perf_counter() - self._epoch_began)])
+        self._begin_epoch(learn)  # of the next one, should another callback cancel it at once
 
     def cleanup_fit(self, learn: Learner) -> None:
         """End the table; a bar that is still open stays, so that one sees how far it came."""

@@ -43,6 +43,7 @@ class Recorder(Callback):
         self.history = History()
         self.lr_find_result: LRFindResult | RangeTests | None = None
         self._metric_names: list[str] = []
+        self._recorded = 0  # the last update whose record is whole
 
     def before_fit(self, learn: Loop) -> None:
         """Open the series that every update writes to."""
@@ -59,6 +60,10 @@ class Recorder(Callback):
             self._add_momentum = self.history.series("momentum", width=len(groups)).append
         self._valid = MetricSet(learn.metrics)
 
+    def before_train(self, learn: Loop) -> None:
+        """Note how many updates were made before this pass; a resumed fit knows it by now."""
+        self._recorded = learn.total_updates
+
     def after_step(self, learn: Loop) -> None:
         """Record the update just made, with the values that were in force."""
         update = learn.total_updates
@@ -72,6 +77,7 @@ class Recorder(Callback):
             self._add_lr(update, [slot.get() for slot in rates])
             if momenta:
                 self._add_momentum(update, [slot.get() for slot in momenta])
+        self._recorded = update
 
     def before_validate(self, learn: Loop) -> None:
         """Begin a validation pass."""
@@ -92,7 +98,9 @@ class Recorder(Callback):
 
     def after_fit(self, learn: Loop) -> None:
         """Warn of losses that are not finite, where nobody ended the fit for them."""
-        series = self.history["train_loss"]
+        series = self.history.get("train_loss")
+        if series is None:  # cancelled before it began
+            return
         updates, losses = series.updates, series.values
         bad = updates[~np.isfinite(losses) & (updates > learn.total_updates - learn.n_updates)]
         if len(bad) and learn.stop_reason is None:
@@ -102,6 +110,20 @@ class Recorder(Callback):
                 len(bad),
                 bad[0],
             )
+
+    def cleanup_fit(self, learn: Loop) -> None:
+        """Record the last update, if an error or Ctrl-C came between it and its record."""
+        update = learn.total_updates
+        if learn.update_loss is None or self._recorded == update:
+            return
+        values = {"train_loss": [learn.update_loss], "lr": [slot.get() for slot in self._rates]}
+        if self._momenta:
+            values["momentum"] = [slot.get() for slot in self._momenta]
+        for name, value in values.items():
+            series = self.history[name]
+            if not len(series) or series.updates[-1] != update:
+                series.append(update, value)
+        self._recorded = update
 
     def plot_loss(self, ax: Axes | None = None, *, skip_start: int = 0) -> Axes:
         """Plot training loss, raw and smoothed, and validation loss against the update.

@@ -43,7 +43,7 @@ def full_disk(monkeypatch, calls, where="replace"):
 
         def failing(state, path):
             if next(seen) in calls:
-                Path(path).write_bytes(b"half")
+                path.write(b"half")
                 raise RuntimeError("PytorchStreamWriter failed writing file")
             save(state, path)
 

@@ -1,0 +1,205 @@
+"""Ctrl-C at any moment: the record is whole, and the learner is ready at once."""
+
+from __future__ import annotations
+
+import ast
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from learner_state import LearnerState
+from test_faults import left_behind, not_ready, tiny
+
+import onecycle
+from onecycle import Callback, Learner
+
+PACKAGE = str(Path(onecycle.__file__).parent)
+
+
+@cache
+def spared(path: str) -> set[int]:
+    """Return the lines of a file that a trace can interrupt, and a signal cannot.
+
+    Python looks for signals where a function begins, after calls and at the ends of loops: not
+    where a with statement, at whose lines a trace stops a second time, is about to call
+    ``__exit__``. It does look where `surely` begins: there a signal has to come within a tenth of
+    a microsecond. In the last lines of a fit, the batch stays in memory until the next one.
+    """
+    tree = ast.parse(Path(path).read_text())
+    lines = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.With):
+            lines |= set(range(node.lineno, node.body[0].lineno))
+        if isinstance(node, ast.FunctionDef) and node.name in ("surely", "forget_batch"):
+            lines |= set(range(node.lineno, node.end_lineno or 0))
+        if isinstance(node, ast.FunctionDef) and node.name == "run_fit":
+            ends = (each for each in ast.walk(node) if isinstance(each, ast.Try))
+            lines |= {line.lineno for end in ends for line in end.finalbody}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "surely":
+            lines.add(node.lineno)
+    return lines
+
+
+class Lines:
+    """Counts the lines of the package that run, and interrupts one of them."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.n, self.at = 0, at
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
+        path = frame.f_code.co_filename
+        if not path.startswith(PACKAGE):
+            return None
+        if event == "line" and frame.f_lineno not in spared(path):
+            self.n += 1
+            if self.n == self.at:
+                raise KeyboardInterrupt
+        return self
+
+    @contextmanager
+    def traced(self) -> Iterator[None]:
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+
+def fit(learn: Learner) -> None:
+    learn.fit(2, lr=0.01)
+
+
+INFERENCE: dict[str, Callable[[Learner], Any]] = {
+    "lr_find": lambda learn: learn.lr_find(num_it=10, show_plot=False),
+    "lr_find with validation": lambda learn: learn.lr_find(num_it=4, valid=True, show_plot=False),
+    "validate": lambda learn: learn.validate(),
+    "get_preds": lambda learn: learn.get_preds(learn.dls.train),
+}
+
+
+def moments(call: Callable[[Learner], Any], n: int) -> list[int]:
+    """Return so many lines of a call, drawn with a seed."""
+    lines = Lines()
+    learn = tiny()
+    with lines.traced():
+        call(learn)
+    return sorted(random.Random(0).sample(range(1, lines.n + 1), min(n, lines.n)))
+
+
+def interrupted(learn: Learner, call: Callable[[Learner], Any], at: int) -> str:
+    """Interrupt a call at one of its lines; return where that was."""
+    lines = Lines(at)
+    with pytest.raises(KeyboardInterrupt) as error, lines.traced():
+        call(learn)
+    last = error.traceback[-2]
+    return f"line {at}, {last.path}:{last.lineno + 1}"
+
+
+def check_fits(n: int) -> None:
+    broken = []
+    for at in moments(fit, n):
+        torch.manual_seed(1)
+        learn = tiny()
+        place = interrupted(learn, fit, at)
+        wrong = left_behind(learn, None) or not_ready(learn, Callback, None)
+        broken += [f"{place}: {rule}" for rule in wrong]
+    assert broken == []
+
+
+def check_inference(name: str, n: int) -> None:
+    call = INFERENCE[name]
+    broken = []
+    for at in moments(call, n):
+        torch.manual_seed(1)
+        learn = tiny()
+        learn.fit(1)
+        before = LearnerState(learn)
+        place = interrupted(learn, call, at)
+        broken += [f"{place}: {path}" for path in before.changes(LearnerState(learn))]
+    assert broken == []
+
+
+def test_ctrl_c_at_any_line_of_a_fit_leaves_a_whole_record_and_a_learner_that_fits() -> None:
+    check_fits(60)
+
+
+@pytest.mark.parametrize("name", INFERENCE)
+def test_ctrl_c_at_any_line_of_what_has_no_effect_leaves_no_effect(name: str) -> None:
+    check_inference(name, 25)
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_every_line_of_a_fit_leaves_a_whole_record_and_a_learner_that_fits() -> None:
+    check_fits(10**6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INFERENCE)
+def test_ctrl_c_at_every_line_of_what_has_no_effect_leaves_no_effect(name: str) -> None:
+    check_inference(name, 10**6)
+
+
+def struck(learn: Learner, call: Callable[[Learner], Any], seconds: float) -> bool:
+    """Let a signal interrupt a call after some time; tell whether it came before the end."""
+
+    def strike(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            call(learn)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return False
+
+
+def seconds_of(call: Callable[[Learner], Any]) -> float:
+    learn, found = tiny(), []
+    for _ in range(4):
+        began = time.perf_counter()
+        call(learn)
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+# Where Python drops an exception, as in a finalizer, the interrupt is lost and the call goes on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_at_any_moment_of_a_fit_leaves_a_whole_record_and_a_learner_that_fits() -> None:
+    rng, longest, n_struck = random.Random(0), seconds_of(fit), 0
+    for _ in range(50):
+        torch.manual_seed(1)
+        learn = tiny()
+        n_struck += struck(learn, fit, rng.uniform(0, longest))
+        assert left_behind(learn, None) == []
+        assert not_ready(learn, Callback, None) == []
+    assert n_struck > 10
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", INFERENCE)
+def test_a_signal_at_any_moment_of_what_has_no_effect_leaves_no_effect(name: str) -> None:
+    call = INFERENCE[name]
+    rng, longest, n_struck = random.Random(0), seconds_of(call), 0
+    learn = tiny()
+    learn.fit(1)
+    for _ in range(30):
+        before = LearnerState(learn)
+        n_struck += struck(learn, call, rng.uniform(0, longest))
+        assert before.changes(LearnerState(learn)) == []
+    assert n_struck > 3
