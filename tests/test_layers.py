@@ -56,6 +56,9 @@ LEVELS = {
     "recipes": 4,
     "experiments": 4,
     "learner": 5,
+    "vision.augment": 5,
+    "vision.datasets": 5,
+    "vision.models": 5,
     "vision": 6,
     "testing": 6,
     "cli": 7,
@@ -92,7 +95,8 @@ def imported(tree: ast.Module) -> list[tuple[str, int]]:
             base = (node.module or "").removeprefix("onecycle").removeprefix(".")
             for alias in node.names:
                 inner = f"{base}.{alias.name}".removeprefix(".")
-                is_module = (PACKAGE / (inner.replace(".", "/") + ".py")).exists()
+                path = PACKAGE / inner.replace(".", "/")
+                is_module = path.with_suffix(".py").exists() or path.is_dir()
                 found.append((inner if is_module else base, node.lineno))
         elif isinstance(node, ast.Import):
             found += [
