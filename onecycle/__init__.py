@@ -6,6 +6,7 @@ collect the record. `onecycle.events` draws the loop.
 
 from onecycle.callback import Callback, Stage
 from onecycle.callbacks.attribute_schedule import AttributeScheduler
+from onecycle.callbacks.augment import CutMix, LabelSmoothing, MixUp
 from onecycle.callbacks.averaging import EMA, SWA
 from onecycle.callbacks.checkpoint import SaveModel
 from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
@@ -106,6 +107,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "CancelValid",
     "Checkpoint",
     "CheckpointError",
+    "CutMix",
     "DataLoaders",
     "EMA",
     "EarlyStopping",
@@ -114,10 +116,12 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "GradientClip",
     "LRFindResult",
     "LRFinder",
+    "LabelSmoothing",
     "LandOnInterrupt",
     "Learner",
     "MeanMetric",
     "MissingCallbackError",
+    "MixUp",
     "MixedPrecision",
     "MomentumCycler",
     "OneCycleSchedule",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from image_learner import image_learner
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
@@ -53,11 +54,18 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
     return lambda: kind(*arguments.get(kind, []))
 
 
+#: Those that need images, or class labels.
+FOR_IMAGES = (
+    onecycle.CutMix,
+    onecycle.LabelSmoothing,
+)
+
+
 @pytest.mark.parametrize("kind", EXPORTED, ids=lambda kind: kind.__name__)
 def test_every_exported_callback_keeps_the_contract(kind: type[Callback], tmp_path: Path) -> None:
     if kind is LRFinder:
         pytest.skip("takes part in range tests only, and changes what they change")
-    check_callback(maker(kind, tmp_path))
+    check_callback(maker(kind, tmp_path), image_learner if kind in FOR_IMAGES else toy_learner)
 
 
 def test_every_exported_callback_is_found() -> None:

@@ -47,6 +47,7 @@ LEVELS = {
     "checkpoint_files": 2,
     "valid_probe": 2,
     "callbacks": 2,
+    "callbacks.images": 2,
     "callbacks.recorder": 2,
     "callbacks.param_schedule": 2,
     "callbacks.attribute_schedule": 2,
