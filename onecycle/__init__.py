@@ -14,6 +14,7 @@ from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.landing import LandOnInterrupt
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
+from onecycle.callbacks.memory_format import ChannelsLast
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
 from onecycle.callbacks.param_schedule import (
     MomentumCycler,
@@ -24,6 +25,7 @@ from onecycle.callbacks.param_schedule import (
 from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.resizing import ProgressiveResizing
 from onecycle.callbacks.resume import Checkpoint
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
@@ -105,6 +107,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "CancelStep",
     "CancelTrain",
     "CancelValid",
+    "ChannelsLast",
     "Checkpoint",
     "CheckpointError",
     "CutMix",
@@ -131,6 +134,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "PostMortem",
     "Predictions",
     "Progress",
+    "ProgressiveResizing",
     "RangeTests",
     "Recorder",
     "ReduceLROnPlateau",
