@@ -94,7 +94,7 @@ from onecycle.torch_schedules import (
     torch_step,
     torch_warm_restarts,
 )
-from onecycle.vision import lenet, resnet9, resnet56
+from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resnet56
 
 __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA first
     "AttributeScheduler",
@@ -111,6 +111,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "Checkpoint",
     "CheckpointError",
     "CutMix",
+    "Cutout",
     "DataLoaders",
     "EMA",
     "EarlyStopping",
@@ -135,6 +136,8 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "Predictions",
     "Progress",
     "ProgressiveResizing",
+    "RandomCrop",
+    "RandomFlip",
     "RangeTests",
     "Recorder",
     "ReduceLROnPlateau",

@@ -48,6 +48,7 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
         onecycle.GradientAccumulation: [2],
         onecycle.LandOnInterrupt: [5],
         onecycle.AttributeScheduler: [nn.Dropout(0.5), "p", linear(0.5, 0.0)],
+        onecycle.Cutout: [4],
         onecycle.ProgressiveResizing: [linear(4, 8)],
         onecycle.TorchScheduler: [lambda opt: StepLR(opt, 2)],
         onecycle.PlannedScheduler: [lambda n: {"lr": onecycle.torch_step(n, lr=0.1, step_size=2)}],
@@ -59,8 +60,11 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
 FOR_IMAGES = (
     onecycle.ChannelsLast,
     onecycle.CutMix,
+    onecycle.Cutout,
     onecycle.LabelSmoothing,
     onecycle.ProgressiveResizing,
+    onecycle.RandomCrop,
+    onecycle.RandomFlip,
 )
 
 
