@@ -56,6 +56,7 @@ LEVELS = {
     "callbacks.resume": 4,
     "recipes": 4,
     "experiments": 4,
+    "tta": 4,
     "learner": 5,
     "vision.augment": 5,
     "vision.datasets": 5,
