@@ -45,7 +45,7 @@ from onecycle.errors import (
     UnknownEventError,
 )
 from onecycle.experiments import RangeTests
-from onecycle.learner import Learner, Predictions
+from onecycle.learner import Learner
 from onecycle.metrics import (
     MeanMetric,
     accuracy,
@@ -72,6 +72,7 @@ from onecycle.policies import (
     warmup_stable_decay,
 )
 from onecycle.post_mortem import PostMortem
+from onecycle.predictions import Predictions
 from onecycle.schedule_plot import plot_schedule
 from onecycle.schedules import (
     Schedule,

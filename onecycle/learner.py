@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -44,6 +43,7 @@ from onecycle.optimizers import (
     check_serves,
     norms_and_biases,
 )
+from onecycle.predictions import Predictions
 from onecycle.schedules import Schedule
 from onecycle.snapshot import preserved
 from onecycle.stepper import Stepper
@@ -832,20 +832,6 @@ class Learner(Loop):
         if dl is None and self.dls.valid is None:
             raise ValueError("this learner has no validation loader: pass one as dl")
         return self.dls.valid if dl is None else dl
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What `Learner.get_preds` returns.
-
-    Attributes:
-        preds: The predictions of all samples, shape ``(samples, ...)``; a tuple or dict of such
-            where the model returns one.
-        targets: The targets, likewise; ``None`` where the loader has none.
-    """
-
-    preds: Any
-    targets: Any
 
 
 def _move_to(device: str | torch.device | None, *parts: object) -> None:

@@ -17,8 +17,9 @@ from onecycle.data import order_seed
 from onecycle.snapshot import preserved_rng
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner, Predictions
+    from onecycle.learner import Learner
     from onecycle.loop import Loop
+    from onecycle.predictions import Predictions
 
 #: What gives a view of a batch of inputs, each sample in its place.
 Transform = Callable[[Any], Any]

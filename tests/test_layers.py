@@ -24,6 +24,7 @@ LEVELS = {
     "metrics": 0,
     "nested": 0,
     "plots": 0,
+    "predictions": 0,
     "schedule_plot": 0,
     "smoothing": 0,
     "suggestions": 0,
