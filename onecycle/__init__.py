@@ -6,6 +6,7 @@ collect the record. `onecycle.events` draws the loop.
 
 from onecycle.callback import Callback, Stage
 from onecycle.callbacks.attribute_schedule import AttributeScheduler
+from onecycle.callbacks.augment import CutMix, LabelSmoothing, MixUp
 from onecycle.callbacks.averaging import EMA, SWA
 from onecycle.callbacks.checkpoint import SaveModel
 from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
@@ -13,6 +14,7 @@ from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.landing import LandOnInterrupt
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
+from onecycle.callbacks.memory_format import ChannelsLast
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
 from onecycle.callbacks.param_schedule import (
     MomentumCycler,
@@ -23,6 +25,7 @@ from onecycle.callbacks.param_schedule import (
 from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.resizing import ProgressiveResizing
 from onecycle.callbacks.resume import Checkpoint
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
@@ -42,7 +45,7 @@ from onecycle.errors import (
     UnknownEventError,
 )
 from onecycle.experiments import RangeTests
-from onecycle.learner import Learner, Predictions
+from onecycle.learner import Learner
 from onecycle.metrics import (
     MeanMetric,
     accuracy,
@@ -69,6 +72,7 @@ from onecycle.policies import (
     warmup_stable_decay,
 )
 from onecycle.post_mortem import PostMortem
+from onecycle.predictions import Predictions
 from onecycle.schedule_plot import plot_schedule
 from onecycle.schedules import (
     Schedule,
@@ -92,7 +96,7 @@ from onecycle.torch_schedules import (
     torch_step,
     torch_warm_restarts,
 )
-from onecycle.vision import lenet, resnet9, resnet56
+from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resnet56
 
 __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA first
     "AttributeScheduler",
@@ -105,8 +109,11 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "CancelStep",
     "CancelTrain",
     "CancelValid",
+    "ChannelsLast",
     "Checkpoint",
     "CheckpointError",
+    "CutMix",
+    "Cutout",
     "DataLoaders",
     "EMA",
     "EarlyStopping",
@@ -115,10 +122,12 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "GradientClip",
     "LRFindResult",
     "LRFinder",
+    "LabelSmoothing",
     "LandOnInterrupt",
     "Learner",
     "MeanMetric",
     "MissingCallbackError",
+    "MixUp",
     "MixedPrecision",
     "MomentumCycler",
     "OneCycleSchedule",
@@ -128,6 +137,9 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "PostMortem",
     "Predictions",
     "Progress",
+    "ProgressiveResizing",
+    "RandomCrop",
+    "RandomFlip",
     "RangeTests",
     "Recorder",
     "ReduceLROnPlateau",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -44,11 +43,13 @@ from onecycle.optimizers import (
     check_serves,
     norms_and_biases,
 )
+from onecycle.predictions import Predictions
 from onecycle.schedules import Schedule
 from onecycle.snapshot import preserved
 from onecycle.stepper import Stepper
 from onecycle.suggestions import Rule, minimum, valley
 from onecycle.summary import Summary, summarize
+from onecycle.tta import Transform, predict_views
 
 
 class Learner(Loop):
@@ -721,6 +722,45 @@ class Learner(Loop):
         self.infer(self._loader(dl), collect, with_loss=False, inference_mode=inference_mode)
         return Predictions(concatenate(preds), concatenate(targets))
 
+    def tta(
+        self,
+        dl: Iterable[Any] | None = None,
+        *,
+        transforms: Sequence[Transform] | None = None,
+        n: int | None = None,
+        beta: float = 0.25,
+    ) -> Predictions:
+        """Predict with test-time augmentation: the mean over several views of each sample.
+
+        Leaves everything as it was. What is averaged are the predictions as the model returns
+        them (logits, if it does), so that losses and metrics take them.
+
+        Args:
+            dl: By default the validation loader.
+            transforms: Functions that return a view of ``xb``, such as
+                ``lambda xb: xb.flip(-1)``. By default, for images: the mirror image, and two
+                shifts by a pixel of image and mirror image.
+            n: Instead of ``transforms``, predict so many times with the training augmentations
+                among the learner's callbacks, `RandomFlip` and the like, which draw anew each
+                time. After the same ``torch.manual_seed`` they draw the same.
+            beta: The share of the prediction without a view, in [0, 1]; the mean over the views
+                has the rest.
+
+        Returns:
+            As `get_preds`.
+
+        Raises:
+            TypeError, ValueError: If predictions are no tensor of floats, inputs no images where
+                views of images are asked for, or the loader gives another order each time.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner()
+            >>> learn.tta(transforms=[lambda xb: 2 * xb, lambda xb: xb / 2]).preds.shape
+            torch.Size([64, 1])
+        """
+        return predict_views(self, dl, transforms, n=n, beta=beta)
+
     def predict(self, x: Any) -> Any:
         """Predict one sample; leaves everything as it was.
 
@@ -792,20 +832,6 @@ class Learner(Loop):
         if dl is None and self.dls.valid is None:
             raise ValueError("this learner has no validation loader: pass one as dl")
         return self.dls.valid if dl is None else dl
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What `Learner.get_preds` returns.
-
-    Attributes:
-        preds: The predictions of all samples, shape ``(samples, ...)``; a tuple or dict of such
-            where the model returns one.
-        targets: The targets, likewise; ``None`` where the loader has none.
-    """
-
-    preds: Any
-    targets: Any
 
 
 def _move_to(device: str | torch.device | None, *parts: object) -> None:

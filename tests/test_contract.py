@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from image_learner import image_learner
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
@@ -47,17 +48,31 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
         onecycle.GradientAccumulation: [2],
         onecycle.LandOnInterrupt: [5],
         onecycle.AttributeScheduler: [nn.Dropout(0.5), "p", linear(0.5, 0.0)],
+        onecycle.Cutout: [4],
+        onecycle.ProgressiveResizing: [linear(4, 8)],
         onecycle.TorchScheduler: [lambda opt: StepLR(opt, 2)],
         onecycle.PlannedScheduler: [lambda n: {"lr": onecycle.torch_step(n, lr=0.1, step_size=2)}],
     }
     return lambda: kind(*arguments.get(kind, []))
 
 
+#: Those that need images, or class labels.
+FOR_IMAGES = (
+    onecycle.ChannelsLast,
+    onecycle.CutMix,
+    onecycle.Cutout,
+    onecycle.LabelSmoothing,
+    onecycle.ProgressiveResizing,
+    onecycle.RandomCrop,
+    onecycle.RandomFlip,
+)
+
+
 @pytest.mark.parametrize("kind", EXPORTED, ids=lambda kind: kind.__name__)
 def test_every_exported_callback_keeps_the_contract(kind: type[Callback], tmp_path: Path) -> None:
     if kind is LRFinder:
         pytest.skip("takes part in range tests only, and changes what they change")
-    check_callback(maker(kind, tmp_path))
+    check_callback(maker(kind, tmp_path), image_learner if kind in FOR_IMAGES else toy_learner)
 
 
 def test_every_exported_callback_is_found() -> None:

@@ -24,6 +24,7 @@ LEVELS = {
     "metrics": 0,
     "nested": 0,
     "plots": 0,
+    "predictions": 0,
     "schedule_plot": 0,
     "seeded": 0,
     "smoothing": 0,
@@ -48,6 +49,7 @@ LEVELS = {
     "checkpoint_files": 2,
     "valid_probe": 2,
     "callbacks": 2,
+    "callbacks.images": 2,
     "callbacks.recorder": 2,
     "callbacks.param_schedule": 2,
     "callbacks.attribute_schedule": 2,
@@ -56,7 +58,11 @@ LEVELS = {
     "callbacks.resume": 4,
     "recipes": 4,
     "experiments": 4,
+    "tta": 4,
     "learner": 5,
+    "vision.augment": 5,
+    "vision.datasets": 5,
+    "vision.models": 5,
     "vision": 6,
     "testing": 6,
     "cli": 7,
@@ -93,7 +99,8 @@ def imported(tree: ast.Module) -> list[tuple[str, int]]:
             base = (node.module or "").removeprefix("onecycle").removeprefix(".")
             for alias in node.names:
                 inner = f"{base}.{alias.name}".removeprefix(".")
-                is_module = (PACKAGE / (inner.replace(".", "/") + ".py")).exists()
+                path = PACKAGE / inner.replace(".", "/")
+                is_module = path.with_suffix(".py").exists() or path.is_dir()
                 found.append((inner if is_module else base, node.lineno))
         elif isinstance(node, ast.Import):
             found += [

@@ -16,7 +16,8 @@ from onecycle.metrics import MetricFunction, accuracy, as_metrics
 from onecycle.monitor import Monitor
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner, Predictions
+    from onecycle.learner import Learner
+    from onecycle.predictions import Predictions
 
 #: Rates that differ by less are the same: a schedule that holds a rate may round it.
 _SAME_RATE = 1e-6

@@ -1,0 +1,97 @@
+"""`ProgressiveResizing`: small images at the start of a fit, full size at its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch.nn.functional import interpolate
+
+from onecycle.arguments import check_count
+from onecycle.callback import Callback, Stage
+from onecycle.callbacks.images import check_images
+from onecycle.schedules import Schedule
+
+if TYPE_CHECKING:
+    from onecycle.loop import Loop
+
+
+class ProgressiveResizing(Callback):
+    """Train on smaller images first, which cost less, and let their size grow during the fit.
+
+    Training images are resized on their device, with antialiasing; validation, inference and range
+    tests see them at full size. The model must take images of any size, as one does that ends in
+    ``AdaptiveAvgPool2d(1)``. The number of updates stays what it is, and the cycle with it.
+
+    Args:
+        sizes: The shorter side of the images in pixels, as a schedule of the position in the fit:
+            ``linear(16, 32)`` grows evenly, ``join([(0.5, constant(16)), (0.5, constant(32))])``
+            in steps.
+        multiple: Sides are rounded to a multiple of it, so that sizes are few and suit the
+            model's strides. At the images' own size they are left as they are.
+
+    Raises:
+        TypeError, ValueError: If ``sizes`` is no schedule or falls below ``multiple``; in the fit,
+            for batches that are no images of floats, and before the first update if any size
+            is larger than the images.
+
+    Source:
+        Howard's fast.ai entry to DAWNBench, 2018: fast.ai/posts/2018-04-30-dawnbench-fastai.html.
+
+    Example:
+        >>> from onecycle import ProgressiveResizing, linear
+        >>> resizing = ProgressiveResizing(linear(16, 32))
+        >>> [resizing.side(pos) for pos in (0.0, 0.3, 0.6, 1.0)]
+        [16, 20, 24, 32]
+    """
+
+    stage = Stage.PREPARE
+    during = "train"
+    runs_in = frozenset(("fit",))
+
+    def __init__(self, sizes: Schedule, *, multiple: int = 4) -> None:
+        if not isinstance(sizes, Schedule):
+            raise TypeError(f"sizes must be a Schedule, such as linear(16, 32); got {sizes!r}")
+        self.sizes, self.multiple = sizes, check_count("multiple", multiple)
+        planned = sizes(np.linspace(0.0, 1.0, 1001))
+        self._largest = float(planned.max())
+        if planned.min() < self.multiple:
+            raise ValueError(
+                f"the smallest size is {planned.min():g} pixels, less than multiple={multiple}: "
+                "let sizes begin higher"
+            )
+
+    def side(self, pos: float) -> int:
+        """Return the shorter side at a position in the fit, in pixels.
+
+        Args:
+            pos: In [0, 1].
+        """
+        return self._rounded(self.sizes(pos))
+
+    def before_fit(self, learn: Loop) -> None:
+        """Refuse a fit of unknown length."""
+        learn.pos  # noqa: B018 - raises where the number of updates cannot be known
+
+    def before_batch(self, learn: Loop) -> None:
+        """Resize what the model will see."""
+        images = check_images(learn.xb, "ProgressiveResizing")
+        full = min(images.shape[2:])
+        if self._largest > full:
+            raise ValueError(
+                f"the largest size is {self._largest:g} pixels, and the images have "
+                f"{images.shape[2]}x{images.shape[3]}: it must be at most {full}, or the loader "
+                "must give larger images"
+            )
+        if not images.is_floating_point():
+            raise TypeError(
+                f"ProgressiveResizing needs images of floats; got {images.dtype}: normalise them "
+                "in the loader"
+            )
+        side = self.side(learn.pos)
+        if side < full:
+            sides = [self._rounded(old * side / full) for old in images.shape[2:]]
+            learn.xb = interpolate(images, sides, mode="bilinear", antialias=True)
+
+    def _rounded(self, size: float) -> int:
+        return self.multiple * round(size / self.multiple)
