@@ -26,6 +26,7 @@ from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.resume import Checkpoint
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
+from onecycle.comparison import Comparison
 from onecycle.data import DataLoaders, TensorLoader
 from onecycle.errors import (
     Cancel,
@@ -107,6 +108,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "CancelValid",
     "Checkpoint",
     "CheckpointError",
+    "Comparison",
     "DataLoaders",
     "EMA",
     "EarlyStopping",

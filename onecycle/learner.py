@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onecycle import recipes
+from onecycle import comparison, recipes
 from onecycle.callback import Callback
 from onecycle.callbacks.landing import land
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
@@ -28,6 +28,7 @@ from onecycle.checks import (
     check_callbacks,
     check_parts,
 )
+from onecycle.comparison import NAMES, Compared, Comparison
 from onecycle.data import DataLoaders, as_dataloaders, to_device
 from onecycle.errors import MissingCallbackError
 from onecycle.experiments import RangeTests, range_tests
@@ -36,6 +37,7 @@ from onecycle.hyperparams import GroupValues, ParamGroups
 from onecycle.loop import Loop, log
 from onecycle.metrics import MetricSet, as_metrics, batch_size_of
 from onecycle.model_files import read_model, write_model
+from onecycle.monitor import Mode
 from onecycle.nested import concatenate, map_tensors
 from onecycle.optimizers import (
     OptFunc,
@@ -49,6 +51,7 @@ from onecycle.snapshot import preserved
 from onecycle.stepper import Stepper
 from onecycle.suggestions import Rule, minimum, valley
 from onecycle.summary import Summary, summarize
+from onecycle.trials import Init
 
 
 class Learner(Loop):
@@ -676,6 +679,75 @@ class Learner(Loop):
         if show_plot:
             result.plot()
         return result
+
+    def compare(
+        self,
+        n_epoch: int,
+        lr: GroupValues | None = None,
+        policies: Sequence[str] | Mapping[str, Compared] = NAMES,
+        seeds: Sequence[int] = (0, 1, 2),
+        *,
+        metric: str | None = None,
+        target: float | None = None,
+        mode: Mode = "auto",
+        init: Init | None = None,
+    ) -> Comparison:
+        """Compare policies at equal budget, each from the same state and under the same seeds.
+
+        It leaves nothing behind: afterwards, also after an error or Ctrl-C, everything that
+        training changes is bit for bit as before. A run is, to the bit, the fit of a new learner:
+
+            torch.manual_seed(seed); model = init(); Learner(..., seed=seed).fit_one_cycle(...)
+
+        Callbacks of the learner take part, but for loggers, checkpoints and the progress bar.
+
+        Args:
+            n_epoch: The epochs of every run.
+            lr: The highest rate of every policy; by default the learner's. One policy's best
+                rate may be too low or too high for another: a fair comparison tries several.
+            policies: Names: ``"constant"``; ``"step"``, a tenth after a half and again after
+                three quarters; ``"flat_cos"`` and ``"one_cycle"``, as the verbs ``fit_flat_cos``
+                and ``fit_one_cycle`` do by default. Or a dict from labels to such names, to a
+                `Schedule` of the rate (of the last group, as in `fit_one_cycle`), or to a
+                function ``(learn, n_epoch)`` that trains for so many epochs.
+            seeds: Of the order of the data, of dropout, and of the weights that ``init`` makes.
+            metric: What to judge by: a metric, or ``"valid_loss"``; by default the learner's
+                first metric.
+            target: Also tell when validation first reached this value.
+            mode: Whether less (``"min"``) or more (``"max"``) of the metric is better; by default
+                by its name.
+            init: Makes a model like the learner's; every run begins with the weights of a new
+                one, made under its seed, and an empty optimizer state. By default with those
+                that the learner has: the spread is then that of data order and dropout alone.
+
+        Returns:
+            The record of every run; prints as a table.
+
+        Raises:
+            ValueError, TypeError: For what cannot work, before the first run; and for a function
+                that trains for more or fewer epochs than it was told.
+            RuntimeError: If it is called by a callback, in the middle of a fit.
+
+        Example:
+            >>> from onecycle import constant
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner(n_batches=4)
+            >>> policies = {"constant 0.01": constant(0.01), "1cycle": "one_cycle"}
+            >>> result = learn.compare(3, 0.1, policies, seeds=[0, 1], target=2.0)
+            >>> result.epochs_to_target("1cycle"), result.epochs_to_target("constant 0.01")
+            ({0: 1, 1: 1}, {0: None, 1: None})
+        """
+        return comparison.compare(
+            self,
+            n_epoch,
+            lr,
+            policies,
+            seeds,
+            metric=metric,
+            target=target,
+            mode=mode,
+            init=init,
+        )
 
     # Looking and inference ----------------------------------------------------------------
 

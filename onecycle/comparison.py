@@ -1,0 +1,238 @@
+"""`compare`: policies against each other, at equal budget and under the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onecycle import plots
+from onecycle.arguments import check_finite, check_one_of
+from onecycle.checks import check_budget
+from onecycle.history import History
+from onecycle.hyperparams import GroupValues
+from onecycle.metrics import as_metrics
+from onecycle.monitor import Mode, Monitor
+from onecycle.schedules import Schedule, step
+from onecycle.trials import Init, check_seeds, run_trials
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from onecycle.learner import Learner
+
+#: A policy by name, a schedule of the rate, or what trains a learner for a number of epochs.
+Compared = str | Schedule | Callable[["Learner", int], Any]
+_Fit = Callable[["Learner"], Any]
+
+NAMES = ("constant", "step", "flat_cos", "one_cycle")
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """What `Learner.compare` found; prints as a table.
+
+    Attributes:
+        runs: By policy and seed the record of the run: `History`, with updates from 1.
+        metric: The name of the series that the policies are judged by.
+        less_is_better: Whether less of it is better.
+        target: The value of it whose time is told, or ``None``.
+
+    Example:
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner()
+        >>> result = learn.compare(3, 0.05, ["constant", "one_cycle"], seeds=[0, 1], target=0.5)
+        >>> result.final("one_cycle", "train_loss").shape
+        (2,)
+    """
+
+    runs: Mapping[str, Mapping[int, History]]
+    metric: str
+    less_is_better: bool
+    target: float | None = None
+
+    def final(self, policy: str, name: str | None = None) -> NDArray[np.float64]:
+        """Return the last value that each run of a policy recorded.
+
+        Args:
+            policy: One of ``runs``.
+            name: A series of the record; by default the metric.
+
+        Returns:
+            One value for each seed, shape ``(seeds,)``; NaN where the run recorded none.
+        """
+        found = [record.get(name or self.metric) for record in self.runs[policy].values()]
+        ends = [np.nan if not series else series.values[-1] for series in found]
+        return np.array(ends, dtype=np.float64)
+
+    def updates_to_target(self, policy: str) -> dict[int, int | None]:
+        """Return by seed the update after which validation first reached the target.
+
+        Returns:
+            Updates from the start of the run, ``None`` where it never did; all of them ``None``
+            without a target.
+        """
+        found = self._first_reached(policy)
+        return {seed: None if hit is None else hit[0] for seed, hit in found.items()}
+
+    def epochs_to_target(self, policy: str) -> dict[int, int | None]:
+        """Return by seed the epochs until validation first reached the target, or ``None``."""
+        found = self._first_reached(policy)
+        return {seed: None if hit is None else hit[1] for seed, hit in found.items()}
+
+    def _first_reached(self, policy: str) -> dict[int, tuple[int, int] | None]:
+        """Return by seed the updates and the epochs until the target was reached."""
+        target = np.nan if self.target is None else self.target  # nothing reaches NaN
+        first: dict[int, tuple[int, int] | None] = {}
+        for seed, record in self.runs[policy].items():
+            series = record[self.metric]
+            values = series.values
+            hits = np.flatnonzero(values <= target if self.less_is_better else values >= target)
+            first[seed] = (int(series.updates[hits[0]]), int(hits[0]) + 1) if len(hits) else None
+        return first
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Plot the metric over the updates: the mean of each policy, and a band over its seeds.
+
+        The band reaches from the lowest to the highest seed.
+
+        Args:
+            ax: Where to draw; by default a new figure.
+        """
+        curves = {
+            policy: [(record[self.metric].updates, record[self.metric].values) for record in each]
+            for policy, each in ((policy, runs.values()) for policy, runs in self.runs.items())
+        }
+        return plots.plot_bands(curves, ylabel=self.metric, target=self.target, ax=ax)
+
+    def __repr__(self) -> str:
+        """Show a table, one line for each policy: mean and standard deviation over the seeds."""
+        names = list(dict.fromkeys([self.metric, "valid_loss"]))
+        head = ["policy", *names]
+        if self.target is not None:
+            sign = "<=" if self.less_is_better else ">="
+            head.append(f"updates (epochs) to {self.metric} {sign} {self.target:g}")
+        rows = [head]
+        for policy in self.runs:
+            cells = [_mean_and_spread(self.final(policy, name)) for name in names]
+            time = [] if self.target is None else [_time(self._first_reached(policy))]
+            rows.append([policy, *cells, *time])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in rows
+        ]
+        seeds = len(next(iter(self.runs.values())))
+        return "\n".join([*lines, f"mean +- standard deviation over {seeds} seed(s)"])
+
+
+def _mean_and_spread(values: NDArray[np.float64]) -> str:
+    mean = f"{values.mean():.4g}"
+    return f"{mean} +- {values.std(ddof=1):.2g}" if len(values) > 1 else mean
+
+
+def _time(first: Mapping[int, tuple[int, int] | None]) -> str:
+    hits = [hit for hit in first.values() if hit is not None]
+    if not hits:
+        return "never"
+    updates, epochs = np.mean(hits, axis=0)
+    some = f" in {len(hits)} of {len(first)}" if len(hits) < len(first) else ""
+    return f"{updates:.0f} ({epochs:.1f}){some}"
+
+
+def compare(
+    learn: Learner,
+    n_epoch: int,
+    lr: GroupValues | None,
+    policies: Sequence[str] | Mapping[str, Compared],
+    seeds: Sequence[int],
+    *,
+    metric: str | None,
+    target: float | None,
+    mode: Mode,
+    init: Init | None,
+) -> Comparison:
+    """Train by each policy under each seed, from one state: see `Learner.compare`."""
+    check_budget(n_epoch, None, None)
+    rates = learn.groups.expand("lr", learn.lr if lr is None else lr)
+    fits = _fits(policies, n_epoch, rates)
+    found = check_seeds(seeds)
+    metric = _judged_by(learn, metric)
+    less_is_better = Monitor(metric, mode).mode == "min"
+    if target is not None:
+        check_finite("target", target)
+    runs = {policy: run_trials(learn, fit, found, init=init) for policy, fit in fits.items()}
+    return Comparison(runs, metric, less_is_better, target)
+
+
+def _judged_by(learn: Learner, metric: str | None) -> str:
+    if learn.dls.valid is None:
+        raise ValueError(
+            "policies are compared by what validation gives, and this learner has no validation "
+            "loader: make it with Learner((train, valid), ...)"
+        )
+    names = (*as_metrics(learn.metrics), "valid_loss")
+    if metric is None:
+        return names[0]
+    check_one_of("metric", metric, names)
+    return metric
+
+
+def _fits(
+    policies: Sequence[str] | Mapping[str, Compared], n_epoch: int, rates: list[float]
+) -> dict[str, _Fit]:
+    """Return by label what trains a learner."""
+    if isinstance(policies, str) or not isinstance(policies, Mapping | Sequence) or not policies:
+        raise TypeError(
+            f"policies must be a list of names among {NAMES}, or a dict from labels to names, "
+            f"schedules or functions (learn, n_epoch); got {policies!r}"
+        )
+    if not isinstance(policies, Mapping):
+        if len(set(policies)) < len(policies):
+            raise ValueError(f"a policy comes twice, and would be one: {list(policies)}")
+        policies = {name: name for name in policies}
+    return {label: _fit(label, policies[label], n_epoch, rates) for label in policies}
+
+
+def _fit(label: str, policy: Compared, n_epoch: int, rates: list[float]) -> _Fit:
+    if isinstance(policy, Schedule):
+        return partial(_train, label, partial(_by_schedule, policy, rates), n_epoch)
+    if isinstance(policy, str):
+        check_one_of("a policy", policy, NAMES)
+        return partial(_train, label, partial(_by_name, policy, rates), n_epoch)
+    if callable(policy):
+        return partial(_train, label, policy, n_epoch)
+    raise TypeError(
+        f"the policy {label!r} must be one of {NAMES}, a Schedule, or a function "
+        f"(learn, n_epoch); got {policy!r}"
+    )
+
+
+def _train(label: str, policy: Callable[..., Any], n_epoch: int, learn: Learner) -> None:
+    """Train by a policy, and refuse one that took more or less than its budget."""
+    policy(learn, n_epoch)
+    trained = learn.total_epochs
+    if trained > n_epoch or (trained < n_epoch and learn.stop_reason is None):
+        raise ValueError(
+            f"the policy {label!r} trained for {trained} epoch(s), and a comparison is at equal "
+            f"budget: {n_epoch}"
+        )
+
+
+def _by_schedule(schedule: Schedule, rates: list[float], learn: Learner, n_epoch: int) -> None:
+    learn.fit_one_cycle(n_epoch, rates, policy=schedule)
+
+
+def _by_name(name: str, rates: list[float], learn: Learner, n_epoch: int) -> None:
+    if name == "constant":
+        learn.fit(n_epoch, rates)
+    elif name == "step":
+        learn.fit_one_cycle(n_epoch, rates, policy=step(rates[-1], 0.1))
+    elif name == "flat_cos":
+        learn.fit_flat_cos(n_epoch, rates)
+    else:
+        learn.fit_one_cycle(n_epoch, rates, moms=None if learn.groups.momentum_is_on() else False)
