@@ -30,6 +30,10 @@ Compared = str | Schedule | Callable[["Learner", int], Any]
 _Fit = Callable[["Learner"], Any]
 
 NAMES = ("constant", "step", "flat_cos", "one_cycle")
+_EXPECTED = (
+    f"policies must be a list of names among {NAMES}, or a dict from labels to names, schedules "
+    "or functions (learn, n_epoch)"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -186,12 +190,11 @@ def _fits(
     policies: Sequence[str] | Mapping[str, Compared], n_epoch: int, rates: list[float]
 ) -> dict[str, _Fit]:
     """Return by label what trains a learner."""
-    if isinstance(policies, str) or not isinstance(policies, Mapping | Sequence) or not policies:
-        raise TypeError(
-            f"policies must be a list of names among {NAMES}, or a dict from labels to names, "
-            f"schedules or functions (learn, n_epoch); got {policies!r}"
-        )
+    if not policies or isinstance(policies, str) or not isinstance(policies, Mapping | Sequence):
+        raise TypeError(f"{_EXPECTED}; got {policies!r}")
     if not isinstance(policies, Mapping):
+        if not all(isinstance(name, str) for name in policies):
+            raise TypeError(f"{_EXPECTED}; got {policies!r}")
         if len(set(policies)) < len(policies):
             raise ValueError(f"a policy comes twice, and would be one: {list(policies)}")
         policies = {name: name for name in policies}

@@ -735,7 +735,7 @@ class Learner(Loop):
             >>> policies = {"constant 0.01": constant(0.01), "1cycle": "one_cycle"}
             >>> result = learn.compare(3, 0.1, policies, seeds=[0, 1], target=2.0)
             >>> result.epochs_to_target("1cycle"), result.epochs_to_target("constant 0.01")
-            ({0: 1, 1: 1}, {0: None, 1: None})
+            ({0: 2, 1: 2}, {0: None, 1: None})
         """
         return comparison.compare(
             self,

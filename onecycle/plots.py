@@ -162,6 +162,8 @@ def plot_bands(
 ) -> "Axes":
     """Plot the mean of several runs of each kind, and a band from the lowest to the highest.
 
+    The y axis is that of the last three quarters: where runs begin dwarfs how they end.
+
     Args:
         curves: By label the runs: updates and values, both of shape ``(n,)``. At an update at
             which one of the runs is not finite there is a gap.
@@ -178,18 +180,25 @@ def plot_bands(
         array([0.6, 0.8])
     """
     ax = _new_axes() if ax is None else ax
+    late = [target] if target is not None else []
+    last = max((int(np.max(updates)) for runs in curves.values() for updates, _ in runs), default=0)
     for index, (label, runs) in enumerate(curves.items()):
         at: dict[int, list[float]] = {}
         for updates, values in runs:
             for update, value in zip(np.asarray(updates), _gaps(values), strict=True):
                 at.setdefault(int(update), []).append(float(value))
         x = sorted(at)
+        late += [value for u in x if 4 * u > last for value in at[u] if np.isfinite(value)]
         color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
         mean, low, high = (_gaps([f(at[u]) for u in x]) for f in (np.mean, np.min, np.max))
         ax.plot(x, mean, color=color, marker=marker, markersize=4, linewidth=1.8, label=label)
         ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     if target is not None:
-        ax.axhline(target, color=BLACK, linewidth=0.9, linestyle="dotted", label=f"{target:g}")
+        ax.axhline(
+            target, color=BLACK, linewidth=0.9, linestyle="dotted", label=f"target {target:g}"
+        )
+    if late and max(late) > min(late):
+        ax.set_ylim(*_with_margin(min(late), max(late)))
     ax.set(xlabel="optimizer update", ylabel=ylabel)
     return _finish(ax, legend=bool(curves))
 

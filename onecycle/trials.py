@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,6 +99,7 @@ def _begin(learn: Learner, seed: int, init: Init | None) -> Recorder:
         learn.opt.state.clear()
     learn.seed = seed
     learn.total_updates = learn.total_epochs = 0
+    learn.metrics = deepcopy(learn.metrics)  # theirs may be in the middle of a pass
     recorder = Recorder()
     learn.cbs = [recorder, *(cb for cb in learn.cbs if cb.stage not in (Stage.RECORD, Stage.SAVE))]
     return recorder
