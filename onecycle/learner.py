@@ -695,10 +695,12 @@ class Learner(Loop):
         """Compare policies at equal budget, each from the same state and under the same seeds.
 
         It leaves nothing behind: afterwards, also after an error or Ctrl-C, everything that
-        training changes is bit for bit as before. A run is, to the bit, the fit of a new learner:
+        training changes is bit for bit as before. A run of a learner that has not been trained
+        is, to the bit, the fit of a new one:
 
             torch.manual_seed(seed); model = init(); Learner(..., seed=seed).fit_one_cycle(...)
 
+        What a policy does not set, such as momentum or weight decay, is what the learner has.
         Callbacks of the learner take part, but for loggers, checkpoints and the progress bar.
 
         Args:
