@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle import plots
-from onecycle.arguments import check_finite, check_one_of
-from onecycle.checks import check_budget
+from onecycle.arguments import check_count, check_finite, check_one_of
 from onecycle.history import History
 from onecycle.hyperparams import GroupValues
 from onecycle.metrics import as_metrics
@@ -29,7 +28,18 @@ if TYPE_CHECKING:
 Compared = str | Schedule | Callable[["Learner", int], Any]
 _Fit = Callable[["Learner"], Any]
 
-NAMES = ("constant", "step", "flat_cos", "one_cycle")
+#: What each name does with the highest rates of the groups.
+_BY_NAME: dict[str, Callable[[list[float], Learner, int], None]] = {
+    "constant": lambda rates, learn, n_epoch: learn.fit(n_epoch, rates),
+    "step": lambda rates, learn, n_epoch: learn.fit_one_cycle(
+        n_epoch, rates, policy=step(rates[-1], 0.1)
+    ),
+    "flat_cos": lambda rates, learn, n_epoch: learn.fit_flat_cos(n_epoch, rates),
+    "one_cycle": lambda rates, learn, n_epoch: learn.fit_one_cycle(
+        n_epoch, rates, moms=None if learn.groups.momentum_is_on() else False
+    ),
+}
+NAMES = tuple(_BY_NAME)
 _EXPECTED = (
     f"policies must be a list of names among {NAMES}, or a dict from labels to names, schedules "
     "or functions (learn, n_epoch)"
@@ -70,8 +80,7 @@ class Comparison:
             One value for each seed, shape ``(seeds,)``; NaN where the run recorded none.
         """
         found = [record.get(name or self.metric) for record in self.runs[policy].values()]
-        ends = [np.nan if not series else series.values[-1] for series in found]
-        return np.array(ends, dtype=np.float64)
+        return np.array([series.values[-1] if series else np.nan for series in found])
 
     def updates_to_target(self, policy: str) -> dict[int, int | None]:
         """Return by seed the update after which validation first reached the target.
@@ -92,12 +101,16 @@ class Comparison:
         """Return by seed the updates and the epochs until the target was reached."""
         target = np.nan if self.target is None else self.target  # nothing reaches NaN
         first: dict[int, tuple[int, int] | None] = {}
-        for seed, record in self.runs[policy].items():
-            series = record[self.metric]
-            values = series.values
+        for seed, (updates, values) in self._curves(policy).items():
             hits = np.flatnonzero(values <= target if self.less_is_better else values >= target)
-            first[seed] = (int(series.updates[hits[0]]), int(hits[0]) + 1) if len(hits) else None
+            first[seed] = (int(updates[hits[0]]), int(hits[0]) + 1) if len(hits) else None
         return first
+
+    def _curves(self, policy: str) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """Return by seed updates and values of the metric, empty where none was recorded."""
+        found = {seed: record.get(self.metric) for seed, record in self.runs[policy].items()}
+        empty = np.empty(0, np.int64), np.empty(0)
+        return {seed: (s.updates, s.values) if s else empty for seed, s in found.items()}
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Plot the metric over the updates: the mean of each policy, and a band over its seeds.
@@ -107,10 +120,7 @@ class Comparison:
         Args:
             ax: Where to draw; by default a new figure.
         """
-        curves = {
-            policy: [(record[self.metric].updates, record[self.metric].values) for record in each]
-            for policy, each in ((policy, runs.values()) for policy, runs in self.runs.items())
-        }
+        curves = {policy: list(self._curves(policy).values()) for policy in self.runs}
         return plots.plot_bands(curves, ylabel=self.metric, target=self.target, ax=ax)
 
     def __repr__(self) -> str:
@@ -161,7 +171,7 @@ def compare(
     init: Init | None,
 ) -> Comparison:
     """Train by each policy under each seed, from one state: see `Learner.compare`."""
-    check_budget(n_epoch, None, None)
+    check_count("n_epoch", n_epoch)
     rates = learn.groups.expand("lr", learn.lr if lr is None else lr)
     fits = _fits(policies, n_epoch, rates)
     found = check_seeds(seeds)
@@ -202,40 +212,34 @@ def _fits(
 
 
 def _fit(label: str, policy: Compared, n_epoch: int, rates: list[float]) -> _Fit:
+    train: Callable[[Learner, int], Any]
     if isinstance(policy, Schedule):
-        return partial(_train, label, partial(_by_schedule, policy, rates), n_epoch)
-    if isinstance(policy, str):
+        train = partial(_by_schedule, policy, rates)
+    elif isinstance(policy, str):
         check_one_of("a policy", policy, NAMES)
-        return partial(_train, label, partial(_by_name, policy, rates), n_epoch)
-    if callable(policy):
-        return partial(_train, label, policy, n_epoch)
-    raise TypeError(
-        f"the policy {label!r} must be one of {NAMES}, a Schedule, or a function "
-        f"(learn, n_epoch); got {policy!r}"
-    )
-
-
-def _train(label: str, policy: Callable[..., Any], n_epoch: int, learn: Learner) -> None:
-    """Train by a policy, and refuse one that took more or less than its budget."""
-    policy(learn, n_epoch)
-    trained = learn.total_epochs
-    if trained > n_epoch or (trained < n_epoch and learn.stop_reason is None):
-        raise ValueError(
-            f"the policy {label!r} trained for {trained} epoch(s), and a comparison is at equal "
-            f"budget: {n_epoch}"
+        train = partial(_BY_NAME[policy], rates)
+    elif callable(policy):
+        train = policy
+    else:
+        raise TypeError(
+            f"the policy {label!r} must be one of {NAMES}, a Schedule, or a function "
+            f"(learn, n_epoch); got {policy!r}"
         )
+    return partial(_within_budget, label, train, n_epoch)
 
 
 def _by_schedule(schedule: Schedule, rates: list[float], learn: Learner, n_epoch: int) -> None:
     learn.fit_one_cycle(n_epoch, rates, policy=schedule)
 
 
-def _by_name(name: str, rates: list[float], learn: Learner, n_epoch: int) -> None:
-    if name == "constant":
-        learn.fit(n_epoch, rates)
-    elif name == "step":
-        learn.fit_one_cycle(n_epoch, rates, policy=step(rates[-1], 0.1))
-    elif name == "flat_cos":
-        learn.fit_flat_cos(n_epoch, rates)
-    else:
-        learn.fit_one_cycle(n_epoch, rates, moms=None if learn.groups.momentum_is_on() else False)
+def _within_budget(
+    label: str, train: Callable[[Learner, int], Any], n_epoch: int, learn: Learner
+) -> None:
+    """Train, and refuse a policy that took more or less than its budget."""
+    train(learn, n_epoch)
+    trained = learn.total_epochs
+    if trained > n_epoch or (trained < n_epoch and learn.stop_reason is None):
+        raise ValueError(
+            f"the policy {label!r} trained for {trained} epoch(s), and a comparison is at equal "
+            f"budget: {n_epoch}"
+        )

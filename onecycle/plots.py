@@ -181,7 +181,8 @@ def plot_bands(
     """
     ax = _new_axes() if ax is None else ax
     late = [target] if target is not None else []
-    last = max((int(np.max(updates)) for runs in curves.values() for updates, _ in runs), default=0)
+    every = [np.asarray(updates) for runs in curves.values() for updates, _ in runs]
+    last = max((int(updates[-1]) for updates in every if len(updates)), default=0)
     for index, (label, runs) in enumerate(curves.items()):
         at: dict[int, list[float]] = {}
         for updates, values in runs:

@@ -243,6 +243,17 @@ class TestThePlot:
         assert np.isnan(ax.lines[1].get_ydata()).tolist() == [False, True, True]
         ax.figure.canvas.draw()
 
+    def test_has_no_curve_for_a_metric_that_was_not_recorded(self, result: Comparison) -> None:
+        unknown = Comparison(result.runs, "mse", True, target=0.1)
+        assert unknown.updates_to_target("good") == {1: None, 2: None, 3: None}
+        assert [len(line.get_xdata()) for line in unknown.plot().lines[:2]] == [0, 0]
+
+    def test_shows_the_last_three_quarters(self) -> None:
+        at, values = list(range(10, 90, 10)), [0.1, 0.1, 0.8, 0.85, 0.9, 0.9, 0.9, 0.95]
+        runs = {"a": {0: scripted(at, accuracy=values)}}
+        low, high = Comparison(runs, "accuracy", False).plot().get_ylim()
+        assert (low, high) == pytest.approx((0.8 - 0.0075, 0.95 + 0.0075))
+
     def test_is_drawn_where_it_is_told(self, result: Comparison) -> None:
         import matplotlib.pyplot as plt
 
