@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from learner_state import LearnerState
-from test_trials import make_learner, make_model, record
+from seeded_learner import make_learner, make_model, record
 from torch.optim import SGD
 
 from onecycle import Callback, CancelFit, Comparison, Learner, ParamScheduler, constant, linear

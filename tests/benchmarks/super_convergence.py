@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from onecycle import Learner, MixedPrecision, accuracy, constant
+from onecycle import Learner, MixedPrecision, TerminateOnNonFinite, accuracy, constant
 from onecycle.vision import lenet, mnist
 
 
@@ -47,13 +47,14 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="under autocast to bf16: faster")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    device = torch.accelerator.current_accelerator(check_available=True)
     learn = Learner(
-        mnist(options.data, batch_size=512, device=torch.accelerator.current_accelerator()),
+        mnist(options.data, batch_size=512, device=device),
         model(),
         cross_entropy,
         partial(SGD, momentum=0.9, nesterov=True),
         metrics=[accuracy],
-        cbs=[MixedPrecision("bf16")] if options.bf16 else [],
+        cbs=[TerminateOnNonFinite(), *([MixedPrecision("bf16")] if options.bf16 else [])],
         wd=5e-4,
         wd_bn_bias=True,
     )
