@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from onecycle import comparison, recipes
+from onecycle.assembly import move_to, param_groups
 from onecycle.callback import Callback
 from onecycle.callbacks.landing import land
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
@@ -33,19 +34,13 @@ from onecycle.data import DataLoaders, as_dataloaders, to_device
 from onecycle.errors import MissingCallbackError
 from onecycle.experiments import RangeTests, range_tests
 from onecycle.handlers import draw_loop
-from onecycle.hyperparams import GroupValues, ParamGroups
+from onecycle.hyperparams import GroupValues
 from onecycle.loop import Loop, log
 from onecycle.metrics import MetricSet, as_metrics, batch_size_of
 from onecycle.model_files import read_model, write_model
 from onecycle.monitor import Mode
 from onecycle.nested import concatenate, map_tensors
-from onecycle.optimizers import (
-    OptFunc,
-    Splitter,
-    build_optimizer,
-    check_serves,
-    norms_and_biases,
-)
+from onecycle.optimizers import OptFunc, Splitter
 from onecycle.schedules import Schedule
 from onecycle.snapshot import preserved
 from onecycle.stepper import Stepper
@@ -120,8 +115,8 @@ class Learner(Loop):
         seed: int | None = None,
     ) -> None:
         check_parts(model, loss_func, cbs)
-        _move_to(device, model, loss_func)
-        groups = _param_groups(model, opt, opt_func, wd, splitter, wd_bn_bias)
+        move_to(device, model, loss_func)
+        groups = param_groups(model, opt, opt_func, wd, splitter, wd_bn_bias)
         self.lr = groups.get("lr") if lr is None else groups.expand("lr", lr)
         groups.set("lr", self.lr)
         self.moms = moms
@@ -740,15 +735,7 @@ class Learner(Loop):
             ({0: 2, 1: 2}, {0: None, 1: None})
         """
         return comparison.compare(
-            self,
-            n_epoch,
-            lr,
-            policies,
-            seeds,
-            metric=metric,
-            target=target,
-            mode=mode,
-            init=init,
+            self, n_epoch, lr, policies, seeds, metric=metric, target=target, mode=mode, init=init
         )
 
     # Looking and inference ----------------------------------------------------------------
@@ -882,33 +869,7 @@ class Predictions:
     targets: Any
 
 
-def _move_to(device: str | torch.device | None, *parts: object) -> None:
-    """Move the modules among the parts to a device: the accelerator where none is named."""
-    if device is None:
-        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    for part in parts:
-        if isinstance(part, nn.Module):
-            part.to(device)
-
-
 def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:
     """Put a Recorder and a Progress before the callbacks, unless they have their own."""
     defaults: list[Callback] = [Recorder(), Progress()]
     return [new for new in defaults if not any(isinstance(cb, type(new)) for cb in cbs)] + [*cbs]
-
-
-def _param_groups(
-    model: nn.Module,
-    opt: Optimizer | None,
-    opt_func: OptFunc,
-    wd: float | None,
-    splitter: Splitter | None,
-    wd_bn_bias: bool,
-) -> ParamGroups:
-    if opt is None:
-        opt = build_optimizer(model, opt_func, lr=1e-3, wd=wd, splitter=splitter)
-        return ParamGroups(opt, exempt=() if wd_bn_bias else norms_and_biases(model))
-    if wd is not None or splitter is not None:
-        raise ValueError("opt= is used as it is: give wd and splitter to opt_func instead")
-    check_serves(opt, model)
-    return ParamGroups(opt)

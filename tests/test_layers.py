@@ -42,6 +42,7 @@ LEVELS = {
     "spreads": 1,
     "summary": 1,
     "torch_schedules": 1,
+    "assembly": 2,
     "loop": 2,
     "post_mortem": 2,
     "model_files": 1,
