@@ -29,6 +29,7 @@ from onecycle.callbacks.resizing import ProgressiveResizing
 from onecycle.callbacks.resume import Checkpoint
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
+from onecycle.comparison import Comparison
 from onecycle.data import DataLoaders, TensorLoader
 from onecycle.errors import (
     Cancel,
@@ -112,6 +113,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "ChannelsLast",
     "Checkpoint",
     "CheckpointError",
+    "Comparison",
     "CutMix",
     "Cutout",
     "DataLoaders",

@@ -4,7 +4,7 @@ Nothing here shows or saves a figure, keeps state or changes matplotlib's settin
 those of Okabe and Ito, which people with any kind of colour vision can tell apart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -151,6 +151,57 @@ def plot_metrics(
         )
     ax.set(xlabel="optimizer update", ylabel="metric")
     return _finish(ax, legend=bool(series))
+
+
+def plot_bands(
+    curves: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]],
+    *,
+    ylabel: str,
+    target: float | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Plot the mean of several runs of each kind, and a band from the lowest to the highest.
+
+    The y axis is that of the last three quarters: where runs begin dwarfs how they end.
+
+    Args:
+        curves: By label the runs: updates and values, both of shape ``(n,)``. At an update at
+            which one of the runs is not finite there is a gap.
+        ylabel: What the values are.
+        target: A value to mark by a line.
+        ax: Where to draw; a new figure if ``None``.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> ax = plot_bands({"cosine": [([1, 2], [0.5, 0.7]), ([1, 2], [0.7, 0.9])]}, ylabel="a")
+        >>> ax.lines[0].get_ydata()
+        array([0.6, 0.8])
+    """
+    ax = _new_axes() if ax is None else ax
+    late = [target] if target is not None else []
+    every = [np.asarray(updates) for runs in curves.values() for updates, _ in runs]
+    last = max((int(updates[-1]) for updates in every if len(updates)), default=0)
+    for index, (label, runs) in enumerate(curves.items()):
+        at: dict[int, list[float]] = {}
+        for updates, values in runs:
+            for update, value in zip(np.asarray(updates), _gaps(values), strict=True):
+                at.setdefault(int(update), []).append(float(value))
+        x = sorted(at)
+        late += [value for u in x if 4 * u > last for value in at[u] if np.isfinite(value)]
+        color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+        mean, low, high = (_gaps([f(at[u]) for u in x]) for f in (np.mean, np.min, np.max))
+        ax.plot(x, mean, color=color, marker=marker, markersize=4, linewidth=1.8, label=label)
+        ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    if target is not None:
+        ax.axhline(
+            target, color=BLACK, linewidth=0.9, linestyle="dotted", label=f"target {target:g}"
+        )
+    if late and max(late) > min(late):
+        ax.set_ylim(*_with_margin(min(late), max(late)))
+    ax.set(xlabel="optimizer update", ylabel=ylabel)
+    return _finish(ax, legend=bool(curves))
 
 
 def plot_lr_find(

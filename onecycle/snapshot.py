@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
@@ -28,9 +27,10 @@ class Capture:
 
     Containers, tensors and generators stay the same objects and get their old content back, so
     that whoever else holds them (an optimizer, a captured graph, a callback) sees it too. Dicts,
-    lists, sets, deques, tensors, NumPy arrays and random generators are followed; gradient
-    scalers and optimizers too; any other object is kept by reference. So is a tensor that an
-    operation computed: nothing changes it in place, and its graph would notice if we did.
+    lists, sets, deques, tensors, NumPy arrays and random generators are followed; other objects
+    where they have a ``state_dict``, as optimizers and gradient scalers do; any other object, and
+    a module, is kept by reference. So is a tensor that an operation computed: nothing changes it
+    in place, and its graph would notice if we did.
 
     Args:
         ignored: Objects that are kept by reference although they could be followed.
@@ -74,8 +74,9 @@ def _parts(value: Any) -> list[Any]:
         return list(value.values())
     if isinstance(value, list | tuple | deque):
         return list(value)
-    if isinstance(value, torch.amp.GradScaler | Optimizer):
-        return [vars(value)]
+    # Whatever gives its state away is state: optimizers, gradient scalers, monitors, averages.
+    if hasattr(value, "state_dict") and hasattr(value, "__dict__"):
+        return [] if isinstance(value, nn.Module | type) else [vars(value)]
     return []
 
 

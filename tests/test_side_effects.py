@@ -46,6 +46,7 @@ OF_THE_LOOP = {"compute_loss", "predict_batch"}
 #: By method the calls that leave nothing behind.
 CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
     "added_cbs": [lambda learn, _: enter(learn.added_cbs([Callback()]))],
+    "compare": [lambda learn, _: learn.compare(1, 0.01, ["constant"], seeds=[0, 1])],
     "epochs_left": [lambda learn, _: learn.epochs_left()],
     "get_preds": [
         lambda learn, _: learn.get_preds(),
@@ -66,6 +67,7 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
     "save": [lambda learn, folder: learn.save(folder / "model.pt")],
     "show_training_loop": [lambda learn, _: learn.show_training_loop()],
     "summary": [lambda learn, _: str(learn.summary())],
+    "tta": [lambda learn, _: learn.tta(transforms=[lambda x: x, lambda x: -x])],
     "updates_left": [lambda learn, _: learn.updates_left()],
     "validate": [
         lambda learn, _: learn.validate(),
@@ -82,6 +84,9 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
     "recorder.to_frame": [lambda learn, _: learn.recorder.to_frame()],
     "plot_schedule": [lambda learn, _: plot_schedule(constant(0.1))],
 }
+
+#: What makes fits of its own, which nobody can do within a fit.
+NOT_WITHIN_A_FIT = {"compare"}
 
 EVERY_CALL = [(name, call) for name, calls in CALLS.items() for call in calls]
 IDS = [f"{name} {calls.index(call) + 1}" for name, calls in CALLS.items() for call in calls]
@@ -133,7 +138,11 @@ class TestWithoutSideEffects:
     ) -> None:
         def look(learn: Learner) -> None:
             before = settled(learn)
-            call(learn, tmp_path)
+            if name in NOT_WITHIN_A_FIT:
+                with pytest.raises(RuntimeError, match="is running"):
+                    call(learn, tmp_path)
+            else:
+                call(learn, tmp_path)
             assert before.changes(LearnerState(learn)) == []
 
         ends = []

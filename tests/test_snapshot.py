@@ -559,6 +559,26 @@ class TestCapture:
         assert inner == [1]
         assert tensor.tolist() == [1, 1]
 
+    def test_follows_what_has_a_state_dict_and_keeps_anything_else_by_reference(self) -> None:
+        class Plain:
+            def __init__(self) -> None:
+                self.best = [1.0]
+
+        class Stateful(Plain):
+            def state_dict(self) -> dict[str, Any]:
+                return {"best": self.best}
+
+        stateful, plain, module = Stateful(), Plain(), nn.Linear(1, 1)
+        best, capture = stateful.best, Capture()
+        capture.add([stateful, plain, module, Stateful])
+        stateful.best.append(2.0)
+        stateful.best, stateful.more = [3.0], 1
+        plain.best, module.more = [3.0], 1
+        capture.restore()
+        assert vars(stateful) == {"best": [1.0]}
+        assert stateful.best is best
+        assert (plain.best, module.more) == ([3.0], 1)
+
     def test_follows_a_cycle_once(self) -> None:
         value: list[Any] = [1]
         value.append(value)

@@ -432,14 +432,21 @@ def test_the_first_ctrl_c_lands_and_says_so_in_one_line(caplog):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_second_ctrl_c_interrupts():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def default_ctrl_c():
+    """Let Ctrl-C interrupt also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_ctrl_c_interrupts(default_ctrl_c):
     learn = learner()
     presses = [when("after_loss", 7, press), when("after_loss", 9, press)]
     with pytest.raises(KeyboardInterrupt):
         learn.fit(9, 0.1, cbs=[LandOnInterrupt(4), *presses])
     assert learn.n_updates == 9
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is default_ctrl_c
 
 
 def test_pressed_in_validation_it_lands_in_the_next_epoch():
