@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
 from onecycle.model_files import check_fits, load_opt_state
+from onecycle.optimizers import ready_state
 from onecycle.snapshot import RngState
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("onecycle")
 
 #: The version of the files. All versions begin with the line that `_header` makes.
-FORMAT = 1
+FORMAT = 2
 
 _HEADER = re.compile(rb"onecycle checkpoint (\d{1,6}) ([0-9a-f]{64})\n")
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
@@ -110,6 +111,7 @@ def restore(learn: Loop, state: dict[str, Any]) -> None:
         parameter.requires_grad_(name not in frozen)
     learn.freeze_norms(learn.model.get_submodule(name) for name in state["frozen_norms"])
     load_opt_state(state["opt"], learn.groups)
+    ready_state(learn.opt)
     _restore_callbacks(learn, state["callbacks"])
 
 
@@ -234,7 +236,7 @@ def read(path: Path) -> dict[str, Any]:
         What `capture` returned, with all tensors on the CPU.
 
     Raises:
-        CheckpointError: If it is damaged, none of ours, or written by a later version.
+        CheckpointError: If it is damaged, none of ours, or written by another version.
         OSError: If it cannot be opened.
     """
     with path.open("rb") as file:
@@ -245,9 +247,10 @@ def read(path: Path) -> dict[str, Any]:
     version = int(header[1])
     if line != _header(payload, version):
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
-    if version > FORMAT:
-        raise _NewerFormatError(
-            f"{path} has format {version}; this onecycle reads up to {FORMAT}: update it"
+    if version != FORMAT:
+        advice = "update it" if version > FORMAT else "finish that fit with an earlier one"
+        raise _OtherFormatError(
+            f"{path} has format {version}; this onecycle reads {FORMAT}: {advice}"
         )
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
@@ -260,8 +263,8 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-class _NewerFormatError(CheckpointError):
-    """A file was written by a later version: an older one beside it must not serve instead."""
+class _OtherFormatError(CheckpointError):
+    """A file was written by another version: one beside it must not serve instead."""
 
 
 def find(folder: Path) -> list[Path]:
@@ -298,7 +301,7 @@ def read_newest(path: str | Path) -> tuple[Path, dict[str, Any]] | None:
         The file and what is in it; ``None`` if there is nothing at ``path``.
 
     Raises:
-        CheckpointError: If there are files, and none can be read, or one is of a later version.
+        CheckpointError: If there are files, and none can be read, or one is of another version.
     """
     path = Path(path)
     if path.is_file():
@@ -307,7 +310,7 @@ def read_newest(path: str | Path) -> tuple[Path, dict[str, Any]] | None:
     for file in files:
         try:
             return file, read(file)
-        except _NewerFormatError:
+        except _OtherFormatError:
             raise
         except (CheckpointError, OSError) as error:
             log.warning("resume: passed over a file: %s", error)

@@ -29,7 +29,7 @@ from onecycle.errors import (
     OnecycleError,
 )
 from onecycle.handlers import Handlers, clean_up, explain, fire, report, where
-from onecycle.optimizers import fill_momentum
+from onecycle.optimizers import ready_state
 from onecycle.snapshot import hold_loaders, kept_grad_mode, preserved_rng, surely
 from onecycle.state import LoopState
 from onecycle.stepper import Stepper
@@ -105,7 +105,7 @@ class Loop(LoopState):
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.training, self.stop_reason, self.rng = True, None, None
         self.batches_per_update = 1
-        fill_momentum(self.opt)
+        ready_state(self.opt)
         self.stepper = Stepper(self.opt)
         self._drop_gradients()
         self.plan_updates()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 #: Makes an optimizer of parameter groups: ``opt_func(groups, lr=...)``. A class, or a partial.
@@ -167,7 +167,32 @@ def _can_be_fused(model: nn.Module, opt_func: OptFunc) -> bool:
     )
 
 
-def fill_momentum(opt: Optimizer) -> None:
+def ready_state(opt: Optimizer) -> None:
+    """Make the state of a fused optimizer one that its kernel takes; others are left alone.
+
+    Call it where weights, state or what trains may have changed since the last update.
+    """
+    _fill_momentum(opt)
+    _match_layout(opt)
+
+
+def _match_layout(opt: Optimizer) -> None:
+    """Lay out the state of each parameter of a fused optimizer in memory as the parameter is.
+
+    Its kernel goes through weight and state in the order of memory: where a model was moved to
+    ``torch.channels_last``, or a state comes from a file of another layout, it would pair each
+    weight with the momentum of another one, without a word.
+    """
+    for group in opt.param_groups:
+        for p in group["params"] if group.get("fused") else ():
+            state = opt.state.get(p, {})
+            for name, value in state.items():
+                is_elementwise = isinstance(value, Tensor) and value.shape == p.shape
+                if is_elementwise and value.stride() != p.stride():
+                    state[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+
+
+def _fill_momentum(opt: Optimizer) -> None:
     """Give the parameters that begin to train late in a fused SGD a momentum, of 0.
 
     Its kernel takes either all momenta of a group or, at the first step, none: it fails on a

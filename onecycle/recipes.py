@@ -15,7 +15,7 @@ from onecycle.callbacks.param_schedule import OneCycleSchedule, ParamScheduler, 
 from onecycle.callbacks.replan import Extend
 from onecycle.checks import check_budget, check_callbacks
 from onecycle.hyperparams import GroupValues
-from onecycle.optimizers import fill_momentum, norm_parameters
+from onecycle.optimizers import norm_parameters, ready_state
 from onecycle.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
 from onecycle.schedules import Schedule
 
@@ -141,7 +141,7 @@ def freeze_to(learn: Learner, n: int, *, train_bn: bool) -> None:
         for parameter in learn.groups.params(g):
             parameter.requires_grad_(g >= n % count or id(parameter) in norms)
     learn.freeze_norms([] if train_bn else _frozen_norms(learn.model))
-    fill_momentum(learn.opt)  # a callback may thaw groups in the middle of a fit
+    ready_state(learn.opt)  # a callback may thaw groups in the middle of a fit
 
 
 def _frozen_norms(model: nn.Module) -> list[nn.Module]:

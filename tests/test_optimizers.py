@@ -334,3 +334,24 @@ def test_every_callback_sees_one_optimizer_over_a_learners_life():
     for _ in range(2):
         learn.fit(1, cbs=[Callback(before_fit=lambda learn: seen.add(id(learn.opt)))])
     assert seen == {id(opt)}
+
+
+@pytest.mark.parametrize("opt_func", [partial(SGD, momentum=0.9), AdamW, Adagrad])
+@pytest.mark.parametrize("change", ["moved between fits", "loaded from another layout"])
+def test_a_model_in_another_memory_layout_goes_on_with_its_own_state(opt_func, change, tmp_path):
+    """A fused kernel pairs weight and state in the order of memory; the plain step does not."""
+    x, y = torch.randn(16, 3, 6, 6), torch.randn(16, 2)
+    batches = [(x[i : i + 4], y[i : i + 4]) for i in range(0, 16, 4)]
+    ends = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+        learn = quiet((batches, None), model, F.mse_loss, partial(opt_func, fused=fused), lr=0.01)
+        learn.fit(1)
+        learn.save(tmp_path / "contiguous.pt")
+        model.to(memory_format=torch.channels_last)
+        if change == "loaded from another layout":
+            learn.load(tmp_path / "contiguous.pt")
+        learn.fit(2)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
