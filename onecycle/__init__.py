@@ -30,6 +30,7 @@ from onecycle.callbacks.resume import Checkpoint
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.data import DataLoaders, TensorLoader
+from onecycle.diagnosis import Diagnosis, Plateau
 from onecycle.errors import (
     Cancel,
     CancelBatch,
@@ -115,6 +116,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "CutMix",
     "Cutout",
     "DataLoaders",
+    "Diagnosis",
     "EMA",
     "EarlyStopping",
     "EnsembleReport",
@@ -134,6 +136,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "OnecycleError",
     "ParamScheduler",
     "PlannedScheduler",
+    "Plateau",
     "PostMortem",
     "Predictions",
     "Progress",

@@ -28,6 +28,7 @@ from onecycle.checks import (
     check_parts,
 )
 from onecycle.data import DataLoaders, as_dataloaders, to_device
+from onecycle.diagnosis import Diagnosis, diagnose
 from onecycle.errors import MissingCallbackError
 from onecycle.experiments import RangeTests, range_tests
 from onecycle.handlers import draw_loop
@@ -677,6 +678,58 @@ class Learner(Loop):
         if show_plot:
             result.plot()
         return result
+
+    def diagnose(
+        self,
+        end_lr: float | None = None,
+        num_it: int = 200,
+        *,
+        wds: Sequence[float] = (0.0, 1e-4, 1e-3),
+        metric: str | None = None,
+        lr_usual: float | None = None,
+    ) -> Diagnosis:
+        """Say whether super-convergence is possible for this model and data.
+
+        A range test with linearly rising rate measures a validation metric after each update.
+        Where the metric stays high far beyond the usual rate, one cycle with a large peak can beat
+        the usual rate in the same number of updates: "yes" from 5 times the usual rate on, "no"
+        below 3 times. "unsure" is in between, where the metric is high below the usual rate too,
+        or where no usual rate is found.
+
+        The test is repeated with other weight decays, since large rates regularize, and other
+        regularization must be less to leave room for them. Each takes ``num_it`` updates. Nothing
+        is left behind, as by `lr_find`.
+
+        Args:
+            end_lr: The highest rate; by default 10 times the usual.
+            num_it: The updates of each test, at least 20: the more, the surer.
+            wds: Weight decays to try besides the learner's own; ``()`` for none.
+            metric: ``"valid_loss"`` or a metric's name; by default the first metric, or the loss
+                where there is none. Less is better for a name with "loss", "error", "mse" or
+                "mae" in it.
+            lr_usual: The constant rate of a usual fit; by default what the rule `minimum` suggests
+                after an exponential range test.
+
+        Returns:
+            Answer, reason, plateaus, and a peak for one cycle; it has a ``plot``.
+
+        Raises:
+            ValueError, TypeError: If there is no validation loader or no such metric, or for a
+                rate or weight decay that cannot be.
+
+        Source:
+            Smith and Topin, "Super-Convergence: Very Fast Training of Neural Networks Using
+            Large Learning Rates", arXiv:1708.07120, sections 3 and 4; the weight decays are those
+            of Smith, arXiv:1803.09820. What is high and what is wide, in numbers, is this
+            package's: see `onecycle.diagnosis` and ``tests/benchmarks/diagnose.py``.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> found = toy_learner().diagnose(0.1, 60, lr_usual=0.01, wds=())
+            >>> found.answer, found.plateaus[0.01].is_open
+            ('yes', True)
+        """
+        return diagnose(self, end_lr, num_it, wds=wds, metric=metric, lr_usual=lr_usual)
 
     # Looking and inference ----------------------------------------------------------------
 

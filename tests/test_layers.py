@@ -57,6 +57,7 @@ LEVELS = {
     "callbacks.landing": 4,
     "callbacks.resume": 4,
     "recipes": 4,
+    "diagnosis": 4,
     "experiments": 4,
     "tta": 4,
     "learner": 5,
