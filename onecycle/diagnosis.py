@@ -154,8 +154,8 @@ def diagnose(
     plateaus = {
         wd: find_plateau(test, name, window=window, num_it=num_it) for wd, test in tests.items()
     }
-    chosen = _widest(plateaus, own)
-    answer, sentence = _judge(plateaus[chosen], lr_usual, name)
+    chosen = widest(plateaus, own)
+    answer, sentence = judge(plateaus[chosen], lr_usual, name)
     if chosen != own:
         sentence += f"; at a weight decay of {chosen:g}, where {own:g} narrows the plateau"
     peak = plateaus[chosen].lr_hi
@@ -191,11 +191,12 @@ def find_plateau(test: LRFindResult, metric: str, *, window: int, num_it: int) -
     measured = {"valid_loss": test.valid_losses, **test.metrics}[metric]
     sign = -1.0 if _less_is_better(metric) else 1.0
     values = sign * np.asarray(measured, np.float64)
-    window = min(window, len(values)) | 1
-    start = float(np.mean(values[: window // 2 + 1])) if len(values) else math.nan
+    values = np.where(np.isfinite(values), values, np.nan)
+    window = min(window, len(values))
+    start = float(values[:window].mean())
     values = np.where(values > start, values, start)
-    padded = np.pad(values, window // 2, mode="edge")
-    smoothed = np.convolve(padded, np.full(window, 1 / window), "valid")
+    ones = np.ones(window)
+    smoothed = np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
     noise = math.sqrt(np.mean(np.diff(values) ** 2) / 2) if len(values) > 1 else math.inf
     gain = float(smoothed.max()) - start
     if not gain > CLEAR * noise / math.sqrt(window):
@@ -257,14 +258,14 @@ def _linear_tests(
 
 
 def _window(learn: Learner, num_it: int) -> int:
-    """Return over how many updates to average: a pass of validation, if that is short enough."""
-    # The batches of an unshuffled validation set may differ, as where it is sorted by class.
-    valid = learn.dls.valid
-    batches = None if valid is None else n_batches(valid)
-    return min(max(num_it // 20, batches or 0), num_it // 5)
+    """Return over how many updates to average: whole passes of validation, if they are short."""
+    # The batches of a pass may differ, as where an unshuffled validation set is sorted by class.
+    valid, least = learn.dls.valid, num_it // 20
+    batches = (None if valid is None else n_batches(valid)) or 1
+    return min(math.ceil(least / batches) * batches, num_it // 5)
 
 
-def _widest(plateaus: dict[float, Plateau], own: float) -> float:
+def widest(plateaus: dict[float, Plateau], own: float) -> float:
     """Return the weight decay whose plateau ends clearly higher than the learner's own, or that."""
     ends = {wd: plateau.lr_hi or 0.0 for wd, plateau in plateaus.items()}
     # Of about equal ends the larger decay: regularize as much as the large rates leave room for.
@@ -272,7 +273,7 @@ def _widest(plateaus: dict[float, Plateau], own: float) -> float:
     return best if ends[best] > WIDER * ends[own] else own
 
 
-def _judge(plateau: Plateau, lr_usual: float, metric: str) -> tuple[Answer, str]:
+def judge(plateau: Plateau, lr_usual: float, metric: str) -> tuple[Answer, str]:
     """Return the answer and its reason."""
     if plateau.span is None:
         return "no", (
