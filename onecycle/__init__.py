@@ -74,6 +74,7 @@ from onecycle.policies import (
 )
 from onecycle.post_mortem import PostMortem
 from onecycle.predictions import Predictions
+from onecycle.regularization import RegularizationReport
 from onecycle.schedule_plot import plot_schedule
 from onecycle.schedules import (
     Schedule,
@@ -146,6 +147,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "RangeTests",
     "Recorder",
     "ReduceLROnPlateau",
+    "RegularizationReport",
     "SWA",
     "SaveModel",
     "Schedule",

@@ -194,10 +194,10 @@ def find_plateau(test: LRFindResult, metric: str, *, window: int, num_it: int) -
     values = np.where(np.isfinite(values), values, np.nan)
     window = min(window, len(values))
     start = float(values[:window].mean())
+    noise = _noise(values, start)
     values = np.where(values > start, values, start)
     ones = np.ones(window)
     smoothed = np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
-    noise = math.sqrt(np.mean(np.diff(values) ** 2) / 2) if len(values) > 1 else math.inf
     gain = float(smoothed.max()) - start
     if not gain > CLEAR * noise / math.sqrt(window):
         return Plateau(test.lrs, sign * smoothed, None, None, is_open=False, share=0.0)
@@ -211,6 +211,14 @@ def find_plateau(test: LRFindResult, metric: str, *, window: int, num_it: int) -
         is_open=bool(last == num_it - 1),
         share=float(high[first : last + 1].mean()),
     )
+
+
+def _noise(values: Array, start: float) -> float:
+    """Return the standard deviation from neighbour to neighbour, of values where more is better."""
+    # What is lost far below the start tells nothing about the noise.
+    known = np.where(np.isnan(values), start, values)
+    steps = np.diff(np.maximum(known, 2 * start - known.max()))
+    return math.sqrt(np.mean(steps**2) / 2) if len(steps) else math.inf
 
 
 def _check(learn: Learner, num_it: int, metric: str | None) -> str:

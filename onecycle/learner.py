@@ -45,11 +45,13 @@ from onecycle.optimizers import (
     norms_and_biases,
 )
 from onecycle.predictions import Predictions
+from onecycle.regularization import RegularizationReport, regularization_report
 from onecycle.schedules import Schedule
 from onecycle.snapshot import preserved
 from onecycle.stepper import Stepper
 from onecycle.suggestions import Rule, minimum, valley
 from onecycle.summary import Summary, summarize
+from onecycle.trials import Init
 from onecycle.tta import Transform, predict_views
 
 
@@ -730,6 +732,69 @@ class Learner(Loop):
             ('yes', True)
         """
         return diagnose(self, end_lr, num_it, wds=wds, metric=metric, lr_usual=lr_usual)
+
+    def regularization_report(
+        self,
+        lr_max: GroupValues | None = None,
+        n_epoch: int = 1,
+        *,
+        wds: Sequence[float] | None = None,
+        dropouts: Sequence[float] | None = None,
+        batch_sizes: Sequence[int] | None = None,
+        seeds: Sequence[int] = range(5),
+        metric: str | None = None,
+        init: Init | None = None,
+    ) -> RegularizationReport:
+        """Measure which weight decay, dropout and batch size short fits by one cycle prefer.
+
+        A fit for each setting and seed, from the state that the learner has, in the same number
+        of epochs. One thing is varied at a time; the others stay as they are. Nothing is left
+        behind.
+
+        Args:
+            lr_max: The peak; by default the learner's rate.
+            n_epoch: The epochs of each fit. Smith compares batch sizes at equal time instead,
+                which on an accelerator gives a larger batch more epochs.
+            wds: The weight decays to compare.
+            dropouts: The probabilities to compare, for every dropout module of the model.
+            batch_sizes: The batch sizes of the training loader to compare.
+            seeds: A fit for each; they govern data order and dropout, and new weights.
+            metric: ``"valid_loss"``, the default, or a metric's name.
+            init: Makes a model like the learner's, such as its class, so that each seed has new
+                weights. By default all fits start from the learner's, and the spread is smaller
+                than that of fits from scratch.
+
+        Returns:
+            What each fit ended at. It prints as a table of means and spreads, with the best
+            setting, or "no difference beyond the spread".
+
+        Raises:
+            ValueError, TypeError: If nothing is to be varied, there are fewer than two settings
+                or seeds, no validation loader or no such metric, no dropout in the model, or for
+                a setting that the optimizer or the loader cannot have.
+
+        Source:
+            Smith, "A disciplined approach to neural network hyper-parameters", arXiv:1803.09820:
+            the amount of regularization is balanced with the learning rate, by short runs.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner()
+            >>> report = learn.regularization_report(0.1, wds=[0.0, 1.0], seeds=[0, 1, 2])
+            >>> report.recommendation("weight_decay")
+            'weight_decay: 0 is best'
+        """
+        return regularization_report(
+            self,
+            lr_max,
+            n_epoch,
+            wds=wds,
+            dropouts=dropouts,
+            batch_sizes=batch_sizes,
+            seeds=seeds,
+            metric=metric,
+            init=init,
+        )
 
     # Looking and inference ----------------------------------------------------------------
 

@@ -1,0 +1,118 @@
+"""Trials: one fit under several seeds, each from the same state of a learner."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from onecycle.arguments import check_count
+from onecycle.callback import Stage
+from onecycle.callbacks.recorder import Recorder
+from onecycle.history import History
+from onecycle.snapshot import preserved
+
+if TYPE_CHECKING:
+    from onecycle.learner import Learner
+
+#: Makes a model like the learner's, with new weights: its class, or a function without arguments.
+Init = Callable[[], nn.Module]
+
+
+def run_trials(
+    learn: Learner,
+    fit: Callable[[Learner], Any],
+    seeds: Sequence[int],
+    *,
+    init: Init | None = None,
+) -> dict[int, History]:
+    """Run a fit once for each seed, each time from the same state; leave the learner as it was.
+
+    The seed is put into Python's, NumPy's and torch's generators, and is the learner's seed: it
+    governs new weights, data order and dropout. Updates and epochs count from 0, so that a trial
+    of a learner that has not been trained is, to the bit, the fit of a new one with that seed.
+
+    The learner's callbacks take part, but for those that would write a trial into files or onto
+    the screen: the stages `Stage.RECORD` and `Stage.SAVE`, and `Progress`.
+
+    Args:
+        learn: The learner.
+        fit: Trains it: ``lambda learn: learn.fit_one_cycle(5, 0.1)``. What it sets on the way,
+            such as a weight decay, lasts for one trial.
+        seeds: Whole numbers of at least 0, all different.
+        init: Makes a model like the learner's; it is called under each seed, and the trial starts
+            from its weights with an empty optimizer state. By default every trial starts from
+            the weights and the optimizer state that the learner has.
+
+    Returns:
+        The record of each seed's trial.
+
+    Raises:
+        TypeError: If seeds are no list of whole numbers, or ``init`` makes no model.
+        ValueError: If there is no seed, one comes twice or is negative, or ``init`` makes another
+            model.
+        RuntimeError: If the learner is in the middle of a fit.
+
+    Example:
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner(n_batches=4)
+        >>> trials = run_trials(learn, lambda learn: learn.fit(2), seeds=[0, 1])
+        >>> [len(history["train_loss"]) for history in trials.values()], learn.total_updates
+        ([8, 8], 0)
+    """
+    records = {}
+    for seed in check_seeds(seeds):
+        with preserved(learn), learn.no_bar():
+            recorder = _begin(learn, seed, init)
+            fit(learn)
+        records[seed] = recorder.history
+    return records
+
+
+def check_seeds(seeds: Sequence[int]) -> list[int]:
+    """Return the seeds as a list, or refuse them.
+
+    Raises:
+        TypeError: If they are no list of whole numbers.
+        ValueError: If there is none, or one comes twice or is negative.
+    """
+    if isinstance(seeds, str | bytes) or not hasattr(seeds, "__iter__"):
+        raise TypeError(f"seeds must be a list of whole numbers, such as range(4); got {seeds!r}")
+    found = [check_count("a seed", seed, least=0) for seed in seeds]
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"expected one or more seeds, all different; got {found}")
+    return found
+
+
+def _begin(learn: Learner, seed: int, init: Init | None) -> Recorder:
+    """Make the learner one that has not been trained, under a seed, with a record of its own."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if init is not None:
+        _take_weights(learn.model, init)
+        learn.opt.state.clear()
+    learn.seed = seed
+    learn.total_updates = learn.total_epochs = 0
+    learn.metrics = deepcopy(learn.metrics)  # theirs may be in the middle of a pass
+    recorder = Recorder()
+    learn.cbs = [recorder, *(cb for cb in learn.cbs if cb.stage not in (Stage.RECORD, Stage.SAVE))]
+    return recorder
+
+
+def _take_weights(model: nn.Module, init: Init) -> None:
+    made = init() if callable(init) and not isinstance(init, nn.Module) else None
+    if not isinstance(made, nn.Module):
+        raise TypeError(
+            "init must make a torch.nn.Module when it is called without arguments, such as the "
+            f"class of the model; got {init!r}"
+        )
+    try:
+        model.load_state_dict(made.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"init must make a model like the learner's: {error}") from error
