@@ -112,7 +112,8 @@ class Diagnosis:
     def __repr__(self) -> str:
         """Show the answer, and a line for each weight decay."""
         width = max(8, len(self.metric))
-        lines = [f"super-convergence: {self.answer}", self.sentence]
+        peak = "" if self.lr_max is None else f"; peak for one cycle: lr_max={self.lr_max:.2g}"
+        lines = [f"super-convergence: {self.answer}{peak}", self.sentence]
         if self.plateaus:
             lines.append(
                 f"weight_decay  plateau from        to  x usual  share  best {self.metric:>{width}}"
@@ -140,6 +141,7 @@ def diagnose(
     """Say whether super-convergence is possible: see `Learner.diagnose`."""
     name = _check(learn, num_it, metric)
     end = None if end_lr is None else check_positive("end_lr", end_lr)
+    lr_usual = None if lr_usual is None else check_positive("lr_usual", lr_usual)
     own = _own_decay(learn)
     with preserved(learn):  # also the range test that the Recorder keeps for its plot
         if lr_usual is None:
@@ -148,7 +150,6 @@ def diagnose(
         if lr_usual is None:
             sentence = f"{reason}; or give lr_usual, the rate of a usual fit"
             return Diagnosis("unsure", sentence, None, None, own, name, {})
-        lr_usual = check_positive("lr_usual", lr_usual)
         tests = _linear_tests(learn, end or REACH * lr_usual, num_it, own, wds)
     window = _window(learn, num_it)
     plateaus = {

@@ -149,6 +149,7 @@ class TestTheAnswer:
         assert (found.answer, found.lr_usual, found.lr_max) == ("unsure", None, None)
         assert "give lr_usual" in found.sentence
         assert found.plateaus == {}
+        assert repr(found).splitlines() == ["super-convergence: unsure", found.sentence]
         found.plot().figure.canvas.draw()
 
 
@@ -187,7 +188,7 @@ class TestADiagnosis:
 
     def test_prints_a_line_for_each_weight_decay(self, found: Diagnosis) -> None:
         answer, sentence, header, *lines = repr(found).splitlines()
-        assert answer == "super-convergence: yes"
+        assert answer == "super-convergence: yes; peak for one cycle: lr_max=0.013"
         assert sentence == found.sentence
         assert header.split()[0] == "weight_decay"
         for line, (wd, plateau) in zip(lines, found.plateaus.items(), strict=True):
