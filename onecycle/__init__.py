@@ -31,6 +31,7 @@ from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.comparison import Comparison
 from onecycle.data import DataLoaders, TensorLoader
+from onecycle.diagnosis import Diagnosis, Plateau
 from onecycle.errors import (
     Cancel,
     CancelBatch,
@@ -74,6 +75,7 @@ from onecycle.policies import (
 )
 from onecycle.post_mortem import PostMortem
 from onecycle.predictions import Predictions
+from onecycle.regularization import RegularizationReport
 from onecycle.schedule_plot import plot_schedule
 from onecycle.schedules import (
     Schedule,
@@ -117,6 +119,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "CutMix",
     "Cutout",
     "DataLoaders",
+    "Diagnosis",
     "EMA",
     "EarlyStopping",
     "EnsembleReport",
@@ -136,6 +139,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "OnecycleError",
     "ParamScheduler",
     "PlannedScheduler",
+    "Plateau",
     "PostMortem",
     "Predictions",
     "Progress",
@@ -145,6 +149,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "RangeTests",
     "Recorder",
     "ReduceLROnPlateau",
+    "RegularizationReport",
     "SWA",
     "SaveModel",
     "Schedule",

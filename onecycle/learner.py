@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onecycle import comparison, recipes
+from onecycle import recipes
 from onecycle.assembly import move_to, param_groups
 from onecycle.callback import Callback
 from onecycle.callbacks.landing import land
@@ -28,7 +28,6 @@ from onecycle.checks import (
     check_callbacks,
     check_parts,
 )
-from onecycle.comparison import NAMES, Compared, Comparison
 from onecycle.data import DataLoaders, as_dataloaders, to_device
 from onecycle.errors import MissingCallbackError
 from onecycle.experiments import RangeTests, range_tests
@@ -37,20 +36,19 @@ from onecycle.hyperparams import GroupValues
 from onecycle.loop import Loop, log
 from onecycle.metrics import MetricSet, as_metrics, batch_size_of
 from onecycle.model_files import read_model, write_model
-from onecycle.monitor import Mode
 from onecycle.nested import concatenate, map_tensors
 from onecycle.optimizers import OptFunc, Splitter
 from onecycle.predictions import Predictions
 from onecycle.schedules import Schedule
 from onecycle.snapshot import preserved
 from onecycle.stepper import Stepper
+from onecycle.studies import Studies
 from onecycle.suggestions import Rule, minimum, valley
 from onecycle.summary import Summary, summarize
-from onecycle.trials import Init
 from onecycle.tta import Transform, predict_views
 
 
-class Learner(Loop):
+class Learner(Studies):
     """Train a model: it owns the loaders, the model, the loss, the optimizer and the loop.
 
     What a callback reads on a learner is listed at `onecycle.state.LoopState`.
@@ -675,69 +673,6 @@ class Learner(Loop):
         if show_plot:
             result.plot()
         return result
-
-    def compare(
-        self,
-        n_epoch: int,
-        lr: GroupValues | None = None,
-        policies: Sequence[str] | Mapping[str, Compared] = NAMES,
-        seeds: Sequence[int] = (0, 1, 2),
-        *,
-        metric: str | None = None,
-        target: float | None = None,
-        mode: Mode = "auto",
-        init: Init | None = None,
-    ) -> Comparison:
-        """Compare policies at equal budget, each from the same state and under the same seeds.
-
-        It leaves nothing behind: afterwards, also after an error or Ctrl-C, everything that
-        training changes is bit for bit as before. A run of a learner that has not been trained
-        is, to the bit, the fit of a new one:
-
-            torch.manual_seed(seed); model = init(); Learner(..., seed=seed).fit_one_cycle(...)
-
-        What a policy does not set, such as momentum or weight decay, is what the learner has.
-        Callbacks of the learner take part, but for loggers, checkpoints and the progress bar.
-
-        Args:
-            n_epoch: The epochs of every run.
-            lr: The highest rate of every policy; by default the learner's. One policy's best
-                rate may be too low or too high for another: a fair comparison tries several.
-            policies: Names: ``"constant"``; ``"step"``, a tenth after a half and again after
-                three quarters; ``"flat_cos"`` and ``"one_cycle"``, as the verbs ``fit_flat_cos``
-                and ``fit_one_cycle`` do by default. Or a dict from labels to such names, to a
-                `Schedule` of the rate (of the last group, as in `fit_one_cycle`), or to a
-                function ``(learn, n_epoch)`` that trains for so many epochs.
-            seeds: Of the order of the data, of dropout, and of the weights that ``init`` makes.
-            metric: What to judge by: a metric, or ``"valid_loss"``; by default the learner's
-                first metric.
-            target: Also tell when validation first reached this value.
-            mode: Whether less (``"min"``) or more (``"max"``) of the metric is better; by default
-                by its name.
-            init: Makes a model like the learner's; every run begins with the weights of a new
-                one, made under its seed, and an empty optimizer state. By default with those
-                that the learner has: the spread is then that of data order and dropout alone.
-
-        Returns:
-            The record of every run; prints as a table.
-
-        Raises:
-            ValueError, TypeError: For what cannot work, before the first run; and for a function
-                that trains for more or fewer epochs than it was told.
-            RuntimeError: If it is called by a callback, in the middle of a fit.
-
-        Example:
-            >>> from onecycle import constant
-            >>> from onecycle.testing import toy_learner
-            >>> learn = toy_learner(n_batches=4)
-            >>> policies = {"constant 0.01": constant(0.01), "1cycle": "one_cycle"}
-            >>> result = learn.compare(3, 0.1, policies, seeds=[0, 1], target=2.0)
-            >>> result.epochs_to_target("1cycle"), result.epochs_to_target("constant 0.01")
-            ({0: 2, 1: 2}, {0: None, 1: None})
-        """
-        return comparison.compare(
-            self, n_epoch, lr, policies, seeds, metric=metric, target=target, mode=mode, init=init
-        )
 
     # Looking and inference ----------------------------------------------------------------
 

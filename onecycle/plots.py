@@ -310,6 +310,49 @@ def plot_range_tests(
     return _finish(ax, legend=bool(curves))
 
 
+def plot_plateaus(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    plateau: tuple[float, float] | None,
+    rates: Mapping[str, float | None],
+    *,
+    ylabel: str,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Plot a metric over linearly rising learning rates, one colour for each curve.
+
+    Args:
+        curves: By label the learning rates and the smoothed metric, both of shape ``(n,)``.
+        plateau: The rates between which to shade, or ``None``.
+        rates: By label a rate to mark by a vertical line; ``None`` is left out.
+        ylabel: What the metric is.
+        ax: Where to draw; a new figure if ``None``.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> curves = {"wd 0": ([0.1, 0.2, 0.3], [0.1, 0.8, 0.9])}
+        >>> ax = plot_plateaus(curves, (0.2, 0.3), {"usual rate": 0.1}, ylabel="accuracy")
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['0.2 to 0.3', 'wd 0', 'usual rate: 0.1']
+    """
+    ax = _new_axes() if ax is None else ax
+    if plateau is not None:
+        low, high = plateau
+        label = f"{low:.2g} to {high:.2g}"
+        ax.axvspan(low, high, color=GREEN, alpha=0.12, linewidth=0, label=label)
+    for index, (label, (lrs, values)) in enumerate(curves.items()):
+        color = PALETTE[index % len(PALETTE)]
+        ax.plot(np.asarray(lrs), _gaps(values), color=color, linewidth=1.8, label=label)
+    marked = [(label, rate) for label, rate in rates.items() if rate is not None]
+    for index, (label, rate) in enumerate(marked):
+        style = LINE_STYLES[(1 + index) % len(LINE_STYLES)]
+        ax.axvline(rate, color=BLACK, linewidth=1.2, linestyle=style, label=f"{label}: {rate:.2g}")
+    _set_rate_axis(ax, log=False)
+    ax.set_ylabel(ylabel)
+    return _finish(ax, legend=bool(curves))
+
+
 def _mark_suggestions(
     ax: "Axes",
     suggestions: Mapping[str, float | None],

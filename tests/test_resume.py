@@ -712,7 +712,7 @@ class RunsCode:
         return (os.mkdir, ("it-ran-code",))
 
 
-def with_header(payload, version=1):
+def with_header(payload, version=checkpoint_files.FORMAT):
     return checkpoint_files._header(payload, version) + payload
 
 

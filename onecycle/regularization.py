@@ -1,0 +1,208 @@
+"""The regularization report: which weight decay, dropout and batch size short runs prefer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from torch import nn
+
+from onecycle.arguments import check_fraction
+from onecycle.checks import check_budget
+from onecycle.data import with_batch_size
+from onecycle.hyperparams import GroupValues
+from onecycle.monitor import Monitor, recorded_names
+from onecycle.suggestions import Array
+from onecycle.trials import Init, check_seeds, run_trials
+
+if TYPE_CHECKING:
+    from onecycle.learner import Learner
+
+#: A setting is worse than the best beyond the spread where the mean of their differences, seed by
+#: seed, is over this many standard errors.
+CLEARLY = 2.0
+
+_DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RegularizationReport:
+    """What short fits with different regularization ended at; prints as a table.
+
+    Attributes:
+        results: By name (``"weight_decay"``, ``"dropout"``, ``"batch_size"``) and setting what
+            each seed's fit ended at, shape ``(seeds,)``.
+        metric: The name of what was measured.
+
+    Example:
+        >>> import numpy as np
+        >>> runs = {0.0: np.array([0.8, 0.82, 0.81]), 0.5: np.array([0.6, 0.7, 0.65])}
+        >>> RegularizationReport({"dropout": runs}, "accuracy").preferred("dropout")
+        [0.0]
+    """
+
+    results: dict[str, dict[float, Array]]
+    metric: str
+
+    def preferred(self, name: str) -> list[float]:
+        """Return the best setting, and those that are no worse beyond the spread, best first.
+
+        Args:
+            name: One of ``results``.
+
+        Returns:
+            The settings; all of them where there is no difference, none where no fit ended at
+            a finite value.
+        """
+        sign = -1.0 if Monitor(self.metric).mode == "min" else 1.0
+        # A fit that diverged is worse than any that did not.
+        ends = {
+            setting: np.where(np.isfinite(values), sign * values, -np.inf)
+            for setting, values in self.results[name].items()
+        }
+        ranked = sorted(ends, key=lambda setting: float(ends[setting].mean()), reverse=True)
+        best = ends[ranked[0]]
+        if not np.isfinite(best).all():
+            return []
+        return [setting for setting in ranked if not _is_worse(ends[setting], best)]
+
+    def recommendation(self, name: str) -> str:
+        """Return in a sentence what the fits say about one kind of regularization.
+
+        Args:
+            name: One of ``results``.
+        """
+        settings, found = list(self.results[name]), self.preferred(name)
+        if not found:
+            return f"{name}: no setting trained with every seed; lower lr_max"
+        if len(found) == len(settings):
+            return f"{name}: no difference beyond the spread"
+        best, *others = [f"{setting:g}" for setting in found]
+        as_good = f" ({', '.join(others)} no worse beyond the spread)" if others else ""
+        return f"{name}: {best} is best{as_good}"
+
+    def __repr__(self) -> str:
+        """Show a line for each setting, and a sentence for each kind of regularization."""
+        lines = []
+        for name, runs in self.results.items():
+            width = max(map(len, self.results))
+            lines.append(f"{name:>{width}}  {'mean ' + self.metric:>14}  {'spread':>8}")
+            for setting, values in runs.items():
+                mean, spread = float(values.mean()), float(values.std(ddof=1))
+                lines.append(f"{setting:>{width}g}  {mean:>14.4g}  {spread:>8.2g}")
+            lines.append(self.recommendation(name))
+        seeds = len(next(iter(runs.values())))
+        return "\n".join([*lines, f"spread: the standard deviation over {seeds} seeds"])
+
+
+def regularization_report(
+    learn: Learner,
+    lr_max: GroupValues | None,
+    n_epoch: int,
+    *,
+    wds: Sequence[float] | None,
+    dropouts: Sequence[float] | None,
+    batch_sizes: Sequence[int] | None,
+    seeds: Sequence[int],
+    metric: str | None,
+    init: Init | None,
+) -> RegularizationReport:
+    """Measure which regularization short fits prefer: see `Learner.regularization_report`."""
+    check_budget(n_epoch, None, None)
+    rates = learn.groups.expand("lr_max", learn.lr if lr_max is None else lr_max)
+    name = _measured(learn, metric)
+    found = check_seeds(seeds)
+    if len(found) < 2:
+        raise ValueError(f"the spread needs 2 seeds or more, and 5 tell more; got {found}")
+    asked = {"weight_decay": wds, "dropout": dropouts, "batch_size": batch_sizes}
+    plans = {kind: list(values) for kind, values in asked.items() if values is not None}
+    if not plans:
+        raise ValueError("there is nothing to vary: give wds, dropouts or batch_sizes")
+    for kind, settings in plans.items():
+        _check_settings(learn, kind, settings)
+    results = {
+        kind: {
+            setting: _ends(learn, _fit(kind, setting, n_epoch, rates), found, name, init)
+            for setting in settings
+        }
+        for kind, settings in plans.items()
+    }
+    return RegularizationReport(results, name)
+
+
+def _ends(
+    learn: Learner, fit: Callable[[Learner], None], seeds: list[int], metric: str, init: Init | None
+) -> Array:
+    """Return what the fit of each seed ends at; NaN where validation gave nothing."""
+    records = run_trials(learn, fit, seeds, init=init).values()
+    series = [record.get(metric) for record in records]
+    return np.array([s.values[-1] if s else math.nan for s in series], np.float64)
+
+
+def _fit(kind: str, setting: Any, n_epoch: int, rates: list[float]) -> Callable[[Learner], None]:
+    def fit(learn: Learner) -> None:
+        _put_in_force(learn, kind, setting)
+        moms: Literal[False] | None = None if learn.groups.momentum_is_on() else False
+        learn.fit_one_cycle(n_epoch, rates, moms=moms)
+
+    return fit
+
+
+def _put_in_force(learn: Learner, kind: str, setting: Any) -> None:
+    if kind == "batch_size":
+        learn.dls.train = with_batch_size(learn.dls.train, setting)
+    elif kind == "dropout":
+        for module in _dropouts(learn):
+            module.p = setting
+    else:
+        learn.groups.set(kind, setting)
+
+
+def _dropouts(learn: Learner) -> list[Any]:
+    return [module for module in learn.model.modules() if isinstance(module, _DROPOUTS)]
+
+
+def _measured(learn: Learner, metric: str | None) -> str:
+    """Return the name of what is measured, or refuse it."""
+    names = [name for name in recorded_names(learn) if name != "train_loss"]
+    if not names:
+        raise ValueError(
+            "the report measures on validation batches, and this learner has no validation "
+            "loader: give it DataLoaders(train, valid)"
+        )
+    if metric is not None and metric not in names:
+        raise ValueError(f"metric must be one of {', '.join(names)}; got {metric!r}")
+    return names[0] if metric is None else metric
+
+
+def _check_settings(learn: Learner, kind: str, settings: list[Any]) -> None:
+    """Refuse settings that cannot be, before the first fit."""
+    if len(settings) < 2 or len(set(settings)) < len(settings):
+        raise ValueError(f"expected two or more values of {kind}, all different; got {settings}")
+    if kind == "dropout" and not _dropouts(learn):
+        raise ValueError("the model has no nn.Dropout: add one, or leave dropouts out")
+    for setting in settings:
+        if kind == "batch_size":
+            with_batch_size(learn.dls.train, setting)
+        elif kind == "dropout":
+            check_fraction("a dropout", setting)
+        else:
+            learn.groups.get(kind)  # refuses an optimizer that has none
+            learn.groups.expand(kind, setting)
+
+
+def _is_worse(ends: Array, best: Array) -> bool:
+    if not np.isfinite(ends).all():
+        return True
+    lead = best - ends
+    return bool(lead.mean() > CLEARLY * lead.std(ddof=1) / math.sqrt(len(lead)))
