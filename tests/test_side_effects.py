@@ -15,6 +15,7 @@ from test_faults import tiny
 from onecycle import Callback, Learner, Recorder, constant, plot_schedule
 from onecycle.loop import Loop
 from onecycle.state import LoopState
+from onecycle.studies import Studies
 
 #: What trains, or is meant to change something.
 CHANGES = {
@@ -47,6 +48,7 @@ OF_THE_LOOP = {"compute_loss", "predict_batch"}
 CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
     "added_cbs": [lambda learn, _: enter(learn.added_cbs([Callback()]))],
     "compare": [lambda learn, _: learn.compare(1, 0.01, ["constant"], seeds=[0, 1])],
+    "diagnose": [lambda learn, _: learn.diagnose(0.1, 20, wds=[0.1], lr_usual=0.01)],
     "epochs_left": [lambda learn, _: learn.epochs_left()],
     "get_preds": [
         lambda learn, _: learn.get_preds(),
@@ -62,6 +64,9 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
     ],
     "no_bar": [lambda learn, _: enter(learn.no_bar())],
     "predict": [lambda learn, _: learn.predict(torch.zeros(4))],
+    "regularization_report": [
+        lambda learn, _: learn.regularization_report(0.01, wds=[0.0, 0.1], seeds=[0, 1])
+    ],
     "removed_cbs": [lambda learn, _: enter(learn.removed_cbs(Recorder))],
     "shortfall": [lambda learn, _: learn.shortfall()],
     "save": [lambda learn, folder: learn.save(folder / "model.pt")],
@@ -86,7 +91,7 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
 }
 
 #: What makes fits of its own, which nobody can do within a fit.
-NOT_WITHIN_A_FIT = {"compare"}
+NOT_WITHIN_A_FIT = {"compare", "regularization_report"}
 
 EVERY_CALL = [(name, call) for name, calls in CALLS.items() for call in calls]
 IDS = [f"{name} {calls.index(call) + 1}" for name, calls in CALLS.items() for call in calls]
@@ -108,7 +113,7 @@ def public_methods(*kinds: type, prefix: str = "") -> set[str]:
 
 
 def test_every_public_method_either_trains_or_is_known_to_leave_nothing_behind() -> None:
-    found = public_methods(Learner, Loop, LoopState)
+    found = public_methods(Learner, Studies, Loop, LoopState)
     found |= public_methods(Recorder, prefix="recorder.")
     assert found - CALLS.keys() - CHANGES - OF_THE_LOOP == set()
     assert CHANGES & CALLS.keys() == set()
