@@ -40,7 +40,7 @@ from onecycle.nested import concatenate, map_tensors
 from onecycle.optimizers import OptFunc, Splitter
 from onecycle.predictions import Predictions
 from onecycle.schedules import Schedule
-from onecycle.snapshot import preserved
+from onecycle.snapshot import kept_grad_mode, preserved
 from onecycle.stepper import Stepper
 from onecycle.studies import Studies
 from onecycle.suggestions import Rule, minimum, valley
@@ -676,6 +676,7 @@ class Learner(Studies):
 
     # Looking and inference ----------------------------------------------------------------
 
+    @kept_grad_mode()  # copying the metrics may switch gradients off for a moment
     def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
         """Compute the loss and the metrics over a loader; leaves everything as it was.
 

@@ -30,7 +30,7 @@ from onecycle.errors import (
 )
 from onecycle.handlers import Handlers, clean_up, explain, fire, report, where
 from onecycle.optimizers import ready_state
-from onecycle.snapshot import hold_loaders, kept_grad_mode, preserved_rng, surely
+from onecycle.snapshot import RngState, hold_loaders, kept_grad_mode, preserved_rng, surely
 from onecycle.state import LoopState
 from onecycle.stepper import Stepper
 
@@ -277,6 +277,7 @@ class Loop(LoopState):
             if on.after_loss:
                 fire(self, on.after_loss, "after_loss")
 
+    @kept_grad_mode()
     def infer(
         self,
         dl: Any,
@@ -298,12 +299,13 @@ class Loop(LoopState):
         """
         callbacks = [callback for callback in self.cbs if callback.takes_part_in("inference")]
         on = Handlers([*callbacks, Callback(after_batch=collect)], "valid")
-        fields = dict(vars(self))
+        fields, rng = dict(vars(self)), RngState()
         flags = [(module, module.training) for module in self.model.modules()]
         gradients_off = torch.inference_mode() if inference_mode else torch.no_grad()
         put_back_loader = hold_loaders(*(o for o in (self.dls.train, self.dls.valid) if o is dl))
 
         def put_back() -> None:
+            rng.restore()
             put_back_loader()
             for module, flag in flags:
                 module.training = flag
@@ -311,7 +313,7 @@ class Loop(LoopState):
             vars(self).update(fields)
 
         try:
-            with kept_grad_mode(), gradients_off, preserved_rng(), suppress(CancelValid):
+            with gradients_off, suppress(CancelValid):
                 self._contexts = self._forward_contexts(callbacks)
                 self._set_up_pass(dl, training=False)
                 for self.iter, batch in enumerate(self._batches()):

@@ -164,14 +164,20 @@ def _cuda_in_use() -> bool:
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
-@contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Run a block that leaves every random number generator as it was."""
-    state = RngState()
-    try:
-        yield
-    finally:
-        surely(state.restore)
+class preserved_rng:  # noqa: N801 - used as the function beside it
+    """Run a block that leaves every random number generator as it was.
+
+    No generator function: one that Ctrl-C keeps from its end is finalized later, when whatever is
+    around it has put the random states back already, and would set them once more.
+    """
+
+    def __enter__(self) -> None:
+        """Keep the states."""
+        self._state = RngState()
+
+    def __exit__(self, *error: object) -> None:
+        """Put them back."""
+        surely(self._state.restore)
 
 
 @contextmanager

@@ -19,8 +19,8 @@ class LearnerState:
     """Every object that a learner reaches, each by its path: which object it is, and its bits.
 
     Tensors with gradient and ``requires_grad``, dicts with the order of their keys, generators,
-    and the fields of any other object; and the three global generators. What was seen is kept
-    alive, so that an address stays one object.
+    and the fields of any other object; the three global generators; and whether gradients are on.
+    What was seen is kept alive, so that an address stays one object.
     """
 
     def __init__(self, learn: Any) -> None:
@@ -31,6 +31,7 @@ class LearnerState:
         self.found["random"] = random.getstate()
         self.found["numpy"] = pickle.dumps(np.random.get_state())
         self.found["torch"] = torch.get_rng_state().numpy().tobytes()
+        self.found["gradients are on"] = torch.is_grad_enabled()
 
     def changes(self, later: LearnerState) -> list[str]:
         """List the paths that differ, or that only one of the two has."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from learner_state import trained
-from test_contract import EXPORTED, maker
+from test_contract import EXPORTED, FOR_IMAGES, maker
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,6 +31,7 @@ from onecycle import (
     OnecycleError,
     Recorder,
     TensorLoader,
+    accuracy,
     files,
     mse,
 )
@@ -55,18 +56,36 @@ TRIGGERS: dict[str, tuple[str, type[Cancel]]] = {
 generator = torch.Generator().manual_seed(0)
 X = torch.randn(8, 4, generator=generator)
 Y = X.sum(1, keepdim=True)
+IMAGES = torch.randn(8, 2, 8, 8, generator=generator)
+LABELS = torch.arange(8) % 2
 
 
-def tiny(loader: Any = None, **options: Any) -> Learner:
+def tiny(loader: Any = None, model: nn.Module | None = None, **options: Any) -> Learner:
     """Make the smallest learner with batch norm, dropout, momentum, validation and a metric."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.2), nn.Linear(3, 1))
+        layers = nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.2), nn.Linear(3, 1)
+        model = nn.Sequential(*layers) if model is None else model
     train = TensorLoader(X, Y, batch_size=4, shuffle=True) if loader is None else loader
     options = {"loss_func": nn.functional.mse_loss, "opt_func": sgd, "metrics": [mse]} | options
     valid = TensorLoader(X, Y, batch_size=8)
     learn = Learner((train, valid), model, lr=0.01, device="cpu", seed=0, **options)
     learn.cbs = [callback for callback in learn.cbs if isinstance(callback, Recorder)]
+    return learn
+
+
+def tiny_for(callback: Callback | None) -> Learner:
+    """Make the smallest learner that a callback can work with: some need images of classes."""
+    if not isinstance(callback, FOR_IMAGES):
+        return tiny()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        convolution, pool = nn.Conv2d(2, 3, 3), nn.AdaptiveAvgPool2d(1)
+        head = (pool, nn.Flatten(), nn.Dropout(0.2), nn.Linear(3, 2))
+        model = nn.Sequential(convolution, nn.BatchNorm2d(3), *head)
+    train = TensorLoader(IMAGES, LABELS, batch_size=4, shuffle=True)
+    learn = tiny(train, model=model, loss_func=nn.functional.cross_entropy, metrics=[accuracy])
+    learn.dls.valid = TensorLoader(IMAGES, LABELS, batch_size=8)
     return learn
 
 
@@ -104,18 +123,20 @@ class Injected:
         def handler(self_: Callback, learn: Learner) -> None:
             self._n += 1
             due = self._n == self.at
-            if due:
-                kind = "training" if learn.training else "validation"
-                self.place = (type(self_).__name__, learn.epoch, kind, learn.iter)
             if due and not self.after:
-                raise self.fault
+                self._raise(self_, learn)
             if own is not None:
-                own(learn)
-            if due and self.after:
-                raise self.fault
+                own(learn)  # which may end in a cancel of its own: then there is no fault
+            if due:
+                self._raise(self_, learn)
 
         setattr(callback, self.event, MethodType(handler, callback))
         return callback
+
+    def _raise(self, callback: Callback, learn: Learner) -> None:
+        kind = "training" if learn.training else "validation"
+        self.place = (type(callback).__name__, learn.epoch, kind, learn.iter)
+        raise self.fault
 
     def watch(self, callback: Callback) -> None:
         """Hear the clean-up of a callback, before whatever it does."""
@@ -152,7 +173,8 @@ def faulted(
 ) -> list[str]:
     """Run a fit with a fault in it; return the rules that it broke, in words."""
     torch.manual_seed(1)
-    learn, callback = tiny(), make()
+    callback = make()
+    learn = tiny_for(callback)
     injected = Injected(kind, event, at, after=after)
     injected.into(callback)
     others = trigger(event)
@@ -224,7 +246,7 @@ def left_behind(learn: Learner, callback: Callback | None) -> list[str]:
 
 def not_ready(learn: Learner, make: Callable[[], Callback], callback: Callback | None) -> list[str]:
     """List where the next fit differs from that of a new learner, rebuilt from what is there."""
-    rebuilt = tiny()
+    rebuilt = tiny_for(callback)
     rebuilt.model.load_state_dict(deepcopy(learn.model.state_dict()))
     load_opt_state(deepcopy(learn.opt.state_dict()), rebuilt.groups)
     rebuilt.total_updates, rebuilt.total_epochs = learn.total_updates, learn.total_epochs
