@@ -28,6 +28,7 @@ from onecycle.checks import (
     check_callbacks,
     check_parts,
 )
+from onecycle.compiled import choose_stepper
 from onecycle.data import DataLoaders, as_dataloaders, to_device
 from onecycle.errors import MissingCallbackError
 from onecycle.experiments import RangeTests, range_tests
@@ -41,7 +42,6 @@ from onecycle.optimizers import OptFunc, Splitter
 from onecycle.predictions import Predictions
 from onecycle.schedules import Schedule
 from onecycle.snapshot import kept_grad_mode, preserved
-from onecycle.stepper import Stepper
 from onecycle.studies import Studies
 from onecycle.suggestions import Rule, minimum, valley
 from onecycle.summary import Summary, summarize
@@ -76,9 +76,18 @@ class Learner(Studies):
         device: By default the accelerator if there is one, else the CPU.
         seed: Of the order of the data; drawn from torch by default. Weights and dropout come from
             torch's own generator: ``torch.manual_seed``.
+        fast_step: Let the optimizer's fused kernel be called directly, which gives the same bits
+            with less Python around it: see `FastStepper`. Where that cannot be, a log message
+            says why.
+        compile: ``True``, or a mode of ``torch.compile`` such as ``"max-autotune"``: compile the
+            model, and the step of SGD, Adam or AdamW, such that a schedule recompiles nothing:
+            see `CompiledSteps`. The first batches take seconds to minutes; a batch of another
+            size, such as the last one of an epoch, has the model compiled once more. Results
+            agree with those of the plain learner to rounding.
 
     Raises:
         TypeError, ValueError: For what cannot work, with what to do.
+        RuntimeError: With ``compile``, where torch has no compiler for the device.
 
     Example:
         >>> import torch
@@ -112,6 +121,8 @@ class Learner(Studies):
         n_inp: int | None = None,
         device: str | torch.device | None = None,
         seed: int | None = None,
+        fast_step: bool = False,
+        compile: bool | str = False,
     ) -> None:
         check_parts(model, loss_func, cbs)
         move_to(device, model, loss_func)
@@ -124,12 +135,12 @@ class Learner(Studies):
             model,
             loss_func,
             groups,
-            Stepper(groups.opt),
             cbs=_with_defaults(cbs),
             metrics=list(as_metrics(metrics).values()),
             device=next(model.parameters()).device,
             seed=int(torch.randint(2**62, ())) if seed is None else seed,
             n_inp=n_inp,
+            make_stepper=choose_stepper(model, groups.opt, fast_step, compile),
         )
 
     @property

@@ -32,7 +32,6 @@ from onecycle.handlers import Handlers, clean_up, explain, fire, report, where
 from onecycle.optimizers import ready_state
 from onecycle.snapshot import RngState, hold_loaders, kept_grad_mode, preserved_rng, surely
 from onecycle.state import LoopState
-from onecycle.stepper import Stepper
 
 log = logging.getLogger("onecycle")
 
@@ -106,7 +105,7 @@ class Loop(LoopState):
         self.training, self.stop_reason, self.rng = True, None, None
         self.batches_per_update = 1
         ready_state(self.opt)
-        self.stepper = Stepper(self.opt)
+        self.stepper = self.make_stepper(self.opt)
         self._drop_gradients()
         self.plan_updates()
 

@@ -269,9 +269,12 @@ class WeightedMean:
         """
         if not isinstance(value, Tensor):
             value = torch.tensor(value, dtype=torch.float64)
-        # A sum over many batches loses digits in float32, but Apple's devices have no float64.
-        wide = torch.float32 if value.device.type == "mps" else torch.float64
-        self.total = self.total + value.detach().to(wide) * n
+        if self.count:
+            self.total = torch.add(self.total, value.detach(), alpha=n)
+        else:
+            # A sum over many batches loses digits in float32; Apple's devices have no float64.
+            wide = torch.float32 if value.device.type == "mps" else torch.float64
+            self.total = value.detach().to(wide) * n
         self.count += n
 
     def compute(self) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from onecycle.explanations import (
     BAD_CALL,
@@ -62,7 +63,7 @@ class LoopState:
         batches_per_update: How many batches make one update; set in ``before_fit``, before
             `plan_updates`.
         batches_in_window: The batches whose gradients wait for the next update.
-        stepper: How an update is made.
+        stepper: How an update is made; each fit begins with a new one of ``make_stepper``.
         stop_reason: The reason that the last cancel gave, or ``None``.
         is_cancelled: Whether a callback before this one has answered the event that fires with a
             cancel, which acts when all have heard of it.
@@ -82,16 +83,17 @@ class LoopState:
         model: nn.Module,
         loss_func: Callable[..., Tensor] | None,
         groups: ParamGroups,
-        stepper: Stepper,
         *,
         cbs: Sequence[Callback],
         metrics: Sequence[Any],
         device: torch.device,
         seed: int,
         n_inp: int | None,
+        make_stepper: Callable[[Optimizer], Stepper],
     ) -> None:
         self.dls, self.model, self.loss_func = dls, model, loss_func
-        self.opt, self.groups, self.stepper = groups.opt, groups, stepper
+        self.opt, self.groups = groups.opt, groups
+        self.make_stepper, self.stepper = make_stepper, make_stepper(groups.opt)
         self.cbs, self.metrics = list(cbs), list(metrics)
         self.frozen_norms: list[nn.Module] = []
         self.device, self.seed, self.n_inp = device, seed, n_inp

@@ -53,7 +53,7 @@ class Stepper:
         Returns:
             Whether an update was made; a gradient scaler may refuse.
         """
-        if self._bare_step is None or _is_extended(self.opt):
+        if self._bare_step is None or is_extended(self.opt):
             self.opt.step()
         else:
             with torch.no_grad():
@@ -141,8 +141,12 @@ def _bare_step(opt: Optimizer) -> Any:
     return inspect.unwrap(kind.step)
 
 
-def _is_extended(opt: Optimizer) -> bool:
-    """Tell whether more than the bare step must run; hooks and wrappers may come at any time."""
+def is_extended(opt: Optimizer) -> bool:
+    """Tell whether more than the bare step must run; hooks and wrappers may come at any time.
+
+    Args:
+        opt: The optimizer.
+    """
     return bool(
         "step" in vars(opt)
         or opt._optimizer_step_pre_hooks

@@ -44,6 +44,8 @@ LEVELS = {
     "summary": 1,
     "torch_schedules": 1,
     "assembly": 2,
+    "compiled": 3,
+    "fast_step": 2,
     "loop": 2,
     "post_mortem": 2,
     "model_files": 1,

@@ -1,24 +1,22 @@
-"""The time of a training step on a tiny model: `Learner` against the loop written by hand.
+"""The time of a training step: `Learner` against the loop written by hand.
 
-The model has 32, 64 and 10 units, the batch 64 samples, torch one thread: so small that what is
-measured is the cost of the loop. Both sides train the same batches with momentum or beta1 cycled
-against the learning rate. They take turns (A, B, A, B, ...), and the ratio is taken pair by pair,
-so that a machine that slows down slows both.
+The tiny model has 32, 64 and 10 units, the batch 64 samples: so small that what is measured is
+the cost of the loop. Both sides train the same batches with momentum or beta1 cycled against the
+learning rate. The larger model takes about 4 ms a step, a part of which is what the loop adds.
 
-    python tests/benchmarks/step.py --pairs 15
+    python tests/benchmarks/step.py
 """
 
 from __future__ import annotations
 
-import argparse
-import functools
 import io
-import statistics
-import time
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 
 import torch
+from pairs import Row, arguments, clock, compare
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import OneCycleLR
@@ -26,61 +24,86 @@ from torch.optim.lr_scheduler import OneCycleLR
 from onecycle import Callback, Learner, Progress
 
 STEPS = 2000
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "SGD": partial(SGD, momentum=0.9),
+    "AdamW": AdamW,
+}
+MakeModel = Callable[[], nn.Module]
+Batches = list[tuple[Tensor, Tensor]]
 
 
-def make_model() -> nn.Module:
+def tiny_model() -> nn.Module:
     """Make the tiny model with seeded weights."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
-def make_batches() -> list[tuple[Tensor, Tensor]]:
+def larger_model() -> nn.Module:
+    """Make a model whose step takes about 4 ms."""
+    torch.manual_seed(0)
+    sizes = [32, 512, 512, 512, 512, 10]
+    layers = [layer for i, o in itertools.pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def make_batches(steps: int = STEPS) -> Batches:
     """Make the batches that both sides train on, in this order."""
     torch.manual_seed(1)
-    return [(torch.randn(64, 32), torch.randint(0, 10, (64,))) for _ in range(STEPS)]
+    return [(torch.randn(64, 32), torch.randint(0, 10, (64,))) for _ in range(steps)]
 
 
-def bare(opt_func: Callable[..., torch.optim.Optimizer], batches: list) -> float:
+def bare(
+    opt_func: Callable[..., torch.optim.Optimizer], model: MakeModel, batches: Batches
+) -> float:
     """Time the loop that a person writes by hand; return seconds for each step."""
-    model = make_model()
-    opt = opt_func(model.parameters(), lr=1e-3)
+    net = model()
+    opt = opt_func(net.parameters(), lr=1e-3)
     schedule = OneCycleLR(opt, 1e-3, total_steps=len(batches))
     losses = []
-    start = time.perf_counter()
+    start = clock()
     for xb, yb in batches:
-        loss = nn.functional.cross_entropy(model(xb), yb)
+        loss = nn.functional.cross_entropy(net(xb), yb)
         loss.backward()
         opt.step()
         opt.zero_grad()
         schedule.step()
         losses.append(loss.detach())
-    return (time.perf_counter() - start) / len(batches)
+    return (clock() - start) / len(batches)
 
 
-def floor(batches: list) -> float:
+def floor(batches: Batches) -> float:
     """Time the forward and backward pass alone."""
-    model = make_model()
-    start = time.perf_counter()
+    model = tiny_model()
+    start = clock()
     for xb, yb in batches:
         nn.functional.cross_entropy(model(xb), yb).backward()
         for p in model.parameters():
             p.grad = None
-    return (time.perf_counter() - start) / len(batches)
+    return (clock() - start) / len(batches)
 
 
 def ours(
     opt_func: Callable[..., torch.optim.Optimizer],
-    batches: list,
+    model: MakeModel,
+    batches: Batches,
     *,
     cbs: tuple[Callback, ...] = (),
     bar: bool = True,
+    fast_step: bool = False,
 ) -> float:
     """Time `fit_one_cycle` with the default callbacks; return seconds for each step."""
-    learn = Learner((batches, None), make_model(), nn.functional.cross_entropy, opt_func, cbs=cbs)
+    learn = Learner(
+        (batches, None),
+        model(),
+        nn.functional.cross_entropy,
+        opt_func,
+        cbs=cbs,
+        fast_step=fast_step,
+    )
     with learn.removed_cbs(*([] if bar else [Progress])), redirect_stdout(io.StringIO()):
-        start = time.perf_counter()
+        start = clock()
         learn.fit_one_cycle(1, 1e-3)
-        return (time.perf_counter() - start) / len(batches)
+        return (clock() - start) / len(batches)
 
 
 class Idle(Callback):
@@ -96,38 +119,25 @@ class Idle(Callback):
         """Do nothing."""
 
 
-def main() -> None:
-    """Run all pairs and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=15)
-    pairs = parser.parse_args().pairs
-    torch.set_num_threads(1)
-    batches = make_batches()
-    rows: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {}
-    for name, opt_func in {"SGD": functools.partial(SGD, momentum=0.9), "AdamW": AdamW}.items():
-        against = functools.partial(bare, opt_func, batches)
-        idle = tuple(Idle() for _ in range(5))
-        rows[f"{name}: Learner"] = (functools.partial(ours, opt_func, batches), against)
-        rows[f"{name}: with five more callbacks"] = (
-            functools.partial(ours, opt_func, batches, cbs=idle),
-            against,
+def rows() -> Iterator[Row]:
+    """Give the rows of the table."""
+    batches, few = make_batches(), make_batches(100)
+    idle = tuple(Idle() for _ in range(5))
+    for name, opt_func in OPTIMIZERS.items():
+        side = partial(ours, opt_func, tiny_model, batches)
+        against = partial(bare, opt_func, tiny_model, batches)
+        yield Row(f"{name}: Learner", side, against, 0.82)
+        yield Row(f"{name}: with five more callbacks", partial(side, cbs=idle), against, 0.85)
+        yield Row(f"{name}: fast_step=True", partial(side, fast_step=True), against, 0.65)
+        yield Row(f"{name}: without progress", partial(side, bar=False), against)
+        yield Row(f"{name}: forward and backward alone", partial(floor, batches), against)
+        yield Row(
+            f"{name}: a model of 4 ms",
+            partial(ours, opt_func, larger_model, few),
+            partial(bare, opt_func, larger_model, few),
+            0.98,
         )
-        rows[f"{name}: without progress"] = (
-            functools.partial(ours, opt_func, batches, bar=False),
-            against,
-        )
-        rows[f"{name}: forward and backward alone"] = (functools.partial(floor, batches), against)
-    print(f"torch {torch.__version__}, one thread, {STEPS} steps a run, {pairs} pairs")
-    print(f"{'':<36}{'us/step':>9}{'bare':>9}{'ratio':>8}{'  (quartiles)'}")
-    for name, (a, b) in rows.items():
-        a(), b()
-        timed = [(a(), b()) for _ in range(pairs)]
-        ratios = [x / y for x, y in timed]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        mine = statistics.median(x for x, _ in timed) * 1e6
-        other = statistics.median(y for _, y in timed) * 1e6
-        print(f"{name:<36}{mine:>9.1f}{other:>9.1f}{middle:>8.3f}  ({low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":
-    main()
+    compare(rows(), arguments(__doc__, pairs=15))

@@ -48,6 +48,22 @@ def test_models_take_other_channels_where_they_say_so():
     assert resnet9(in_channels=1).eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
 
 
+@pytest.mark.parametrize(
+    ("build", "images"),
+    [(lenet, (4, 1, 28, 28)), (resnet9, (4, 3, 32, 32)), (resnet56, (4, 3, 32, 32))],
+)
+def test_models_compute_channels_last_and_the_same_as_otherwise(build, images):
+    model, x = build().eval(), torch.randn(images)
+    layouts = []
+    model[0].register_forward_hook(
+        lambda module, args, y: layouts.append(y.is_contiguous(memory_format=torch.channels_last))
+    )
+    pred = model(x)
+    otherwise = model.to(memory_format=torch.contiguous_format)(x)
+    assert layouts == [True, False]
+    torch.testing.assert_close(pred, otherwise, rtol=1e-4, atol=1e-4)
+
+
 def test_resnet56_has_56_layers_with_weights():
     layers = [m for m in resnet56().modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(layers) == 56

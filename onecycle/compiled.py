@@ -1,0 +1,240 @@
+"""`torch.compile` for model and optimizer step, such that a schedule recompiles nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from onecycle.fast_step import FastStepper, Group
+from onecycle.stepper import Stepper
+
+log = logging.getLogger("onecycle")
+
+#: What a schedule may change, by optimizer: numbers that the compiled step is given as tensors.
+_SCHEDULED = {
+    SGD: ("lr", "momentum", "weight_decay", "dampening"),
+    Adam: ("lr", "beta1", "beta2", "weight_decay"),
+    AdamW: ("lr", "beta1", "beta2", "weight_decay"),
+}
+
+_Update = Callable[[list[Any]], None]
+
+
+class CompiledSteps:
+    """Makes steppers whose optimizer step is compiled, once for all fits of a learner.
+
+    torch takes the numbers in an optimizer's groups for constants, so that its own step, compiled,
+    is compiled anew for a value that changes from update to update, until torch gives up. Here
+    they are put into tensors before each update: one for each number of each group, on the CPU,
+    where nobody waits for them. The groups keep their numbers, so that all else (schedules, the
+    record, files) is as without compilation.
+
+    Args:
+        **options: What ``torch.compile`` takes.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self._update: _Update | None = None
+
+    def __call__(self, opt: Optimizer) -> Stepper:
+        """Return a stepper for a fit.
+
+        Args:
+            opt: The same one each time.
+        """
+        if self._update is None:
+            update = _sgd if isinstance(opt, SGD) else _adam
+            # A copy: torch counts what it compiles by code, and stops at eight for all learners.
+            own = FunctionType(update.__code__.replace(co_name="step"), update.__globals__)
+            self._update = torch.compile(own, **self._options)
+        return CompiledStepper(opt, self._update)
+
+
+class CompiledStepper(FastStepper):
+    """Makes an update of SGD, Adam or AdamW with a compiled function.
+
+    Like `FastStepper`, it leaves the first update, and any with step hooks, to the optimizer.
+
+    Args:
+        opt: The optimizer.
+        update: Makes the update of all groups.
+    """
+
+    def __init__(self, opt: Optimizer, update: _Update) -> None:
+        super().__init__(opt)
+        self._compiled = update
+
+    @staticmethod
+    def why_not(opt: Optimizer) -> str | None:
+        """Say why the step of an optimizer is not compiled; ``None`` if it is.
+
+        Args:
+            opt: The optimizer.
+        """
+        name = type(opt).__name__
+        if type(opt) not in _SCHEDULED:
+            return f"{name} is not SGD, Adam or AdamW of torch"
+        if any(group.get("amsgrad") for group in opt.param_groups):
+            return f"{name} has amsgrad=True"
+        if any(group.get("differentiable") for group in opt.param_groups):
+            return f"{name} has differentiable=True"
+        if any(p.is_complex() for group in opt.param_groups for p in group["params"]):
+            return f"{name} has complex parameters"
+        return None
+
+    def _make_group(self, group: dict[str, Any]) -> Group:
+        return _CompiledGroup(self.opt, group)
+
+    def _update(self, gradients: list[list[Tensor]]) -> None:
+        groups = zip(self._groups, gradients, strict=True)
+        self._compiled([group.arguments(given) for group, given in groups if given])
+
+
+class _CompiledGroup(Group):
+    """A group with its numbers in tensors of its own."""
+
+    def __init__(self, opt: Optimizer, group: dict[str, Any]) -> None:
+        super().__init__(opt, group)
+        # In float64, as Python's own numbers; parameters keep their dtype all the same.
+        self._numbers = [torch.zeros((), dtype=torch.float64) for _ in _SCHEDULED[type(opt)]]
+        self._names = _SCHEDULED[type(opt)]
+
+    def arguments(self, gradients: list[Tensor]) -> tuple[Any, ...]:
+        """Return what the compiled function takes: tensors, and flags that do not change."""
+        group, states = self.group, self.states
+        betas = dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))
+        for tensor, name in zip(self._numbers, self._names, strict=True):
+            tensor.fill_(betas[name] if name in betas else group[name])
+        if "betas" in group:
+            kept = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")]
+            flags: tuple[Any, ...] = (
+                group["eps"],
+                group["decoupled_weight_decay"],
+                group["maximize"],
+            )
+        else:
+            kept = [self.buffers()]
+            flags = (group["nesterov"], group["maximize"])
+        return (self.params, gradients, *kept, self._numbers, flags)
+
+
+def _sgd(groups: list[Any]) -> None:
+    """Update as ``torch.optim.SGD`` does, with numbers that are tensors."""
+    for params, gradients, buffers, numbers, (nesterov, maximize) in groups:
+        lr, momentum, weight_decay, dampening = numbers
+        for i, p in enumerate(params):
+            g = -gradients[i] if maximize else gradients[i]
+            g = g + p * weight_decay
+            if buffers:
+                buffer = buffers[i].mul_(momentum).add_(g * (1 - dampening))
+                g = g + buffer * momentum if nesterov else buffer
+            p.sub_(g * lr)
+
+
+def _adam(groups: list[Any]) -> None:
+    """Update as ``torch.optim.Adam`` and ``AdamW`` do, with numbers that are tensors."""
+    for params, gradients, means, squares, steps, numbers, (eps, decoupled, maximize) in groups:
+        lr, beta1, beta2, weight_decay = numbers
+        for i, p in enumerate(params):
+            g = -gradients[i] if maximize else gradients[i]
+            step = steps[i].add_(1)
+            if decoupled:
+                p.mul_(1 - lr * weight_decay)
+            else:
+                g = g + p * weight_decay
+            mean = means[i].mul_(beta1).add_(g * (1 - beta1))
+            square = squares[i].mul_(beta2).add_(g * g * (1 - beta2))
+            size = lr / (1 - beta1**step)
+            p.sub_(mean * size / ((square / (1 - beta2**step)).sqrt() + eps))
+
+
+def choose_stepper(
+    model: nn.Module, opt: Optimizer, fast_step: bool, compile: bool | str
+) -> Callable[[Optimizer], Stepper]:
+    """Return what makes the stepper of each fit; compile the model if that is asked for.
+
+    Args:
+        model: The model, on its device.
+        opt: Its optimizer.
+        fast_step: As given to the `Learner`.
+        compile: Likewise.
+
+    Raises:
+        TypeError, ValueError: If ``compile`` is nothing known, or both are asked for.
+        RuntimeError: If there is no compiler for this platform.
+    """
+    options = compile_options(compile)
+    if options is None:
+        if fast_step and (reason := FastStepper.why_not(opt)):
+            log.warning("fast_step: torch's own step makes the updates: %s", reason)
+        return FastStepper if fast_step else Stepper
+    if fast_step:
+        raise ValueError("the step is compiled or fast: give compile= or fast_step=True, not both")
+    compile_model(model, **options)
+    if reason := CompiledStepper.why_not(opt):
+        log.warning("compile: the model is compiled, the step is not: %s", reason)
+    return CompiledSteps(**options)
+
+
+def compile_options(compile: bool | str) -> dict[str, Any] | None:
+    """Return what ``torch.compile`` is given; ``None`` where nothing is to be compiled.
+
+    Args:
+        compile: ``True``, ``False``, or a mode of ``torch.compile``.
+
+    Raises:
+        TypeError, ValueError: If it is none of these.
+
+    Example:
+        >>> compile_options(False), compile_options(True), compile_options("max-autotune")
+        (None, {}, {'mode': 'max-autotune'})
+    """
+    if isinstance(compile, bool):
+        return {} if compile else None
+    if not isinstance(compile, str):
+        raise TypeError(f"compile is True, False or a mode of torch.compile; got {compile!r}")
+    modes = torch._inductor.list_mode_options()
+    if compile not in modes:
+        raise ValueError(f"compile is True, False or one of {', '.join(modes)}; got {compile!r}")
+    return {"mode": compile}
+
+
+def compile_model(model: nn.Module, **options: Any) -> None:
+    """Compile a model in place; the names in its ``state_dict`` stay as they are.
+
+    Args:
+        model: The model, on its device.
+        **options: What ``torch.compile`` takes.
+
+    Raises:
+        ValueError: If the model is compiled already.
+        RuntimeError: If there is no compiler for this platform.
+    """
+    if model._compiled_call_impl is not None or hasattr(model, "_orig_mod"):
+        raise ValueError("the model is compiled already: leave out compile=, or torch.compile")
+    problem = _missing_compiler(next(model.parameters()).device)
+    if problem is not None:
+        raise RuntimeError(f"compile= cannot work here, leave it out: {problem}")
+    model.compile(**options)
+
+
+def _missing_compiler(device: torch.device) -> str | None:
+    from torch._dynamo.eval_frame import is_dynamo_supported
+
+    if not is_dynamo_supported():
+        return "torch.compile does not support this platform"
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        try:
+            get_cpp_compiler()
+        except Exception as error:
+            return f"torch found no C++ compiler ({type(error).__name__})"
+    return None

@@ -1,0 +1,32 @@
+"""What a step of the loop costs, counted: it must not grow unnoticed."""
+
+from functools import partial
+
+import pytest
+from benchmarks.counters import OPTIMIZERS, bare, ours, per_step
+
+from onecycle import Callback
+
+STEPS = 10
+
+
+@pytest.mark.parametrize(("name", "bound"), [("SGD", 130), ("AdamW", 190)])
+def test_a_step_takes_a_bounded_number_of_python_calls(name, bound):
+    counts = per_step(partial(ours, OPTIMIZERS[name]), STEPS)
+    assert counts.calls <= bound
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_takes_fewer_operators_than_the_loop_by_hand(name):
+    mine, theirs = (per_step(partial(run, OPTIMIZERS[name]), STEPS) for run in (ours, bare))
+    assert mine.operators < theirs.operators
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_reads_no_scalar(name):
+    assert per_step(partial(ours, OPTIMIZERS[name]), STEPS).reads == 0
+
+
+def test_a_callback_that_reads_the_loss_is_counted():
+    reader = Callback(after_batch=lambda learn: float(learn.loss))
+    assert per_step(partial(ours, OPTIMIZERS["SGD"], cbs=[reader]), STEPS).reads == 1

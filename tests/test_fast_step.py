@@ -1,0 +1,251 @@
+"""The direct call of the fused kernels: the same bits as the optimizer's own step."""
+
+from copy import deepcopy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW
+
+from onecycle import Callback, fast_step
+from onecycle.fast_step import FastStepper
+from onecycle.stepper import Stepper
+from onecycle.testing import toy_learner
+
+KINDS = {
+    "SGD": partial(SGD, momentum=0.9),
+    "SGD without momentum": SGD,
+    "SGD with everything": partial(
+        SGD, momentum=0.8, dampening=0.1, weight_decay=0.1, maximize=True
+    ),
+    "Nesterov": partial(SGD, momentum=0.9, nesterov=True),
+    "Adam": partial(Adam, weight_decay=0.1),
+    "AdamW": AdamW,
+}
+
+
+def make(kind, **options):
+    torch.manual_seed(0)
+    first = [nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(5))]
+    groups = [{"params": first}, {"params": [nn.Parameter(torch.randn(2, 2))], "lr": 0.05}]
+    return KINDS[kind](groups, lr=0.1, fused=True, **options)
+
+
+def params(opt):
+    return [p for group in opt.param_groups for p in group["params"]]
+
+
+def give_gradients(opt, seed, without=()):
+    generator = torch.Generator().manual_seed(seed)
+    for i, p in enumerate(params(opt)):
+        gradient = torch.randn(p.shape, generator=generator)
+        p.grad = None if i in without else gradient
+
+
+def assert_same(opt, other):
+    for p, q in zip(params(opt), params(other), strict=True):
+        assert torch.equal(p, q)
+        assert opt.state.get(p, {}).keys() == other.state.get(q, {}).keys()
+        for key, value in other.state.get(q, {}).items():
+            assert torch.equal(opt.state[p][key], value)
+
+
+class Pair:
+    """An optimizer that the fast stepper steps, and one like it that steps itself."""
+
+    def __init__(self, kind, **options):
+        self.ours, self.theirs = make(kind, **options), make(kind, **options)
+        self.stepper = FastStepper(self.ours)
+        self.own_steps = 0
+        plain = Stepper.step
+        self.seed = 0
+
+        def counted(stepper):
+            self.own_steps += 1
+            return plain(stepper)
+
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(Stepper, "step", counted)
+
+    def both(self, act):
+        act(self.ours)
+        act(self.theirs)
+
+    def step(self, without=()):
+        self.seed += 1
+        self.both(lambda opt: give_gradients(opt, self.seed, without))
+        assert self.stepper.step() is True
+        self.theirs.step()
+        assert_same(self.ours, self.theirs)
+
+
+@pytest.fixture
+def pair_of(request):
+    made = []
+
+    def make_pair(kind, **options):
+        made.append(Pair(kind, **options))
+        return made[-1]
+
+    yield make_pair
+    for pair in made:
+        pair.patch.undo()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_and_state_are_those_of_the_own_step_to_the_bit(kind, pair_of):
+    pair = pair_of(kind)
+    for i in range(5):
+        values = {"lr": 0.1 / (i + 1), "weight_decay": 0.01 * i}
+        pair.both(lambda opt, values=values: opt.param_groups[0].update(values))
+        pair.step()
+    assert pair.own_steps == (kind != "SGD without momentum")  # the first makes the state
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_a_loaded_state_is_the_one_that_goes_on(kind, pair_of):
+    pair = pair_of(kind)
+    pair.step()
+    saved = deepcopy(pair.ours.state_dict())
+    pair.step()
+    pair.both(lambda opt: opt.load_state_dict(deepcopy(saved)))
+    pair.step()
+    pair.step()
+    assert pair.own_steps == 1
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_tensors_that_are_replaced_in_the_state_are_the_ones_that_go_on(kind, pair_of):
+    pair = pair_of(kind)
+    pair.step()
+    name = "momentum_buffer" if kind == "SGD" else "exp_avg"
+
+    def replace(opt):
+        opt.state[params(opt)[0]][name] = torch.full((3, 4), 2.0)
+
+    pair.both(replace)
+    pair.step()
+    pair.both(lambda opt: opt.state.clear())
+    pair.step()
+    pair.step()
+    assert pair.own_steps == 2
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_parameters_without_a_gradient_rest_and_come_back(kind, pair_of):
+    pair = pair_of(kind)
+    for without in [(), (1,), (1,), (2,), (), ()] if kind == "AdamW" else [(), (1,), (1,), ()]:
+        pair.step(without)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_a_group_that_is_added_or_split_is_stepped(kind, pair_of):
+    pair = pair_of(kind)
+    pair.step()
+
+    def add(opt):
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(4))]})
+
+    def split(opt):
+        group = opt.param_groups[0]
+        first, second = group["params"]
+        group["params"] = [first]
+        opt.add_param_group({**group, "params": [second]})
+
+    for change in (add, split):
+        pair.both(change)
+        pair.step()
+        pair.step()
+
+
+def test_momentum_that_is_switched_off_and_on_is_the_optimizers(pair_of):
+    pair = pair_of("SGD")
+    for momentum in (0.9, 0.9, 0.0, 0.0, 0.5, 0.5):
+        pair.both(lambda opt, m=momentum: [g.update(momentum=m) for g in opt.param_groups])
+        pair.step()
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_step_hooks_are_called_while_they_are_there(kind, pair_of):
+    pair, calls = pair_of(kind), []
+    pair.step()
+    pair.step()
+    hook = pair.ours.register_step_post_hook(lambda *args: calls.append(1))
+    pair.step()
+    pair.step()
+    hook.remove()
+    pair.step()
+    assert (calls, pair.own_steps) == ([1, 1], 3)
+
+
+class Mine(SGD):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make_opt", "why"),
+    [
+        (partial(torch.optim.Adamax, lr=0.1), "Adamax is not SGD, Adam or AdamW"),
+        (partial(Mine, lr=0.1, fused=True), "Mine is not SGD, Adam or AdamW"),
+        (partial(SGD, lr=0.1), "SGD is not fused"),
+        (partial(AdamW, lr=0.1, amsgrad=True, fused=True), "amsgrad"),
+        (partial(SGD, lr=torch.tensor(0.1), fused=True), "tensor"),
+    ],
+)
+def test_where_it_cannot_be_the_own_step_is_made_and_said(make_opt, why):
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    ours, theirs = make_opt([p]), make_opt([q])
+    stepper = FastStepper(ours)
+    assert why in stepper.reason
+    for _ in range(3):
+        p.grad, q.grad = torch.ones(2), torch.ones(2)
+        stepper.step()
+        theirs.step()
+    assert torch.equal(p, q)
+
+
+def test_several_dtypes_in_a_group_are_left_to_the_own_step():
+    both = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float64))]
+    assert "dtypes" in FastStepper.why_not(SGD(both, lr=0.1, fused=True))
+
+
+def test_a_kernel_with_other_arguments_is_not_called(monkeypatch):
+    assert FastStepper.why_not(make("SGD")) is None
+    monkeypatch.setitem(fast_step._ARGUMENTS, "_fused_sgd_", "self grads")
+    assert "another _fused_sgd_" in FastStepper.why_not(make("SGD"))
+
+
+@pytest.mark.parametrize("opt_func", [KINDS["SGD"], AdamW])
+def test_a_fit_is_the_same_to_the_bit(opt_func):
+    fits = []
+    for fast in (False, True):
+        learn = toy_learner(8, opt_func=opt_func, fast_step=fast)
+        learn.fit_one_cycle(2, 0.1, wd=0.01)
+        learn.lr_find(num_it=10, show_plot=False)  # clears the state that it has made
+        learn.fit(1)
+        fits.append([*learn.model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*fits, strict=True))
+    assert type(learn.stepper) is FastStepper
+
+
+def test_a_range_test_in_the_middle_of_a_fit_leaves_the_fast_step_right():
+    fits = []
+    for fast in (False, True):
+        find = Callback(
+            after_step=lambda learn: (
+                learn.lr_find(num_it=5, show_plot=False) if learn.n_updates in (1, 3) else None
+            )
+        )
+        learn = toy_learner(8, opt_func=AdamW, fast_step=fast)
+        learn.fit(1, cbs=[find])
+        fits.append([*learn.model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*fits, strict=True))
+
+
+def test_a_learner_says_once_where_the_fast_step_cannot_be(caplog):
+    learn = toy_learner(2, opt_func=torch.optim.Adamax, fast_step=True)
+    learn.fit(1)
+    assert caplog.messages == [
+        "fast_step: torch's own step makes the updates: Adamax is not SGD, Adam or AdamW of torch"
+    ]
