@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from benchmarks import ensemble
 
 from onecycle import Learner, accuracy
 from onecycle.vision import lenet, mnist
@@ -32,3 +33,11 @@ def test_lenet_reaches_98_9_percent_on_mnist_in_three_epochs_from_the_suggested_
     assert found.suggestion is not None
     learn.fit_one_cycle(3, found.suggestion)
     assert learn.validate()["accuracy"] >= 0.989
+
+
+@pytest.mark.data
+def test_a_snapshot_ensemble_beats_its_best_member_on_mnist(data_dir: str) -> None:
+    """On each seed alone: over seeds 0 to 4 the gain was 0.25 to 0.49 points."""
+    dls = ensemble.load(data_dir)
+    for seed in (0, 1):
+        assert ensemble.train(dls, seed, ensemble.LR_MAX, cycles=5, epochs=20).gain > 0.001

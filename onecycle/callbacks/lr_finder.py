@@ -155,7 +155,7 @@ class LRFinder(Callback):
             lr_min=found.lr_min,
             lr_max=found.lr_max,
             reason=found.reason,
-            stop_reason=self.stop_reason or f"all {self.num_it} updates were made",
+            stop_reason=self.stop_reason or "all updates were made",
             linear=self.linear,
             valid_losses=valid_losses,
             metrics=metrics,
@@ -283,16 +283,17 @@ class LRFindResult:
         return said
 
     def __repr__(self) -> str:
-        """Say it in one line."""
+        """Show a line for each rule, with its spread."""
+        lines = [f"range test of {len(self.lrs)} updates: {self.stop_reason}"]
         if self.reason is not None:
-            found = self.reason
-        else:
-            rules = [
-                f"{name} {lr:.2e} ({low:.1e} to {high:.1e})"
-                for name, (lr, (low, high)) in self._said().items()
-            ]
-            found = ", ".join([*rules, f"for a cycle {self.lr_min:.2e} to {self.lr_max:.2e}"])
-        return f"LRFindResult({found}; {len(self.lrs)} updates, {self.stop_reason})"
+            return f"{lines[0]}\n{self.reason}"
+        said = self._said()
+        width = max(map(len, (*said, "cycle")))
+        lines += [
+            f"{name:<{width}}  {lr:.2e}  ({low:.1e} to {high:.1e})"
+            for name, (lr, (low, high)) in said.items()
+        ]
+        return "\n".join([*lines, f"{'cycle':<{width}}  {self.lr_min:.2e} to {self.lr_max:.2e}"])
 
 
 def _rates(start: float, end: float, num_it: int, *, is_linear: bool) -> Array:

@@ -244,7 +244,7 @@ class TestStopping:
         losses = [1e-6] + [1.0] * 29
         result = scripted(losses, 30)
         assert result.losses.tolist() == pytest.approx(losses)
-        assert result.stop_reason == "all 30 updates were made"
+        assert result.stop_reason == "all updates were made"
 
     def test_not_when_it_is_switched_off(self) -> None:
         losses = [1.0] * 12 + [1e6] * 8
@@ -578,14 +578,15 @@ class TestResult:
         assert ends[0] < 0.2
         assert not ends[1] < 1
 
-    def test_prints_in_one_line_with_what_was_found(self, found: Any) -> None:
+    def test_prints_a_line_for_each_rule_with_its_spread(self, found: Any) -> None:
         _, result = found
-        text = repr(result)
-        assert "\n" not in text
+        first, *rules, vote, cycle = repr(result).splitlines()
+        assert first == f"range test of {len(result.lrs)} updates: {result.stop_reason}"
+        assert [line.split()[0] for line in rules] == list(result.suggestions)
         low, high = result.spreads["valley"]
-        assert f"valley {result.suggestion:.2e} ({low:.1e} to {high:.1e})" in text
-        assert f"vote {result.vote.lr:.2e} (" in text
-        assert result.stop_reason in text
+        assert f"valley   {result.suggestion:.2e}  ({low:.1e} to {high:.1e})" in rules
+        assert vote.startswith(f"vote     {result.vote.lr:.2e}  (")
+        assert cycle == f"cycle    {result.lr_min:.2e} to {result.lr_max:.2e}"
 
     def test_has_the_spread_of_each_rule_and_the_vote(self, found: Any) -> None:
         _, result = found
@@ -622,7 +623,7 @@ class TestResult:
         assert result.suggestions == dict.fromkeys(("valley", "slide", "minimum", "steep"))
         assert result.suggestion is result.lr_min is result.lr_max is result.vote is None
         assert result.spreads == result.suggestions
-        assert "\n" not in repr(result)
+        assert len(repr(result).splitlines()) == 2
         assert "never falls clearly" in repr(result)
 
     @pytest.mark.parametrize("num_it", [2, 5, 14])
@@ -639,7 +640,9 @@ class TestResult:
         assert result.suggestions == result.spreads == {}
         assert result.vote is None
         assert result.lr_max is not None
-        assert "LRFindResult(for a cycle" in repr(result)
+        assert repr(result).splitlines()[1:] == [
+            f"cycle  {result.lr_min:.2e} to {result.lr_max:.2e}"
+        ]
 
 
 class TestPlot:
