@@ -47,7 +47,7 @@ def spared(path: str) -> set[int]:
         if isinstance(node, ast.With):
             lines |= set(range(node.lineno, node.body[0].lineno))
         if isinstance(node, ast.FunctionDef) and node.name in ("surely", "forget_batch"):
-            lines |= set(range(node.lineno, node.end_lineno or 0))
+            lines |= set(range(node.lineno, (node.end_lineno or 0) + 1))
         if isinstance(node, ast.FunctionDef) and node.name == "run_fit":
             ends = (each for each in ast.walk(node) if isinstance(each, ast.Try))
             lines |= {line.lineno for end in ends for line in end.finalbody}
@@ -94,10 +94,15 @@ INFERENCE: dict[str, Callable[[Learner], Any]] = {
 }
 
 
-def moments(call: Callable[[Learner], Any], n: int) -> list[int]:
+def fitted() -> Learner:
+    learn = tiny()
+    learn.fit(1)
+    return learn
+
+
+def moments(call: Callable[[Learner], Any], learn: Learner, n: int) -> list[int]:
     """Return so many lines of a call, drawn with a seed."""
     lines = Lines()
-    learn = tiny()
     with lines.traced():
         call(learn)
     return sorted(random.Random(0).sample(range(1, lines.n + 1), min(n, lines.n)))
@@ -114,7 +119,7 @@ def interrupted(learn: Learner, call: Callable[[Learner], Any], at: int) -> str:
 
 def check_fits(n: int) -> None:
     broken = []
-    for at in moments(fit, n):
+    for at in moments(fit, tiny(), n):
         torch.manual_seed(1)
         learn = tiny()
         place = interrupted(learn, fit, at)
@@ -126,10 +131,9 @@ def check_fits(n: int) -> None:
 def check_inference(name: str, n: int) -> None:
     call = INFERENCE[name]
     broken = []
-    for at in moments(call, n):
+    for at in moments(call, fitted(), n):
         torch.manual_seed(1)
-        learn = tiny()
-        learn.fit(1)
+        learn = fitted()
         before = LearnerState(learn)
         place = interrupted(learn, call, at)
         broken += [f"{place}: {path}" for path in before.changes(LearnerState(learn))]
@@ -210,8 +214,7 @@ def test_a_signal_at_any_moment_of_a_fit_leaves_a_whole_record_and_a_learner_tha
 def test_a_signal_at_any_moment_of_what_has_no_effect_leaves_no_effect(name: str) -> None:
     call = INFERENCE[name]
     rng, longest, n_struck = random.Random(0), seconds_of(call), 0
-    learn = tiny()
-    learn.fit(1)
+    learn = fitted()
     for _ in range(30):
         before = LearnerState(learn)
         n_struck += struck(learn, call, rng.uniform(0, longest))
