@@ -1,9 +1,14 @@
 """Super-convergence on MNIST: 1cycle against constant rates, at equal budget over the same seeds.
 
 Caffe's LeNet as in Smith's table: batches of 512, SGD with Nesterov momentum, weight decay 5e-4
-on biases too. 1cycle takes the rate from 0.01 to 0.1 and the momentum from 0.95 to 0.8 and back;
-the constant rates have momentum 0.9. The table of the paper has 99.25 +- 0.03 % for the same 12
-epochs of 1cycle, and 99.03 +- 0.04 % for 85 epochs of a falling rate.
+on biases too. 1cycle takes the rate from 0.01 to 0.1 within 5 epochs, and down to nothing within
+7; momentum goes from 0.95 to 0.8 and back. The constant rates have momentum 0.9. The table of the
+paper has 99.25 +- 0.03 % for the same 12 epochs of 1cycle, and 99.03 +- 0.04 % for 85 epochs of a
+falling rate.
+
+Two things keep the fit at the edge of what is stable: a rise of 3 epochs instead of 5 diverges for
+some seeds, and so does a last batch of 96 samples, whose gradient is noisier and counts as much as
+any other. Hence ``drop_last``, as in Caffe, which has no partial batches.
 
     python tests/benchmarks/super_convergence.py --data data --seeds 0 1 2 3
 
@@ -18,7 +23,6 @@ import os
 from functools import partial
 
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
@@ -28,12 +32,9 @@ from onecycle.vision import lenet, mnist
 
 def one_cycle(learn: Learner, n_epoch: int) -> None:
     """Train by the 1cycle policy, with the momenta of the paper."""
-    learn.fit_one_cycle(n_epoch, 0.1, div=10, div_final=1e4, moms=(0.95, 0.8, 0.95))
-
-
-def model() -> nn.Module:
-    """Make the model; channels last is twice as fast on a CPU."""
-    return lenet().to(memory_format=torch.channels_last)
+    learn.fit_one_cycle(
+        n_epoch, 0.1, div=10, div_final=1e4, pct_start=5 / 12, moms=(0.95, 0.8, 0.95)
+    )
 
 
 def main() -> None:
@@ -48,9 +49,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.accelerator.current_accelerator(check_available=True)
+    dls = mnist(options.data, batch_size=512, device=device)
+    dls.train.drop_last = True
     learn = Learner(
-        mnist(options.data, batch_size=512, device=device),
-        model(),
+        dls,
+        lenet(),
         cross_entropy,
         partial(SGD, momentum=0.9, nesterov=True),
         metrics=[accuracy],
@@ -61,7 +64,7 @@ def main() -> None:
     policies = {f"constant {lr:g}": constant(lr) for lr in options.constants}
     if not options.no_cycle:
         policies["1cycle"] = one_cycle
-    result = learn.compare(options.epochs, 0.1, policies, options.seeds, target=0.99, init=model)
+    result = learn.compare(options.epochs, 0.1, policies, options.seeds, target=0.99, init=lenet)
     print(f"torch {torch.__version__}, {learn.device}, seeds {options.seeds}")
     print(result)
     for policy in policies:
