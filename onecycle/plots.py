@@ -507,5 +507,5 @@ def _style(ax: "Axes", *, grid: bool = True) -> None:
 def _finish(ax: "Axes", *, legend: bool = True) -> "Axes":
     _style(ax)
     if legend:
-        ax.legend(frameon=False)
+        ax.legend(framealpha=0.85, edgecolor="none")  # readable where it lies over a curve
     return ax
