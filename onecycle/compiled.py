@@ -51,9 +51,7 @@ class CompiledSteps:
         """
         if self._update is None:
             update = _sgd if isinstance(opt, SGD) else _adam
-            # A copy: torch counts what it compiles by code, and stops at eight for all learners.
-            own = FunctionType(update.__code__.replace(co_name="step"), update.__globals__)
-            self._update = torch.compile(own, **self._options)
+            self._update = torch.compile(_with_own_code(update), **self._options)
         return CompiledStepper(opt, self._update)
 
 
@@ -222,7 +220,19 @@ def compile_model(model: nn.Module, **options: Any) -> None:
     problem = _missing_compiler(next(model.parameters()).device)
     if problem is not None:
         raise RuntimeError(f"compile= cannot work here, leave it out: {problem}")
-    model.compile(**options)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch's
+
+    # As model.compile() does, but through a function that is not torch's: torch 2.11 passes over
+    # its own, and would not compile an nn.Sequential.
+    model._compiled_call_impl = torch.compile(_with_own_code(call), **options)
+
+
+def _with_own_code(function: Any) -> Any:
+    """Copy a function: torch counts what it compiles by code, and stops at eight for all of it."""
+    code = function.__code__.replace(co_name=f"compiled_{function.__name__.strip('_')}")
+    return FunctionType(code, function.__globals__, closure=function.__closure__)
 
 
 def _missing_compiler(device: torch.device) -> str | None:

@@ -12,6 +12,9 @@ from onecycle import Callback, Checkpoint, Learner
 from onecycle.compiled import CompiledStepper, CompiledSteps
 from onecycle.testing import toy_learner
 
+# torch 2.11's own, when it first looks for a compiler.
+pytestmark = pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+
 KINDS = {"Adam": Adam, "AdamW": AdamW, "SGD": partial(SGD, momentum=0.9)}
 
 
