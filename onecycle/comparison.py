@@ -14,8 +14,7 @@ from onecycle import plots
 from onecycle.arguments import check_count, check_finite, check_one_of
 from onecycle.history import History
 from onecycle.hyperparams import GroupValues
-from onecycle.metrics import as_metrics
-from onecycle.monitor import Mode, Monitor
+from onecycle.monitor import Mode, Monitor, validated_name
 from onecycle.schedules import Schedule, step
 from onecycle.trials import Init, check_seeds, run_trials
 
@@ -175,25 +174,12 @@ def compare(
     rates = learn.groups.expand("lr", learn.lr if lr is None else lr)
     fits = _fits(policies, n_epoch, rates)
     found = check_seeds(seeds)
-    metric = _judged_by(learn, metric)
+    metric = validated_name(learn, metric)
     less_is_better = Monitor(metric, mode).mode == "min"
     if target is not None:
         check_finite("target", target)
     runs = {policy: run_trials(learn, fit, found, init=init) for policy, fit in fits.items()}
     return Comparison(runs, metric, less_is_better, target)
-
-
-def _judged_by(learn: Learner, metric: str | None) -> str:
-    if learn.dls.valid is None:
-        raise ValueError(
-            "policies are compared by what validation gives, and this learner has no validation "
-            "loader: make it with Learner((train, valid), ...)"
-        )
-    names = (*as_metrics(learn.metrics), "valid_loss")
-    if metric is None:
-        return names[0]
-    check_one_of("metric", metric, names)
-    return metric
 
 
 def _fits(

@@ -13,7 +13,7 @@ from onecycle import plots
 from onecycle.arguments import check_count, check_positive
 from onecycle.callbacks.lr_finder import LRFindResult
 from onecycle.data import n_batches
-from onecycle.monitor import Monitor, recorded_names
+from onecycle.monitor import Monitor, validated_name
 from onecycle.snapshot import preserved
 from onecycle.suggestions import CLEAR, Array, minimum
 
@@ -139,7 +139,8 @@ def diagnose(
     lr_usual: float | None,
 ) -> Diagnosis:
     """Say whether super-convergence is possible: see `Learner.diagnose`."""
-    name = _check(learn, num_it, metric)
+    check_count("num_it", num_it, least=20)
+    name = validated_name(learn, metric)
     end = None if end_lr is None else check_positive("end_lr", end_lr)
     lr_usual = None if lr_usual is None else check_positive("lr_usual", lr_usual)
     own = _own_decay(learn)
@@ -220,22 +221,6 @@ def _noise(values: Array, start: float) -> float:
     known = np.where(np.isnan(values), start, values)
     steps = np.diff(np.maximum(known, 2 * start - known.max()))
     return math.sqrt(np.mean(steps**2) / 2) if len(steps) else math.inf
-
-
-def _check(learn: Learner, num_it: int, metric: str | None) -> str:
-    """Return the name of what is measured, or refuse what cannot be diagnosed."""
-    check_count("num_it", num_it, least=20)
-    names = [name for name in recorded_names(learn) if name != "train_loss"]
-    if not names:
-        raise ValueError(
-            "a diagnosis measures on validation batches, and this learner has no validation "
-            "loader: give it DataLoaders(train, valid)"
-        )
-    if metric is None:
-        return names[1] if len(names) > 1 else names[0]
-    if metric not in names:
-        raise ValueError(f"metric must be one of {', '.join(names)}; got {metric!r}")
-    return metric
 
 
 def _own_decay(learn: Learner) -> float:

@@ -69,7 +69,24 @@ class FastStepper(Stepper):
         Args:
             opt: The optimizer.
         """
-        return _why_not(opt)
+        name = type(opt).__name__
+        if type(opt) not in (SGD, Adam, AdamW):
+            return f"{name} is not SGD, Adam or AdamW of torch"
+        if not all(group.get("fused") for group in opt.param_groups):
+            return f"{name} is not fused"
+        if any(group.get("amsgrad") for group in opt.param_groups):
+            return f"{name} has amsgrad=True"
+        for group in opt.param_groups:
+            params: list[nn.Parameter] = group["params"]
+            if len({(p.device, p.dtype) for p in params}) > 1:
+                return "a parameter group has several devices or dtypes"
+            if any(
+                isinstance(group[key], Tensor) for key in ("lr", "weight_decay") if key in group
+            ):
+                return "a hyperparameter is a tensor"
+        return _changed_kernel(
+            ("_fused_sgd_",) if type(opt) is SGD else ("_fused_adam_", "_fused_adamw_")
+        )
 
     def _make_group(self, group: dict[str, Any]) -> Group:
         kind = _SGDGroup if isinstance(self.opt, SGD) else _AdamGroup
@@ -182,25 +199,6 @@ class _AdamGroup(Group):
             amsgrad=False,
             maximize=group["maximize"],
         )
-
-
-def _why_not(opt: Optimizer) -> str | None:
-    name = type(opt).__name__
-    if type(opt) not in (SGD, Adam, AdamW):
-        return f"{name} is not SGD, Adam or AdamW of torch"
-    if not all(group.get("fused") for group in opt.param_groups):
-        return f"{name} is not fused"
-    if any(group.get("amsgrad") for group in opt.param_groups):
-        return f"{name} has amsgrad=True"
-    for group in opt.param_groups:
-        params: list[nn.Parameter] = group["params"]
-        if len({(p.device, p.dtype) for p in params}) > 1:
-            return "a parameter group has several devices or dtypes"
-        if any(isinstance(group[key], Tensor) for key in ("lr", "weight_decay") if key in group):
-            return "a hyperparameter is a tensor"
-    return _changed_kernel(
-        ("_fused_sgd_",) if type(opt) is SGD else ("_fused_adam_", "_fused_adamw_")
-    )
 
 
 def _changed_kernel(names: tuple[str, ...]) -> str | None:

@@ -229,6 +229,16 @@ class ParamGroups:
         return [p for i in self.members[group] for p in self.opt.param_groups[i]["params"]]
 
 
+def listed(values: Sequence[float]) -> str:
+    """Write the values of the groups one after another, for messages.
+
+    Example:
+        >>> listed([0.1, 1 / 3])
+        '0.1, 0.3333'
+    """
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
 def check_value(name: str, value: Any) -> float:
     """Return a hyperparameter as a float, or refuse it.
 

@@ -31,6 +31,30 @@ def recorded_names(learn: Learner) -> list[str]:
     return ["train_loss", "valid_loss", *as_metrics(learn.metrics)]
 
 
+def validated_name(learn: Learner, metric: str | None) -> str:
+    """Return the name of what a study on validation batches judges by, or refuse it.
+
+    Args:
+        learn: The learner.
+        metric: ``"valid_loss"`` or a metric's name; by default the first metric, or the loss
+            where there is none.
+
+    Raises:
+        ValueError: If there is no validation loader, or no such metric.
+    """
+    names = recorded_names(learn)[1:]
+    if not names:
+        raise ValueError(
+            "this is judged by validation, and the learner has no validation loader: give it "
+            "DataLoaders(train, valid)"
+        )
+    if metric is None:
+        return names[min(1, len(names) - 1)]
+    if metric not in names:
+        raise ValueError(f"metric must be one of {', '.join(names)}; got {metric!r}")
+    return metric
+
+
 class EpochValue:
     """Reads what each epoch recorded under a name.
 

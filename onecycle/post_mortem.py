@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from onecycle.hyperparams import listed
 from onecycle.smoothing import smooth
 from onecycle.snapshot import preserved
 from onecycle.summary import uncompiled
@@ -86,11 +87,11 @@ class PostMortem:
         """Return the report as a table and a few lines."""
         lines = [f"{'update':>8}  {'loss':>12}  {'learning rate':<20}  momentum"]
         lines += [
-            f"{row.update:>8}  {row.loss:>12.6g}  {_numbers(row.lr):<20}  "
-            f"{_numbers(row.momentum) or '-'}"
+            f"{row.update:>8}  {row.loss:>12.6g}  {listed(row.lr):<20}  "
+            f"{listed(row.momentum) or '-'}"
             for row in self.updates
         ]
-        norms = _numbers(self.gradient_norms) or "not known"
+        norms = listed(self.gradient_norms) or "not known"
         facts = {
             "gradient norm": f"{norms} (of this batch, by parameter group)",
             "parameters": _found(self.bad_parameters),
@@ -273,7 +274,3 @@ def _found(bad: Sequence[str]) -> str:
         return "all finite"
     more = f", ... {len(bad)} in all" if len(bad) > _NAMED else ""
     return f"not finite: {', '.join(bad[:_NAMED])}{more}"
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -16,3 +19,15 @@ class Predictions:
 
     preds: Any
     targets: Any
+
+    def require_same_targets(self, other: "Predictions") -> None:
+        """Refuse predictions of another pass that are not of the same samples.
+
+        Raises:
+            ValueError: If the targets of the two passes differ.
+        """
+        if isinstance(self.targets, Tensor) and not torch.equal(self.targets, other.targets):
+            raise ValueError(
+                "the loader gave other targets in another pass, so that the predictions do not "
+                "belong together: pass one that does not shuffle or augment on its own"
+            )

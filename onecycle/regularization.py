@@ -14,7 +14,7 @@ from onecycle.arguments import check_fraction
 from onecycle.checks import check_budget
 from onecycle.data import with_batch_size
 from onecycle.hyperparams import GroupValues
-from onecycle.monitor import Monitor, recorded_names
+from onecycle.monitor import Monitor, validated_name
 from onecycle.suggestions import Array
 from onecycle.trials import Init, check_seeds, run_trials
 
@@ -120,7 +120,7 @@ def regularization_report(
     """Measure which regularization short fits prefer: see `Learner.regularization_report`."""
     check_budget(n_epoch, None, None)
     rates = learn.groups.expand("lr_max", learn.lr if lr_max is None else lr_max)
-    name = _measured(learn, metric)
+    name = validated_name(learn, metric or "valid_loss")
     found = check_seeds(seeds)
     if len(found) < 2:
         raise ValueError(f"the spread needs 2 seeds or more, and 5 tell more; got {found}")
@@ -170,19 +170,6 @@ def _put_in_force(learn: Learner, kind: str, setting: Any) -> None:
 
 def _dropouts(learn: Learner) -> list[Any]:
     return [module for module in learn.model.modules() if isinstance(module, _DROPOUTS)]
-
-
-def _measured(learn: Learner, metric: str | None) -> str:
-    """Return the name of what is measured, or refuse it."""
-    names = [name for name in recorded_names(learn) if name != "train_loss"]
-    if not names:
-        raise ValueError(
-            "the report measures on validation batches, and this learner has no validation "
-            "loader: give it DataLoaders(train, valid)"
-        )
-    if metric is not None and metric not in names:
-        raise ValueError(f"metric must be one of {', '.join(names)}; got {metric!r}")
-    return names[0] if metric is None else metric
 
 
 def _check_settings(learn: Learner, kind: str, settings: list[Any]) -> None:

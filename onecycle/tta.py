@@ -125,11 +125,7 @@ def _check_pair(plain: Predictions, found: Predictions) -> None:
             f"a transform changed the shape of the predictions: expected "
             f"{tuple(plain.preds.shape)}, as without it; got {tuple(found.preds.shape)}"
         )
-    if isinstance(plain.targets, Tensor) and not torch.equal(plain.targets, found.targets):
-        raise ValueError(
-            "the loader gave other targets in another pass, so that the predictions do not belong "
-            "together: pass one that does not shuffle or augment on its own"
-        )
+    plain.require_same_targets(found)
 
 
 class _View(Callback):

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-import torch
+from grouped_learner import MOMS, grouped_learner, record, sgd
 from learner_state import trained
 from torch.optim.lr_scheduler import StepLR
 
@@ -25,27 +25,14 @@ from onecycle.schedules import Schedule
 from onecycle.testing import toy_learner
 
 N = 4  # batches of an epoch
-MOMS = (0.95, 0.85, 0.9)
-
-
-def sgd(params, lr):
-    return torch.optim.SGD(params, lr=lr, momentum=0.9)
-
-
-def two_groups(model):
-    return [model[0].parameters(), model[2].parameters()]
 
 
 def learner(**options):
-    return toy_learner(N, opt_func=sgd, splitter=two_groups, moms=MOMS, **options)
+    return grouped_learner(N, **options)
 
 
 def one_cycle_fit(learn, n_epoch=3, lr_max=(0.02, 0.1), **options):
     learn.fit_one_cycle(n_epoch, list(lr_max), **options)
-
-
-def record(learn, name="lr"):
-    return learn.recorder.history[name].values
 
 
 def checkpoint_after(update, folder, fit=one_cycle_fit, make=learner, **options):

@@ -202,11 +202,7 @@ def _probabilities(preds: Any) -> Tensor:
 def _mean(each: list[Predictions]) -> Predictions:
     first = each[0]
     for other in each[1:]:
-        if isinstance(first.targets, Tensor) and not torch.equal(first.targets, other.targets):
-            raise ValueError(
-                "the loader gave other targets to another member, so that their predictions do "
-                "not belong together: pass one that does not shuffle or augment on its own"
-            )
+        first.require_same_targets(other)
     return replace(first, preds=torch.stack([found.preds for found in each]).mean(0))
 
 

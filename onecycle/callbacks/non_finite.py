@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from onecycle.callback import Callback
 from onecycle.callbacks.recorder import Recorder
 from onecycle.errors import CancelFit, CancelStep
+from onecycle.hyperparams import listed
 from onecycle.loop import log
 from onecycle.post_mortem import PostMortem, examine
 from onecycle.stepper import ScaledStepper
@@ -173,18 +173,13 @@ def _read_every(device: torch.device) -> int:
 
 def _became(found: PostMortem) -> str:
     *before, failed = found.updates
-    became = (
-        f"the training loss became {found.loss} at update {found.update} ({_listed(failed.lr)})"
-    )
+    rate = f"learning rate {listed(failed.lr)}"
+    became = f"the training loss became {found.loss} at update {found.update} ({rate})"
     finite = [row for row in before if math.isfinite(row.loss)]
     if not finite:
         return f"{became}, the first of this fit"
     last = finite[-1]
     return (
         f"{became}; the last finite one was {last.loss:.6g} at update {last.update} "
-        f"({_listed(last.lr)})"
+        f"(learning rate {listed(last.lr)})"
     )
-
-
-def _listed(rates: Sequence[float]) -> str:
-    return "learning rate " + ", ".join(f"{rate:.4g}" for rate in rates)

@@ -41,7 +41,7 @@ class Checkpoint(Callback):
     record, the random states of Python, NumPy, torch and each device, and the position in the
     data. It is taken between two updates, when every other callback has heard of the last one.
     Python fields of a model are not in it (`torch.nn.Module.get_extra_state` is for them), nor
-    are random states within the worker processes of a loader.
+    are random states within the worker processes of a loader; a `SeededDataset` needs none.
 
     A file is whole or not there, and read without running code. If one cannot be written (a full
     disk), the fit goes on and a warning says so, at once and at the end.

@@ -10,6 +10,7 @@ from onecycle.callback import Callback
 from onecycle.callbacks.param_schedule import ParamScheduler
 from onecycle.callbacks.recorder import Recorder
 from onecycle.errors import CancelFit, ScheduleConflictError
+from onecycle.hyperparams import listed
 from onecycle.loop import log
 from onecycle.monitor import Mode, Monitor
 
@@ -195,8 +196,4 @@ class ReduceLROnPlateau(_Patience):
         lowered = [min(rate, max(rate * self.factor, self.min_lr)) for rate in rates]
         if lowered != rates:
             learn.groups.set("lr", lowered)
-            log.info("ReduceLROnPlateau: %s: %s", self._why(), _listed(lowered))
-
-
-def _listed(rates: list[float]) -> str:
-    return "learning rate " + ", ".join(f"{rate:.4g}" for rate in rates)
+            log.info("ReduceLROnPlateau: %s: %s", self._why(), f"learning rate {listed(lowered)}")

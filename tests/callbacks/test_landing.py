@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from grouped_learner import grouped_learner, record
 from learner_state import trained
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -33,23 +34,10 @@ from onecycle.callbacks.replan import Replan
 from onecycle.testing import toy_learner
 
 N = 6  # batches of an epoch
-MOMS = (0.95, 0.85, 0.9)
-
-
-def sgd(params, lr):
-    return torch.optim.SGD(params, lr=lr, momentum=0.9)
-
-
-def two_groups(model):
-    return [model[0].parameters(), model[2].parameters()]
 
 
 def learner(**options):
-    return toy_learner(N, opt_func=sgd, splitter=two_groups, moms=MOMS, **options)
-
-
-def record(learn, name="lr"):
-    return learn.recorder.history[name].values
+    return grouped_learner(N, **options)
 
 
 def half_cosine(start, end, n):
