@@ -69,6 +69,10 @@ class CompiledStepper(FastStepper):
         super().__init__(opt)
         self._compiled = update
 
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a scalar loss to those that wait."""
+        Stepper.backward(self, loss)  # torch hands its compiler's settings on to other threads
+
     @staticmethod
     def why_not(opt: Optimizer) -> str | None:
         """Say why the step of an optimizer is not compiled; ``None`` if it is.

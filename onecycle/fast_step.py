@@ -1,13 +1,15 @@
-"""`FastStepper`: the update of a fused optimizer with nothing around its kernel."""
+"""`FastStepper`: backward and a fused optimizer's update, with nothing around the kernels."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from onecycle.explanations import explain_backward_error
 from onecycle.stepper import Stepper, is_extended
 
 #: What the kernels were called with when this was written, by the names of their arguments.
@@ -21,16 +23,17 @@ _ARGUMENTS["_fused_adamw_"] = _ARGUMENTS["_fused_adam_"]
 
 
 class FastStepper(Stepper):
-    """Makes an update by calling the fused kernel itself: the same bits with less Python.
+    """Makes an update by calling engine and fused kernel themselves: the same bits, less Python.
 
     For SGD, Adam and AdamW of torch that are fused. The state stays the optimizer's own and is
     saved and loaded as ever. The optimizer's own step makes every update that the short way does
     not cover: the first one of a parameter, which creates its state, and any while step hooks are
-    registered.
+    registered. In the same way the autograd engine is given the loss, with a gradient of 1 that is
+    made once; a loss that is no plain tensor goes through ``Tensor.backward``.
 
-    Given up are torch's checks in each update, of sparse gradients for one, and its profiler
-    range. The kernels are private to torch: one that takes other arguments than known is not
-    called.
+    Given up are torch's checks in each update, of sparse gradients for one, its profiler range and
+    its log of the autograd graph. The engine and the kernels are private to torch: where one takes
+    other arguments than known it is not called.
 
     Attributes:
         reason: Why the optimizer's own step makes all updates, in a sentence; ``None`` where it
@@ -43,9 +46,28 @@ class FastStepper(Stepper):
     def __init__(self, opt: Optimizer) -> None:
         super().__init__(opt)
         self.reason = self.why_not(opt)
+        self._engine = _engine()
+        self._one: Tensor | None = None
         self._groups: list[Any] = []  # of what `_make_group` returns
         self._state: Any = None
         self._n_states = 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a scalar loss to those that wait."""
+        one = self._one
+        if self._engine is None or type(loss) is not Tensor or loss.ndim:
+            super().backward(loss)
+            return
+        if one is None or one.dtype != loss.dtype or one.device != loss.device or one._version:
+            if not loss.is_floating_point():
+                super().backward(loss)
+                return
+            self._one = one = torch.ones_like(loss)  # anew too if a hook has changed it in place
+        try:
+            _differentiate(self._engine, loss, one)
+        except RuntimeError as error:
+            explain_backward_error(error, loss)
+            raise
 
     def step(self) -> bool:
         """Step the optimizer."""
@@ -199,6 +221,31 @@ class _AdamGroup(Group):
             amsgrad=False,
             maximize=group["maximize"],
         )
+
+
+@cache
+def _engine() -> Any:
+    """Return torch's autograd engine, or ``None`` if it is not called as it was."""
+    engine = getattr(torch.autograd.Variable, "_execution_engine", None)
+    leaf = torch.ones((), device="cpu", requires_grad=True)
+    try:
+        _differentiate(engine, leaf, torch.ones((), device="cpu"))
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return None if leaf.grad is None else engine
+
+
+def _differentiate(engine: Any, loss: Tensor, one: Tensor) -> None:
+    retain_graph = create_graph = False
+    engine.run_backward(
+        (loss,),
+        (one,),
+        retain_graph,
+        create_graph,
+        (),
+        allow_unreachable=True,
+        accumulate_grad=True,
+    )
 
 
 def _changed_kernel(names: tuple[str, ...]) -> str | None:

@@ -216,6 +216,88 @@ def test_a_kernel_with_other_arguments_is_not_called(monkeypatch):
     assert "another _fused_sgd_" in FastStepper.why_not(make("SGD"))
 
 
+class Scaled(torch.Tensor):
+    """A loss whose class says how it is differentiated."""
+
+    def backward(self, **options):
+        (self.as_subclass(torch.Tensor) * 3).backward(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gradients_are_those_of_backward_to_the_bit_and_add_up(dtype):
+    torch.manual_seed(0)
+    weights = torch.randn(4, 3, dtype=dtype)
+    ours, theirs = (weights.clone().requires_grad_() for _ in range(2))
+    stepper = FastStepper(SGD([ours], lr=0.1, fused=True))
+    for scale in (0.3, 0.7):
+        stepper.backward((ours.exp() * scale).sum())
+        (theirs.exp() * scale).sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_losses_of_other_dtypes_may_follow_each_other():
+    p = nn.Parameter(torch.ones(2))
+    stepper = FastStepper(SGD([p], lr=0.1, fused=True))
+    stepper.backward(p.sum())
+    stepper.backward(p.double().sum())
+    assert p.grad.tolist() == [2, 2]
+
+
+def test_a_hook_that_changes_the_gradient_of_the_loss_in_place_changes_that_one_alone():
+    p = nn.Parameter(torch.ones(2))
+    stepper = FastStepper(SGD([p], lr=0.1, fused=True))
+    loss = p.sum()
+    loss.register_hook(lambda gradient: gradient.mul_(5))
+    stepper.backward(loss)
+    assert p.grad.tolist() == [5, 5]
+    p.grad = None
+    stepper.backward(p.sum())
+    assert p.grad.tolist() == [1, 1]
+
+
+def test_a_loss_of_another_class_is_differentiated_by_its_own_backward():
+    p = nn.Parameter(torch.ones(2))
+    FastStepper(SGD([p], lr=0.1, fused=True)).backward(p.sum().as_subclass(Scaled))
+    assert p.grad.tolist() == [3, 3]
+
+
+def test_an_engine_that_is_called_otherwise_is_not_called(monkeypatch):
+    class Engine:
+        def run_backward(self, tensors, *, gradients):
+            raise AssertionError("called")
+
+    monkeypatch.setattr(torch.autograd.Variable, "_execution_engine", Engine())
+    fast_step._engine.cache_clear()
+    p = nn.Parameter(torch.ones(2))
+    try:
+        stepper = FastStepper(SGD([p], lr=0.1, fused=True))
+    finally:
+        fast_step._engine.cache_clear()
+    monkeypatch.undo()
+    stepper.backward(p.sum())
+    assert p.grad.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda p: p.detach().sum(), "does not require grad"),
+        (lambda p: p * 1, "one number and has shape"),
+        (lambda p: (p * 1j).sum(), "must be real"),
+    ],
+)
+def test_a_loss_that_cannot_be_differentiated_is_explained_as_without(loss, message):
+    p = nn.Parameter(torch.ones(2))
+    opt = SGD([p], lr=0.1, fused=True)
+    told = []
+    for stepper in (Stepper(opt), FastStepper(opt)):
+        with pytest.raises(RuntimeError) as caught:
+            stepper.backward(loss(p))
+        told.append([str(caught.value), *caught.value.__notes__])
+    assert told[0] == told[1]
+    assert message in "\n".join(told[0])
+
+
 @pytest.mark.parametrize("opt_func", [KINDS["SGD"], AdamW])
 def test_a_fit_is_the_same_to_the_bit(opt_func):
     fits = []

@@ -100,7 +100,7 @@ def instrumented(parts: Parts, *, fast_step: bool) -> Iterator[None]:
     """Time the parts of a fit."""
     with ExitStack() as stack:
         for name, (owner, method) in PARTS.items():
-            kind = FastStepper if fast_step and name == "optimizer step" else owner
+            kind = FastStepper if fast_step and method in ("backward", "step") else owner
             timed = parts.timed(name, getattr(kind, method))
             stack.enter_context(patch.object(kind, method, _as_method(timed)))
         yield
