@@ -9,6 +9,7 @@ Nothing here waits for the device until `MetricSet.compute`.
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,7 +59,7 @@ def accuracy(pred: Tensor, target: Tensor) -> Tensor:
         tensor(0.5000)
     """
     _check_class_indices("accuracy", pred, target)
-    return (pred.argmax(1) == target).float().mean()
+    return (pred.argmax(1) == target).mean(dtype=torch.float32)
 
 
 def error_rate(pred: Tensor, target: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def error_rate(pred: Tensor, target: Tensor) -> Tensor:
         tensor(0.5000)
     """
     _check_class_indices("error_rate", pred, target)
-    return (pred.argmax(1) != target).float().mean()
+    return (pred.argmax(1) != target).mean(dtype=torch.float32)
 
 
 def top_k_accuracy(k: int = 5) -> MetricFunction:
@@ -110,7 +111,7 @@ def top_k_accuracy(k: int = 5) -> MetricFunction:
         if pred.shape[1] < k:
             raise ValueError(f"{name} needs {k} classes or more, pred has {pred.shape[1]}")
         best = pred.topk(k, dim=1).indices
-        return (best == target.unsqueeze(1)).any(1).float().mean()
+        return (best == target.unsqueeze(1)).any(1).mean(dtype=torch.float32)
 
     metric.__name__ = metric.__qualname__ = name
     return metric
@@ -135,7 +136,7 @@ def binary_accuracy(threshold: float = 0.0) -> MetricFunction:
 
     def metric(pred: Tensor, target: Tensor) -> Tensor:
         _check_same_shape("binary_accuracy", pred, target)
-        return ((pred > threshold) == (target > 0.5)).float().mean()
+        return ((pred > threshold) == (target > 0.5)).mean(dtype=torch.float32)
 
     metric.__name__ = metric.__qualname__ = "binary_accuracy"
     return metric
@@ -233,15 +234,27 @@ def _first_dimension(batch: Any) -> int | None:
         parts = batch.values()
     elif isinstance(batch, list | tuple):
         parts = batch
-    sizes = (_first_dimension(part) for part in parts)
-    return next((size for size in sizes if size is not None), None)
+    for part in parts:
+        size = _first_dimension(part)
+        if size is not None:
+            return size
+    return None
+
+
+#: The values that a `WeightedMean` keeps before it adds them up.
+_KEPT = 256
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    """Return the dtype to add up in: many batches lose digits in float32, which is all MPS has."""
+    return torch.float32 if value.device.type == "mps" else torch.float64
 
 
 class WeightedMean:
     """A mean of device values, weighted by samples, that is read late.
 
     Attributes:
-        total: The weighted sum so far, a 0-dim tensor on the device of the values.
+        total: The weighted sum so far, a 0-dim tensor on the device of the values, or ``None``.
         count: The sum of the weights.
 
     Example:
@@ -257,8 +270,10 @@ class WeightedMean:
 
     def reset(self) -> None:
         """Forget every value."""
-        self.total = torch.zeros(())
+        self.total: Tensor | None = None
         self.count = 0
+        self._kept: list[Tensor] = []
+        self._weight = 0
 
     def add(self, value: Tensor | float, n: int) -> None:
         """Take in the mean of n samples.
@@ -269,17 +284,37 @@ class WeightedMean:
         """
         if not isinstance(value, Tensor):
             value = torch.tensor(value, dtype=torch.float64)
-        if self.count:
-            self.total = torch.add(self.total, value.detach(), alpha=n)
-        else:
-            # A sum over many batches loses digits in float32; Apple's devices have no float64.
-            wide = torch.float32 if value.device.type == "mps" else torch.float64
-            self.total = value.detach().to(wide) * n
+        self._add(value.detach() if value.requires_grad else value, n)
+        self.count += n
+
+    def keep(self, value: Tensor, n: int) -> None:
+        """Take in a mean that nobody writes to afterwards; many are added up at once, later.
+
+        Args:
+            value: The mean, a 0-dim tensor without a graph.
+            n: How many samples it is the mean of.
+        """
+        if n != self._weight or len(self._kept) == _KEPT:
+            self._add_kept()
+            self._weight = n
+        self._kept.append(value)
         self.count += n
 
     def compute(self) -> Tensor:
         """Return the mean as a 0-dim tensor, still on its device; NaN if there is no value."""
-        return self.total / self.count
+        self._add_kept()
+        return torch.tensor(math.nan) if self.total is None else self.total / self.count
+
+    def _add_kept(self) -> None:
+        if self._kept:
+            kept, self._kept = torch.stack(self._kept), []
+            self._add(kept.sum(dtype=_wide(kept)), self._weight)
+
+    def _add(self, value: Tensor, n: int) -> None:
+        if self.total is None:
+            self.total = value.to(_wide(value)) * n
+        else:
+            self.total = torch.add(self.total, value, alpha=n)
 
 
 class MeanMetric:
@@ -447,14 +482,14 @@ class MetricSet:
         Args:
             pred: What the model gave for the batch.
             target: What it should have given.
-            loss: The mean loss of the batch, a 0-dim tensor.
+            loss: The mean loss of the batch, a 0-dim tensor without a graph.
             n: How many samples the batch has.
         """
         for metric in self.metrics.values():
             if self._loss.count == 0 and hasattr(metric, "to"):
                 metric.to(loss.device)
             metric.update(pred, target)
-        self._loss.add(loss, n)
+        self._loss.keep(loss, n)
 
     def compute(self) -> dict[str, float]:
         """Return the results by name: here, and nowhere else, device values become floats.
@@ -516,7 +551,8 @@ def _check_class_indices(name: str, pred: Tensor, target: Tensor) -> None:
             f"{name} needs class indices as target, got {target.dtype}: for one-hot or "
             "probability targets pass your own function that takes target.argmax(1)"
         )
-    expected = pred.shape[:1] + pred.shape[2:]
+    shape = pred.shape
+    expected = shape[:1] + shape[2:]
     if target.shape != expected:
         raise ValueError(
             f"{name} needs target of shape {tuple(expected)} for pred of shape "

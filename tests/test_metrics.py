@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -177,6 +178,24 @@ def test_sums_keep_their_digits_over_many_batches() -> None:
     for _ in range(20_000):
         mean.add(torch.tensor(0.1, dtype=torch.float32), 1000)
     assert mean.compute().item() == pytest.approx(torch.tensor(0.1).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("n_values", [1, 5, 256, 600])
+def test_kept_values_have_the_mean_of_those_added_at_once(n_values: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(n_values, generator=generator)
+    weights = [64] * (n_values // 2) + [10, 64, 64] * (n_values // 3) + [7]
+    weights = [*weights, *[3] * n_values][:n_values]
+    mean = WeightedMean()
+    for i, (value, n) in enumerate(zip(values, weights, strict=True)):
+        mean.keep(value, n)
+        if i % 97 == 0:
+            mean.compute()  # reading in between changes nothing
+    expected = np.average(values.double().numpy(), weights=weights)
+    assert mean.compute().item() == pytest.approx(expected, rel=1e-12)
+    assert mean.count == sum(weights)
+    mean.reset()
+    assert math.isnan(mean.compute())
 
 
 def test_reset_forgets_and_nothing_seen_is_nan(classes: tuple[Tensor, Tensor]) -> None:
