@@ -178,7 +178,10 @@ def compare(
     less_is_better = Monitor(metric, mode).mode == "min"
     if target is not None:
         check_finite("target", target)
-    runs = {policy: run_trials(learn, fit, found, init=init) for policy, fit in fits.items()}
+    runs = {
+        policy: run_trials(learn, fit, found, init=init, label=policy)
+        for policy, fit in fits.items()
+    }
     return Comparison(runs, metric, less_is_better, target)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ from torch import nn
 from onecycle.arguments import check_fraction
 from onecycle.checks import check_budget
 from onecycle.data import with_batch_size
+from onecycle.history import History
 from onecycle.hyperparams import GroupValues
 from onecycle.monitor import Monitor, validated_name
 from onecycle.suggestions import Array
@@ -130,21 +131,17 @@ def regularization_report(
         raise ValueError("there is nothing to vary: give wds, dropouts or batch_sizes")
     for kind, settings in plans.items():
         _check_settings(learn, kind, settings)
-    results = {
-        kind: {
-            setting: _ends(learn, _fit(kind, setting, n_epoch, rates), found, name, init)
-            for setting in settings
-        }
-        for kind, settings in plans.items()
-    }
+    results: dict[str, dict[float, Array]] = {kind: {} for kind in plans}
+    for kind, settings in plans.items():
+        for setting in settings:
+            fit, label = _fit(kind, setting, n_epoch, rates), f"{kind} {setting:g}"
+            records = run_trials(learn, fit, found, init=init, label=label)
+            results[kind][setting] = _ends(records.values(), name)
     return RegularizationReport(results, name)
 
 
-def _ends(
-    learn: Learner, fit: Callable[[Learner], None], seeds: list[int], metric: str, init: Init | None
-) -> Array:
+def _ends(records: Iterable[History], metric: str) -> Array:
     """Return what the fit of each seed ends at; NaN where validation gave nothing."""
-    records = run_trials(learn, fit, seeds, init=init).values()
     series = [record.get(metric) for record in records]
     return np.array([s.values[-1] if s else math.nan for s in series], np.float64)
 

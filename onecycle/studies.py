@@ -41,7 +41,8 @@ class Studies(Loop):
             torch.manual_seed(seed); model = init(); Learner(..., seed=seed).fit_one_cycle(...)
 
         What a policy does not set, such as momentum or weight decay, is what the learner has.
-        Callbacks of the learner take part, but for loggers, checkpoints and the progress bar.
+        Callbacks of the learner take part, but for loggers, checkpoints and the progress bar: in
+        its place a line is printed for each run that is done.
 
         Args:
             n_epoch: The epochs of every run.
@@ -159,8 +160,8 @@ class Studies(Loop):
         """Measure which weight decay, dropout and batch size short fits by one cycle prefer.
 
         A fit for each setting and seed, from the state that the learner has, in the same number
-        of epochs. One thing is varied at a time; the others stay as they are. Nothing is left
-        behind.
+        of epochs. One thing is varied at a time; the others stay as they are. A line is printed
+        for each fit that is done, unless the learner has no progress bar. Nothing is left behind.
 
         Args:
             lr_max: The peak; by default the learner's rate.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch import nn
 
 from onecycle.arguments import check_count
 from onecycle.callback import Stage
+from onecycle.callbacks.progress import Progress, clock, number
 from onecycle.callbacks.recorder import Recorder
 from onecycle.history import History
+from onecycle.monitor import recorded_names
 from onecycle.snapshot import preserved
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ def run_trials(
     seeds: Sequence[int],
     *,
     init: Init | None = None,
+    label: str = "trial",
 ) -> dict[int, History]:
     """Run a fit once for each seed, each time from the same state; leave the learner as it was.
 
@@ -38,7 +42,8 @@ def run_trials(
     of a learner that has not been trained is, to the bit, the fit of a new one with that seed.
 
     The learner's callbacks take part, but for those that would write a trial into files or onto
-    the screen: the stages `Stage.RECORD` and `Stage.SAVE`, and `Progress`.
+    the screen: the stages `Stage.RECORD` and `Stage.SAVE`, and `Progress`, in whose place a line
+    is printed for each trial that is done. ``with learn.no_bar():`` does without it.
 
     Args:
         learn: The learner.
@@ -48,6 +53,7 @@ def run_trials(
         init: Makes a model like the learner's; it is called under each seed, and the trial starts
             from its weights with an empty optimizer state. By default every trial starts from
             the weights and the optimizer state that the learner has.
+        label: What the printed lines begin with.
 
     Returns:
         The record of each seed's trial.
@@ -61,17 +67,30 @@ def run_trials(
     Example:
         >>> from onecycle.testing import toy_learner
         >>> learn = toy_learner(n_batches=4)
-        >>> trials = run_trials(learn, lambda learn: learn.fit(2), seeds=[0, 1])
+        >>> trials = run_trials(learn, lambda learn: learn.fit(2), [0, 1])
         >>> [len(history["train_loss"]) for history in trials.values()], learn.total_updates
         ([8, 8], 0)
     """
     records = {}
+    is_watched = any(isinstance(callback, Progress) for callback in learn.cbs)
     for seed in check_seeds(seeds):
+        began = perf_counter()
         with preserved(learn), learn.no_bar():
             recorder = _begin(learn, seed, init)
             fit(learn)
         records[seed] = recorder.history
+        if is_watched:
+            ends = _ends(learn, recorder.history)
+            print(f"{label}, seed {seed}: {ends}{clock(perf_counter() - began)}", flush=True)
     return records
+
+
+def _ends(learn: Learner, history: History) -> str:
+    """Write what the last validation of a trial gave, where there was one."""
+    ends = {name: history.get(name) for name in recorded_names(learn)[1:]}
+    return "".join(
+        f"{name} {number(series.values[-1])}, " for name, series in ends.items() if series
+    )
 
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:

@@ -103,12 +103,28 @@ class TestNothingIsLeft:
         files = [CSVLogger(tmp_path / "a.csv"), SaveModel(tmp_path / "best.pt")]
         learn = make_learner(cbs=[*files, Checkpoint(tmp_path / "all", "1 epoch")])
         learn.cbs.append(Progress())
-        run_trials(learn, one_cycle, [0])
+        with learn.no_bar():
+            run_trials(learn, one_cycle, [0])
         assert list(tmp_path.iterdir()) == []
         assert capsys.readouterr().out == ""
         learn.fit(1)  # the control: a fit does write
         assert len(list(tmp_path.iterdir())) == 3
         assert capsys.readouterr().out != ""
+
+
+def test_a_trial_that_is_done_is_told_where_epochs_would_be(capsys: Any) -> None:
+    learn = make_learner()
+    learn.cbs.append(Progress())
+    trials = run_trials(learn, one_cycle, [0, 7], label="one_cycle")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    for line, (seed, history) in zip(lines, trials.items(), strict=True):
+        names = list(learn.validate())
+        ends = ", ".join(f"{name} {history[name].values[-1]:.6f}" for name in names)
+        assert line.startswith(f"one_cycle, seed {seed}: {ends}, 0:0")
+    learn.dls.valid = None
+    run_trials(learn, one_cycle, [0])
+    assert capsys.readouterr().out.startswith("trial, seed 0: 0:0")
 
 
 def test_callbacks_of_the_learner_take_part() -> None:

@@ -109,8 +109,8 @@ class Progress(Callback):
         if new := [name for name in values if name not in self._names]:
             self._names += new
             table.header(["epoch", *self._names, "time"])
-        numbers = [_number(values[name]) if name in values else "" for name in self._names]
-        table.row([str(learn.epoch), *numbers, _clock(perf_counter() - self._epoch_began)])
+        numbers = [number(values[name]) if name in values else "" for name in self._names]
+        table.row([str(learn.epoch), *numbers, clock(perf_counter() - self._epoch_began)])
         self._begin_epoch(learn)  # of the next one, should another callback cancel it at once
 
     def cleanup_fit(self, learn: Learner) -> None:
@@ -289,13 +289,15 @@ def _start(bar: Any, running_s: float) -> None:
     bar.start_t -= running_s
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Write a loss or a metric as the table has it."""
     if value == 0 or 1e-4 <= abs(value) < 1e3:
         return f"{value:.6f}"
     return f"{value:.4g}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Write a time as the table has it: minutes and seconds, and hours where there are any."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

@@ -193,7 +193,7 @@ def test_a_fit_without_recorder_is_refused() -> None:
     [(0.4, "0:00"), (3, "0:03"), (59.6, "1:00"), (754, "12:34"), (3661, "1:01:01")],
 )
 def test_time_is_shown_as_minutes_and_seconds(seconds: float, shown: str) -> None:
-    assert progress._clock(seconds) == shown
+    assert progress.clock(seconds) == shown
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_time_is_shown_as_minutes_and_seconds(seconds: float, shown: str) -> Non
     ],
 )
 def test_numbers_fit_their_column(value: float, shown: str) -> None:
-    assert progress._number(value) == shown
+    assert progress.number(value) == shown
     assert len(shown) <= 11
 
 
