@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onecycle import plots
 from onecycle.callbacks.lr_finder import LRFindResult
-from onecycle.data import with_batch_size
+from onecycle.settings import check_settings, put_in_force
 from onecycle.snapshot import preserved
 
 if TYPE_CHECKING:
@@ -117,35 +117,13 @@ def range_tests(
         >>> list(tests)
         [1e-08, 0.01]
     """
-    _check_settings(learn, name, settings)
+    check_settings(learn, name, settings)
     results = {}
     for setting in settings:
         with preserved(learn):
-            _put_in_force(learn, name, setting)
+            put_in_force(learn, name, setting)
             results[setting] = test()
     return RangeTests(name, results)
-
-
-def _put_in_force(learn: Loop, name: str, setting: Any) -> None:
-    if name == "batch_size":
-        learn.dls.train = with_batch_size(learn.dls.train, setting)
-    else:
-        learn.groups.set(name, setting)
-
-
-def _check_settings(learn: Loop, name: str, settings: Sequence[Any]) -> None:
-    if isinstance(settings, str) or np.ndim(settings) != 1 or not len(settings):
-        raise ValueError(
-            f"expected a list of one or more values of {name} to test; got {settings!r}"
-        )
-    for setting in settings:
-        if name == "batch_size":
-            with_batch_size(learn.dls.train, setting)
-        else:
-            learn.groups.get(name)  # refuses what the optimizer does not have
-            learn.groups.expand(name, setting)
-    if len(set(settings)) < len(settings):
-        raise ValueError(f"a value of {name} comes twice, and would be one test: {settings!r}")
 
 
 def _rate(lr: float | None) -> str:

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from torch import nn
 
-from onecycle.arguments import check_fraction
 from onecycle.checks import check_budget
-from onecycle.data import with_batch_size
 from onecycle.history import History
 from onecycle.hyperparams import GroupValues
 from onecycle.monitor import Monitor, validated_name
+from onecycle.settings import check_settings, put_in_force
 from onecycle.suggestions import Array
 from onecycle.trials import Init, check_seeds, run_trials
 
@@ -25,15 +23,6 @@ if TYPE_CHECKING:
 #: A setting is worse than the best beyond the spread where the mean of their differences, seed by
 #: seed, is over this many standard errors.
 CLEARLY = 2.0
-
-_DROPOUTS = (
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,7 +119,7 @@ def regularization_report(
     if not plans:
         raise ValueError("there is nothing to vary: give wds, dropouts or batch_sizes")
     for kind, settings in plans.items():
-        _check_settings(learn, kind, settings)
+        check_settings(learn, kind, settings, least=2)
     results: dict[str, dict[float, Array]] = {kind: {} for kind in plans}
     for kind, settings in plans.items():
         for setting in settings:
@@ -148,41 +137,11 @@ def _ends(records: Iterable[History], metric: str) -> Array:
 
 def _fit(kind: str, setting: Any, n_epoch: int, rates: list[float]) -> Callable[[Learner], None]:
     def fit(learn: Learner) -> None:
-        _put_in_force(learn, kind, setting)
+        put_in_force(learn, kind, setting)
         moms: Literal[False] | None = None if learn.groups.momentum_is_on() else False
         learn.fit_one_cycle(n_epoch, rates, moms=moms)
 
     return fit
-
-
-def _put_in_force(learn: Learner, kind: str, setting: Any) -> None:
-    if kind == "batch_size":
-        learn.dls.train = with_batch_size(learn.dls.train, setting)
-    elif kind == "dropout":
-        for module in _dropouts(learn):
-            module.p = setting
-    else:
-        learn.groups.set(kind, setting)
-
-
-def _dropouts(learn: Learner) -> list[Any]:
-    return [module for module in learn.model.modules() if isinstance(module, _DROPOUTS)]
-
-
-def _check_settings(learn: Learner, kind: str, settings: list[Any]) -> None:
-    """Refuse settings that cannot be, before the first fit."""
-    if len(settings) < 2 or len(set(settings)) < len(settings):
-        raise ValueError(f"expected two or more values of {kind}, all different; got {settings}")
-    if kind == "dropout" and not _dropouts(learn):
-        raise ValueError("the model has no nn.Dropout: add one, or leave dropouts out")
-    for setting in settings:
-        if kind == "batch_size":
-            with_batch_size(learn.dls.train, setting)
-        elif kind == "dropout":
-            check_fraction("a dropout", setting)
-        else:
-            learn.groups.get(kind)  # refuses an optimizer that has none
-            learn.groups.expand(kind, setting)
 
 
 def _is_worse(ends: Array, best: Array) -> bool:

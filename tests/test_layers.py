@@ -27,6 +27,7 @@ LEVELS = {
     "predictions": 0,
     "schedule_plot": 0,
     "seeded": 0,
+    "settings": 2,
     "smoothing": 0,
     "suggestions": 0,
     "data": 1,

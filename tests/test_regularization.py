@@ -149,8 +149,8 @@ class TestRefused:
         ("options", "message"),
         [
             ({}, "nothing to vary: give wds, dropouts or batch_sizes"),
-            ({"wds": [0.1]}, "two or more values of weight_decay"),
-            ({"wds": [0.1, 0.1]}, "all different"),
+            ({"wds": [0.1]}, "a list of 2 or more values of weight_decay"),
+            ({"wds": [0.1, 0.1]}, "comes twice"),
             ({"wds": [0.1, -0.1]}, "must be finite and not negative"),
             ({"dropouts": [0.1, 1.5]}, "a dropout is a fraction between 0 and 1"),
             ({"batch_sizes": [4, 0]}, "batch_size must be a whole number"),
