@@ -1,8 +1,8 @@
 """The time of a training step with `speed_profile()`, and with parts of it, against a plain one.
 
 On the CPU, where the parts are `ChannelsLast` and, if the processor has instructions for it, bf16.
-The models of `onecycle.vision` have filters laid out channels last from the start, which is passed
-on to their images; the "plain CNN", of three convolutions, is as torch makes it.
+The models of `onecycle.vision` have filters that are laid out channels last from the start, which
+goes on to their images; the "plain CNN", of three convolutions, is as torch makes it.
 
     python tests/benchmarks/speed_profile.py
 """
@@ -13,24 +13,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 from pairs import Row, arguments, clock, compare
+from step import larger_model, tiny_model
 from torch import nn
 
 from onecycle import Callback, ChannelsLast, Learner, MixedPrecision, lenet, resnet56, speed_profile
 from onecycle.vision import digits_cnn
-
-#: By model: how it is made, the shape of a batch, and the steps that are timed at once.
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
-    "perceptron": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (64, 1, 8, 8), 400),
-    "digits_cnn": (digits_cnn, (64, 1, 8, 8), 40),
-    "plain CNN": (lambda: plain_cnn(), (128, 3, 32, 32), 6),
-    "lenet": (lenet, (256, 1, 28, 28), 10),
-    "resnet56": (resnet56, (64, 3, 32, 32), 1),
-}
-SETTINGS: dict[str, Callable[[], list[Callback]]] = {
-    "speed_profile()": speed_profile,
-    "ChannelsLast": lambda: [ChannelsLast()],
-    "bf16": lambda: [MixedPrecision("bf16")],
-}
 
 
 def plain_cnn() -> nn.Module:
@@ -40,6 +27,22 @@ def plain_cnn() -> nn.Module:
         layers += [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out)]
         layers += [nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
+
+
+#: By model: how it is made, the shape of a batch, and the steps that are timed at once.
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "perceptron, tiny": (tiny_model, (64, 32), 400),
+    "perceptron, 512 wide": (larger_model, (64, 32), 50),
+    "digits_cnn": (digits_cnn, (64, 1, 8, 8), 40),
+    "plain CNN": (plain_cnn, (128, 3, 32, 32), 6),
+    "lenet": (lenet, (256, 1, 28, 28), 10),
+    "resnet56": (resnet56, (64, 3, 32, 32), 1),
+}
+SETTINGS: dict[str, Callable[[], list[Callback]]] = {
+    "speed_profile()": speed_profile,
+    "ChannelsLast": lambda: [ChannelsLast()],
+    "bf16": lambda: [MixedPrecision("bf16")],
+}
 
 
 class Side:
