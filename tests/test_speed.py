@@ -70,28 +70,7 @@ def test_each_device_has_what_its_table_says(
     assert chosen(speed_profile(precision), device) == expected
 
 
-@pytest.mark.parametrize(
-    ("instructions", "has_library", "expected"),
-    [
-        ({"architecture": "x86_64", "avx512_bf16": True}, True, torch.bfloat16),
-        ({"avx512_bf16": False, "amx_bf16": True}, True, torch.bfloat16),
-        ({"architecture": "aarch64", "bf16": True}, True, torch.bfloat16),
-        ({"neon": True, "sve_bf16": True}, True, torch.bfloat16),
-        ({"avx512_f": True, "avx512_bw": True, "avx512_bf16": False}, True, torch.float32),
-        ({"architecture": "x86_64"}, True, torch.float32),
-        ({"bf16": True}, False, torch.float32),
-    ],
-)
-def test_a_processor_computes_in_bf16_only_where_it_has_instructions_that_torch_uses(
-    instructions: Any, has_library: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    processor(monkeypatch, instructions)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_library)
-    assert MixedPrecision().dtype_on(torch.device("cpu")) is expected
-    assert MixedPrecision("bf16").dtype_on(torch.device("cpu")) is torch.bfloat16
-
-
-def test_without_such_instructions_the_profile_changes_no_bit(
+def test_on_a_processor_without_bf16_the_profile_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     processor(monkeypatch, {})

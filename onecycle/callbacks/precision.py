@@ -131,7 +131,7 @@ def _fastest_on(device: torch.device) -> torch.dtype:
 
 def _cpu_has_bf16() -> bool:
     """Tell whether the processor has instructions for bf16, and torch the library to use them."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # by torch
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch gives it no types
         return False
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in _BF16_INSTRUCTIONS)
