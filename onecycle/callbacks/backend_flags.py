@@ -71,11 +71,7 @@ class BackendFlags(Callback):
 
     def cleanup_fit(self, learn: Loop) -> None:
         """Put the flags back."""
-        # A range test in a fit that failed before it came here: these are the flags of the fit.
-        if self._before is None or self._before[0] != learn.running:
-            return
-        surely(partial(_write, self._before[1]))
-        self._before = None
+        surely(partial(self._put_back, learn.running))
 
     def forward_context(self, learn: Loop) -> AbstractContextManager[None] | None:
         """Return a context that sets the flags for inference; in a fit they are set already."""
@@ -90,6 +86,13 @@ class BackendFlags(Callback):
             torch.backends.cudnn.allow_tf32 = True
         if self.benchmark:
             torch.backends.cudnn.benchmark = True
+
+    def _put_back(self, run: Run | None) -> None:
+        # Another run than this one: a range test that failed before it came to `before_fit`, in a
+        # fit that still needs the flags.
+        if self._before is not None and self._before[0] == run:
+            _write(self._before[1])
+            self._before = None
 
     @property
     def is_on(self) -> bool:
@@ -114,8 +117,11 @@ class _ForABatch(AbstractContextManager[None]):
                 raise
 
     def __exit__(self, *error: object) -> None:
+        surely(self._put_back)
+
+    def _put_back(self) -> None:
         if self._before is not None:
-            surely(partial(_write, self._before))
+            _write(self._before)
             self._before = None
 
 

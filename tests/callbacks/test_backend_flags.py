@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
+from test_interrupts import Lines
 from torch import nn
 
 import onecycle.loop
@@ -16,6 +19,7 @@ from onecycle.events import EVENTS
 from onecycle.testing import check_callback, toy_learner
 
 BACKENDS: Any = torch.backends
+FILE = inspect.getfile(BackendFlags)
 
 
 class Everywhere(BackendFlags):
@@ -284,6 +288,30 @@ def test_they_stay_on_in_a_fit_after_a_range_test_that_failed_before_it_set_them
     learn.fit(1, cbs=[Callback(after_step=look)])
     assert all(seen)
     assert flags() == before
+
+
+class LinesOfTheFlags(Lines):
+    """Interrupts a line of the callback itself."""
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
+        here = frame.f_code.co_filename == FILE
+        return super().__call__(frame, event, arg) if here else None
+
+
+@pytest.mark.parametrize("call", ["fit", "get_preds", "lr_find"])
+def test_they_are_the_users_own_after_ctrl_c_at_any_line(call: str) -> None:
+    before = flags()
+    arguments = {"fit": {"n_epoch": 1}, "lr_find": {"num_it": 2, "show_plot": False}}
+    for at in range(1, 1000):
+        learn = toy_learner(n_batches=1, cbs=(Everywhere(),))
+        try:
+            with LinesOfTheFlags(at).traced():
+                getattr(learn, call)(**arguments.get(call, {}))
+        except KeyboardInterrupt:
+            assert flags() == before, f"line {at}"
+        else:
+            break
+    assert 40 < at < 1000
 
 
 # --- what is chosen ------------------------------------------------------------------------------
