@@ -8,6 +8,7 @@ from onecycle.callback import Callback, Stage
 from onecycle.callbacks.attribute_schedule import AttributeScheduler
 from onecycle.callbacks.augment import CutMix, LabelSmoothing, MixUp
 from onecycle.callbacks.averaging import EMA, SWA
+from onecycle.callbacks.backend_flags import BackendFlags
 from onecycle.callbacks.checkpoint import SaveModel
 from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
@@ -89,6 +90,7 @@ from onecycle.schedules import (
     step,
 )
 from onecycle.seeded import SeededDataset
+from onecycle.speed import speed_profile
 from onecycle.suggestions import minimum, slide, steep, valley
 from onecycle.testing import check_callback, toy_learner
 from onecycle.torch_schedules import (
@@ -103,6 +105,7 @@ from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resn
 
 __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA first
     "AttributeScheduler",
+    "BackendFlags",
     "CSVLogger",
     "Callback",
     "Cancel",
@@ -191,6 +194,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "slide",
     "smith_momentum",
     "smith_one_cycle",
+    "speed_profile",
     "steep",
     "step",
     "three_phase",

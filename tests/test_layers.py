@@ -64,6 +64,7 @@ LEVELS = {
     "recipes": 4,
     "comparison": 5,
     "regularization": 5,
+    "speed": 4,
     "diagnosis": 4,
     "experiments": 4,
     "tta": 4,

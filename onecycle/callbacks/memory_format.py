@@ -25,8 +25,8 @@ class ChannelsLast(Callback):
     of torch go wrong, without a word, where a weight and what they remember of it differ in
     layout.
 
-    On CUDA, ``with torch.backends.cudnn.flags(enabled=True, benchmark=True):`` around a fit lets
-    cuDNN try its algorithms for each new shape, and puts the flag back.
+    On MPS images stay as they are: torch's convolutions go backwards many times slower there from
+    the other layout. `speed_profile` is this together with what else makes a device fast.
 
     Example:
         >>> from onecycle import ChannelsLast
@@ -38,7 +38,8 @@ class ChannelsLast(Callback):
 
     def before_batch(self, learn: Loop) -> None:
         """Lay out every input of four dimensions; others are left alone."""
-        learn.xb = map_tensors(_channels_last, learn.xb)
+        if learn.device.type != "mps":
+            learn.xb = map_tensors(_channels_last, learn.xb)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

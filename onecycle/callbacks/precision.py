@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+#: Instruction sets of x86 and of Arm that multiply in bf16, as torch names them.
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
 
 class MixedPrecision(Callback):
     """Run forward pass and loss under ``torch.autocast``, in fits, range tests and inference.
@@ -31,9 +34,10 @@ class MixedPrecision(Callback):
 
     Args:
         dtype: ``"bf16"``, ``"fp16"``, or the dtype of torch. By default bf16, which needs no
-            scaler and skips no update; fp16 on CUDA devices that have no bf16 (before Ampere).
-            On a CPU both save memory, and time only where the processor has instructions for
-            them.
+            scaler and skips no update, where the device has instructions for it; fp16 on CUDA
+            devices that have none (before Ampere); float32, that is no mixed precision, on a CPU
+            that has none, and on MPS, which does not say. By name, both save memory on every
+            device, if not time.
         init_scale: What the scaler begins with, above 0. Lower it if the first updates of a fit
             are skipped.
 
@@ -78,17 +82,12 @@ class MixedPrecision(Callback):
         Args:
             device: Where the model is.
         """
-        if self.dtype is not None:
-            return self.dtype
-        # Emulated, bf16 runs everywhere, but slower than float32.
-        emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(
-            including_emulation=False
-        )
-        return torch.float16 if emulated else torch.bfloat16
+        return _fastest_on(device) if self.dtype is None else self.dtype
 
-    def forward_context(self, learn: Loop) -> AbstractContextManager[Any]:
-        """Return the autocast of this learner's device."""
-        return torch.autocast(learn.device.type, dtype=self.dtype_on(learn.device))
+    def forward_context(self, learn: Loop) -> AbstractContextManager[Any] | None:
+        """Return the autocast of this learner's device, unless all stays in float32."""
+        dtype = self.dtype_on(learn.device)
+        return None if dtype is torch.float32 else torch.autocast(learn.device.type, dtype=dtype)
 
     def before_fit(self, learn: Loop) -> None:
         """Let a gradient scaler make the updates of a fit in fp16."""
@@ -118,6 +117,24 @@ class MixedPrecision(Callback):
         self._scaler_state = state["scaler"]
         if self.scaler is not None and self._scaler_state:
             self.scaler.load_state_dict(self._scaler_state)
+
+
+def _fastest_on(device: torch.device) -> torch.dtype:
+    """Return bf16 unless it is emulated: that runs everywhere, but slower than float32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    if device.type == "cpu":
+        return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+    return torch.float32 if device.type == "mps" else torch.bfloat16
+
+
+def _cpu_has_bf16() -> bool:
+    """Tell whether the processor has instructions for bf16, and torch the library to use them."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch gives it no types
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in _BF16_INSTRUCTIONS)
 
 
 def _as_float32(tensor: Tensor) -> Tensor:

@@ -196,9 +196,40 @@ def test_a_nested_prediction_keeps_its_types() -> None:
     assert isinstance(learn.get_preds().preds, Two)
 
 
-def test_the_default_is_bf16_on_the_cpu() -> None:
-    assert MixedPrecision().dtype_on(torch.device("cpu")) is torch.bfloat16
-    assert MixedPrecision(torch.float16).dtype_on(torch.device("cpu")) is torch.float16
+@pytest.mark.parametrize(
+    ("instructions", "has_library", "expected"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": True}, True, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, True, torch.bfloat16),
+        ({"architecture": "aarch64", "bf16": True}, True, torch.bfloat16),
+        ({"neon": True, "sve_bf16": True}, True, torch.bfloat16),
+        ({"avx512_f": True, "avx512_bw": True, "avx512_bf16": False}, True, torch.float32),
+        ({"architecture": "x86_64"}, True, torch.float32),
+        ({"bf16": True}, False, torch.float32),
+    ],
+)
+def test_the_default_on_a_cpu_is_bf16_where_it_has_instructions_that_torch_uses(
+    instructions: Any, has_library: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_library)
+    assert MixedPrecision().dtype_on(torch.device("cpu")) is expected
+    assert MixedPrecision("bf16").dtype_on(torch.device("cpu")) is torch.bfloat16
+
+
+def test_the_default_is_float32_on_mps_which_does_not_say_what_it_has() -> None:
+    device = torch.device("mps")
+    assert MixedPrecision().dtype_on(device) is torch.float32
+    assert MixedPrecision(torch.float16).dtype_on(device) is torch.float16
+
+
+def test_a_default_of_float32_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    plain, mixed = toy_learner(), toy_learner(cbs=(MixedPrecision(),))
+    for learn in (plain, mixed):
+        learn.fit(1)
+    assert torch.equal(weights(plain), weights(mixed))
+    assert plain.validate() == mixed.validate()
 
 
 def test_the_default_is_fp16_where_bf16_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
