@@ -3,7 +3,8 @@
 from functools import partial
 
 import pytest
-from benchmarks.counters import OPTIMIZERS, bare, ours, per_step
+from bare_loop import OPTIMIZERS
+from counters import bare, ours, per_step
 
 from onecycle import Callback
 

@@ -2,9 +2,9 @@
 
 import os
 
+import ensemble
 import pytest
 import torch
-from benchmarks import ensemble
 
 from onecycle import Learner, accuracy
 from onecycle.vision import lenet, mnist

@@ -11,8 +11,9 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from bare_loop import OPTIMIZERS, Batches, make_batches, tiny_model
 from pairs import Row, arguments, clock, compare
-from step import OPTIMIZERS, Batches, MakeModel, make_batches, tiny_model
+from step import MakeModel
 from torch import nn
 
 from onecycle import Learner

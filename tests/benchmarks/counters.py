@@ -1,6 +1,6 @@
 """What a step is made of, counted: numbers that do not depend on the machine's mood.
 
-For the tiny model of `step.py`, `Learner` with its default callbacks and the loop written by
+For the tiny model of `bare_loop.py`, `Learner` with its default callbacks and the loop written by
 hand: the Python functions that are called, the operators of torch that run, forward and backward,
 and the scalars that are read out of tensors, each of which would make the host wait for an
 accelerator. Counted over a number of steps and over twice as many; the difference is that of
@@ -20,16 +20,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import OneCycleLR
+from bare_loop import OPTIMIZERS, by_hand, make_batches, tiny_model
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onecycle import Learner
 
 #: Steps between which the record reads no block of losses, and the schedule computes none.
 STEPS = 50
-OPTIMIZERS = {"SGD": partial(SGD, momentum=0.9), "AdamW": AdamW}
 
 
 @dataclass(frozen=True)
@@ -90,20 +88,9 @@ def _count(run: Callable[[], None]) -> tuple[int, int, int]:
     return calls, operators.all, operators.reads
 
 
-def tiny_model() -> nn.Module:
-    """Make the tiny model with seeded weights."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
-
-
-def make_batches(steps: int) -> list[tuple[Tensor, Tensor]]:
-    """Make batches of 64 samples."""
-    return [(torch.zeros(64, 32), torch.zeros(64, dtype=torch.int64))] * steps
-
-
 def ours(opt_func: Callable[..., torch.optim.Optimizer], steps: int, **options: Any) -> None:
     """Make steps with `fit_one_cycle` and the default callbacks."""
-    dls = (make_batches(steps), None)
+    dls = (make_batches(1) * steps, None)
     learn = Learner(dls, tiny_model(), nn.functional.cross_entropy, opt_func, **options)
     with redirect_stdout(io.StringIO()):
         learn.fit_one_cycle(1, 1e-3)
@@ -111,17 +98,7 @@ def ours(opt_func: Callable[..., torch.optim.Optimizer], steps: int, **options: 
 
 def bare(opt_func: Callable[..., torch.optim.Optimizer], steps: int) -> None:
     """Make steps with the loop that a person writes by hand."""
-    model = tiny_model()
-    opt = opt_func(model.parameters(), lr=1e-3)
-    schedule = OneCycleLR(opt, 1e-3, total_steps=steps)
-    losses = []
-    for xb, yb in make_batches(steps):
-        loss = nn.functional.cross_entropy(model(xb), yb)
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
-        schedule.step()
-        losses.append(loss.detach())
+    by_hand(opt_func, tiny_model(), make_batches(1) * steps)()
 
 
 def main() -> None:

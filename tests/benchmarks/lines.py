@@ -1,6 +1,6 @@
 """Where the time of a step goes, line by line: in the loop written by hand, and in ours.
 
-The tiny model of `step.py`. Each part is timed on its own in every step; the median over the
+The tiny model of `bare_loop.py`. Each part is timed on its own in every step; the median over the
 steps is printed, so that a step which another program interrupts counts for nothing. What is left
 of ours is the loop itself: taking the batch apart, firing events, counting.
 
@@ -19,8 +19,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from bare_loop import OPTIMIZERS, make_batches, tiny_model
 from pairs import arguments
-from step import OPTIMIZERS, make_batches, tiny_model
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from bare_loop import Batches, make_batches, tiny_model
 from pairs import Row, arguments, clock, compare
-from step import Batches, bare, make_batches, tiny_model
+from step import bare
 from torch import nn
 from torch.optim import AdamW
 

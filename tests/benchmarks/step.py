@@ -1,8 +1,8 @@
 """The time of a training step: `Learner` against the loop written by hand.
 
-The tiny model has 32, 64 and 10 units, the batch 64 samples: so small that what is measured is
-the cost of the loop. Both sides train the same batches with momentum or beta1 cycled against the
-learning rate. The larger model takes about 4 ms a step, a part of which is what the loop adds.
+The tiny model and the loop by hand are those of `bare_loop.py`. Both sides train the same batches
+with momentum or beta1 cycled against the learning rate. The larger model takes about 4 ms a step,
+a part of which is what the loop adds.
 
     python tests/benchmarks/step.py
 """
@@ -16,26 +16,13 @@ from contextlib import redirect_stdout
 from functools import partial
 
 import torch
+from bare_loop import OPTIMIZERS, Batches, by_hand, make_batches, tiny_model
 from pairs import Row, arguments, clock, compare
-from torch import Tensor, nn
-from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import OneCycleLR
+from torch import nn
 
 from onecycle import Callback, Learner, Progress
 
-STEPS = 2000
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "SGD": partial(SGD, momentum=0.9),
-    "AdamW": AdamW,
-}
 MakeModel = Callable[[], nn.Module]
-Batches = list[tuple[Tensor, Tensor]]
-
-
-def tiny_model() -> nn.Module:
-    """Make the tiny model with seeded weights."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def larger_model() -> nn.Module:
@@ -46,28 +33,13 @@ def larger_model() -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-def make_batches(steps: int = STEPS) -> Batches:
-    """Make the batches that both sides train on, in this order."""
-    torch.manual_seed(1)
-    return [(torch.randn(64, 32), torch.randint(0, 10, (64,))) for _ in range(steps)]
-
-
 def bare(
     opt_func: Callable[..., torch.optim.Optimizer], model: MakeModel, batches: Batches
 ) -> float:
     """Time the loop that a person writes by hand; return seconds for each step."""
-    net = model()
-    opt = opt_func(net.parameters(), lr=1e-3)
-    schedule = OneCycleLR(opt, 1e-3, total_steps=len(batches))
-    losses = []
+    train = by_hand(opt_func, model(), batches)
     start = clock()
-    for xb, yb in batches:
-        loss = nn.functional.cross_entropy(net(xb), yb)
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
-        schedule.step()
-        losses.append(loss.detach())
+    train()
     return (clock() - start) / len(batches)
 
 
