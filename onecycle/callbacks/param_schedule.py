@@ -37,7 +37,7 @@ _DEFAULTS: dict[str, tuple[float, float | None, float]] = {
     "linear": (25.0, 1e5, 0.25),
     "three_phase": (10.0, 1000.0, 0.45),
     "smith": (10.0, None, 0.45),
-    "torch": (25.0, 1e5, 0.25),
+    "torch": (25.0, 1e4, 0.3),
 }
 
 
@@ -197,10 +197,11 @@ class OneCycleSchedule(ParamScheduler):
         div: The cycle begins at ``lr_max / div``; by default 25, or 10 for ``"three_phase"`` and
             ``"smith"``.
         div_final: It ends at ``lr_max / div_final`` (``"torch"``: ``lr_max / div / div_final``);
-            by default 1e5, or 1000 for ``"three_phase"``, and 1000 * div for ``"smith"``.
+            by default 1e5, or 1000 for ``"three_phase"``, 1000 * div for ``"smith"``, and 1e4 for
+            ``"torch"``.
         pct_start: The fraction of the updates in which the rate rises, in [0, 1]; by default
-            0.25. For ``"three_phase"`` and ``"smith"`` it falls in as many again: at most 0.5, by
-            default 0.45.
+            0.25, or 0.3 for ``"torch"``. For ``"three_phase"`` and ``"smith"`` it falls in as many
+            again: at most 0.5, by default 0.45.
         policy: ``"cosine"`` (fastai 2), ``"linear"`` (the same ends, straight),
             ``"three_phase"`` (`three_phase`), ``"smith"`` (`smith_one_cycle`), ``"torch"``
             (``OneCycleLR``), or a `Schedule`, whose values are the rate of the last group; the

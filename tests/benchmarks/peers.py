@@ -78,7 +78,7 @@ def run_onecycle(batches: Batches) -> Trained:
     from onecycle import Learner
 
     learn = Learner((batches, None), tiny_model(), CROSS_ENTROPY, SGD)
-    learn.fit_one_cycle(1, LR, policy="torch", div_final=1e4, pct_start=0.3)
+    learn.fit_one_cycle(1, LR, policy="torch")
     return Trained(learn.model)
 
 

@@ -73,9 +73,14 @@ def test_one_cycle_on_ten_updates_has_exactly_the_values_of_the_schedule(policy)
     assert (momenta[0], momenta[-1]) == (0.95, 0.95)
 
 
-def test_the_torch_policy_equals_torchs_scheduler():
+@pytest.mark.parametrize(
+    ("given", "theirs"),
+    [({}, {}), ({"div_final": 1e3, "pct_start": 0.6}, {"final_div_factor": 1e3, "pct_start": 0.6})],
+    ids=["by default", "as told"],
+)
+def test_the_torch_policy_equals_torchs_scheduler(given, theirs):
     opt = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
-    scheduler = OneCycleLR(opt, 0.3, total_steps=U, pct_start=0.25, final_div_factor=1e3)
+    scheduler = OneCycleLR(opt, 0.3, total_steps=U, **theirs)
     expected = []
     for _ in range(U):
         group = opt.param_groups[0]
@@ -84,10 +89,10 @@ def test_the_torch_policy_equals_torchs_scheduler():
         if len(expected) < U:
             scheduler.step()
     learn = toy_learner(5)
-    learn.fit_one_cycle(2, 0.3, div_final=1e3, policy="torch")
+    learn.fit_one_cycle(2, 0.3, policy="torch", **given)
     assert record(learn, "lr") == pytest.approx([lr for lr, _ in expected], rel=1e-12)
     assert record(learn, "momentum") == pytest.approx([m for _, m in expected], rel=1e-12)
-    assert record(learn, "lr")[-1] == 0.3 / 25 / 1e3
+    assert record(learn, "lr")[-1] == 0.3 / 25 / given.get("div_final", 1e4)
 
 
 def lines(corners, p):
@@ -214,7 +219,7 @@ def test_one_update_in_all_has_the_first_value(policy):
     spy.during = "train"
     learn.fit_one_cycle(1, 0.1, policy=policy, cbs=[spy])
     assert positions == [0.0]
-    first = {"torch": torch_one_cycle(1, max_lr=0.1, pct_start=0.25, final_div_factor=1e5)(0.0)}
+    first = {"torch": torch_one_cycle(1, max_lr=0.1, pct_start=0.3, final_div_factor=1e4)(0.0)}
     div = 10 if policy in ("three_phase", "smith") else 25
     assert record(learn, "lr").tolist() == [first.get(policy, 0.1 / div)]
 
