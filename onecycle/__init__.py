@@ -10,6 +10,7 @@ from onecycle.callbacks.augment import CutMix, LabelSmoothing, MixUp
 from onecycle.callbacks.averaging import EMA, SWA
 from onecycle.callbacks.backend_flags import BackendFlags
 from onecycle.callbacks.checkpoint import SaveModel
+from onecycle.callbacks.cuda_graph import CudaGraph
 from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.landing import LandOnInterrupt
@@ -119,6 +120,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "Checkpoint",
     "CheckpointError",
     "Comparison",
+    "CudaGraph",
     "CutMix",
     "Cutout",
     "DataLoaders",

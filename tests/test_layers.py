@@ -58,6 +58,7 @@ LEVELS = {
     "callbacks.param_schedule": 2,
     "callbacks.attribute_schedule": 2,
     "callbacks.gradients": 2,
+    "callbacks.cuda_graph": 4,
     "callbacks.landing": 4,
     "callbacks.resume": 4,
     "trials": 4,
