@@ -52,6 +52,9 @@ from onecycle import (
 )
 from onecycle.vision import cifar10, resnet9
 
+#: The updates of a fit that nobody looks at: the first ones of a process are slower.
+WARM_UP = 10
+
 
 def ours(dls: DataLoaders, options: argparse.Namespace, updates: int, seed: int) -> Fit:
     """Train with a learner; judge the weights as trained, their average, and that with views."""
@@ -72,6 +75,7 @@ def ours(dls: DataLoaders, options: argparse.Namespace, updates: int, seed: int)
         metrics=[accuracy],
         cbs=cbs,
         wd=WEIGHT_DECAY,
+        wd_bn_bias=True,
         device=options.device,
         seed=seed,
     )
@@ -92,29 +96,26 @@ def ours(dls: DataLoaders, options: argparse.Namespace, updates: int, seed: int)
 def room_for(minutes: float, fit: Callable[[int, int], Fit]) -> int:
     """Return the updates that a budget has room for, by a rehearsal.
 
-    A fit of a few updates passes through a whole cycle and all sizes of images, so that its mean
-    update takes as long as that of a long fit.
+    A fit of a few updates has a whole cycle too, with all sizes of images, so that its mean update
+    takes as long as that of a long fit.
     """
-    few, many = 10, 50
-    fit(few, 0)  # the first updates of a process are slower
-    start, _ = fit(few, 0)
-    seconds, _ = fit(many, 0)  # what is done once a fit is in both
-    return int(60 * minutes * (many - few) / (seconds - start))
+    (few, _), (many, _) = fit(WARM_UP, 0), fit(WARM_UP + 100, 0)
+    return max(WARM_UP, int(60 * minutes * 100 / (many - few)))  # starts of a fit are in both
 
 
 def main() -> None:
     """Run the fits in turns, and print a line for each, then means and standard deviations."""
     options = arguments()
+    torch.backends.cudnn.benchmark = True
     dls = cifar10(options.data, options.batch, device=options.device)
     dls.train.drop_last = True
     sides = {"ours": partial(ours, dls, options)}
     if options.bare:
         sides["bare"] = partial(bare, torch_loaders(dls, options.workers), options)
-    epoch = len(dls.train)
-    rounds = {
-        name: epoch * options.epochs if options.epochs else room_for(options.minutes, fit)
-        for name, fit in sides.items()
-    }
+    epoch, updates = len(dls.train), {}
+    for name, fit in sides.items():
+        fit(WARM_UP, 0)
+        updates[name] = epoch * options.epochs if options.epochs else room_for(options.minutes, fit)
     print(
         f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, "
         f"width {options.width}, batch {options.batch}, lr {options.lr:g}"
@@ -123,8 +124,8 @@ def main() -> None:
     lines: dict[str, list[list[float]]] = {name: [] for name in sides}
     for seed in range(options.seeds):
         for name, fit in sides.items():
-            seconds, judge = fit(rounds[name], seed)
-            line = [rounds[name] / epoch, seconds, *(100 * value for value in judge())]
+            seconds, judge = fit(updates[name], seed)
+            line = [updates[name] / epoch, seconds, *(100 * value for value in judge())]
             lines[name].append(line)
             print_line(name, str(seed), line)
     for name, runs in lines.items():
