@@ -47,7 +47,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 def torch_loaders(dls: DataLoaders, workers: int) -> tuple[DataLoader, DataLoader]:
     """Make DataLoaders of the same images."""
-    moves = [v2.RandomCrop(32, padding=4, padding_mode="reflect"), v2.RandomHorizontalFlip()]
+    moves = [v2.RandomCrop(32, padding=2, padding_mode="reflect"), v2.RandomHorizontalFlip()]
     train, valid = Images(*dls.train.tensors, *moves), Images(*dls.valid.tensors)
     make = partial(DataLoader, batch_size=dls.train.batch_size, num_workers=workers)
     return make(train, shuffle=True, drop_last=True, persistent_workers=workers > 0), make(valid)

@@ -62,7 +62,7 @@ def ours(dls: DataLoaders, options: argparse.Namespace, updates: int, seed: int)
         trained.update(deepcopy(learn.model.state_dict()))
 
     sgd = partial(SGD, momentum=0.9, nesterov=True)
-    images = [RandomFlip(), RandomCrop(4)]
+    images = [RandomFlip(), RandomCrop(2)]
     cbs = [*images, MixedPrecision("bf16"), EMA(0.99), Callback(after_train=keep)]
     learn = Learner(
         (dls.train, None),
