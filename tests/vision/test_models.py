@@ -48,6 +48,22 @@ def test_models_take_other_channels_where_they_say_so():
     assert resnet9(in_channels=1).eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
 
 
+@pytest.mark.parametrize("w", [1, 12, 16])
+def test_width_scales_every_stage_of_resnet9(w):
+    convolutions = 9 * w * (3 + w * (2 + 2 * 4 + 8 + 32 + 2 * 64))
+    norms = 2 * w * (1 + 3 * 2 + 4 + 3 * 8)
+    assert n_parameters(resnet9(width=w)) == convolutions + norms + 10 * 8 * w
+    assert resnet9(width=w).eval()(torch.zeros(2, 3, 16, 24)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("width", "error"), [(0, ValueError), (-8, ValueError), (7.5, TypeError), ("16", TypeError)]
+)
+def test_width_that_is_no_number_of_channels_is_refused(width, error):
+    with pytest.raises(error, match="width must be"):
+        resnet9(width=width)
+
+
 @pytest.mark.parametrize(
     ("build", "images"),
     [(lenet, (4, 1, 28, 28)), (resnet9, (4, 3, 32, 32)), (resnet56, (4, 3, 32, 32))],
