@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from onecycle.fast_step import FastStepper, Group
+from onecycle.bound_step import BoundStepper, Group
+from onecycle.fast_step import FastStepper
 from onecycle.stepper import Stepper
 
 log = logging.getLogger("onecycle")
@@ -55,10 +56,8 @@ class CompiledSteps:
         return CompiledStepper(opt, self._update)
 
 
-class CompiledStepper(FastStepper):
+class CompiledStepper(BoundStepper):
     """Makes an update of SGD, Adam or AdamW with a compiled function.
-
-    Like `FastStepper`, it leaves the first update, and any with step hooks, to the optimizer.
 
     Args:
         opt: The optimizer.
@@ -68,10 +67,6 @@ class CompiledStepper(FastStepper):
     def __init__(self, opt: Optimizer, update: _Update) -> None:
         super().__init__(opt)
         self._compiled = update
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a scalar loss to those that wait."""
-        Stepper.backward(self, loss)  # torch hands its compiler's settings on to other threads
 
     @staticmethod
     def why_not(opt: Optimizer) -> str | None:
@@ -91,11 +86,13 @@ class CompiledStepper(FastStepper):
             return f"{name} has complex parameters"
         return None
 
-    def _make_group(self, group: dict[str, Any]) -> Group:
+    def make_group(self, group: dict[str, Any]) -> Group:
+        """Return one of the optimizer's groups, with its numbers in tensors."""
         return _CompiledGroup(self.opt, group)
 
-    def _update(self, gradients: list[list[Tensor]]) -> None:
-        groups = zip(self._groups, gradients, strict=True)
+    def update(self, gradients: list[list[Tensor]]) -> None:
+        """Make the update of all groups at once."""
+        groups = zip(self.groups, gradients, strict=True)
         self._compiled([group.arguments(given) for group, given in groups if given])
 
 
