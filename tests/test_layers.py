@@ -48,6 +48,7 @@ LEVELS = {
     "bound_step": 2,
     "compiled": 4,
     "fast_step": 3,
+    "graphed": 2,
     "loop": 2,
     "post_mortem": 2,
     "model_files": 1,

@@ -37,11 +37,12 @@ from onecycle import (
     ProgressiveResizing,
     TensorLoader,
     TerminateOnNonFinite,
+    graphed,
     linear,
     speed_profile,
 )
 from onecycle.callbacks import cuda_graph
-from onecycle.callbacks.cuda_graph import Cuda, Results
+from onecycle.graphed import Cuda, Results
 from onecycle.nested import map_tensors
 from onecycle.stepper import Stepper
 from onecycle.testing import check_callback, toy_learner
@@ -674,13 +675,13 @@ def leaf() -> Tensor:
 def test_batches_are_alike_but_for_the_numbers_in_their_tensors(make, is_equal) -> None:
     first, second = {}, {}
     one, other = make(), make()
-    assert (cuda_graph._form(one, first) == cuda_graph._form(other, second)) is is_equal
+    assert (graphed._form(one, first) == graphed._form(other, second)) is is_equal
     assert len(first) == 2 or not is_equal
 
 
 def test_batches_of_another_layout_or_with_a_tensor_twice_are_not_alike() -> None:
     x = torch.zeros(2, 2)
-    form = cuda_graph._form
+    form = graphed._form
     assert form((x, x), {}) != form((x, x.clone()), {})
     assert form(x, {}) != form(x.t(), {})
     assert form(x, {}) != form(x.double(), {})
