@@ -230,10 +230,10 @@ def _first_dimension(batch: Any) -> int | None:
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.ndim else None
     parts: Iterable[Any] = ()
-    if isinstance(batch, Mapping):
-        parts = batch.values()
-    elif isinstance(batch, list | tuple):
+    if isinstance(batch, (list, tuple)):  # the usual case first: it is asked for every batch
         parts = batch
+    elif isinstance(batch, Mapping):
+        parts = batch.values()
     for part in parts:
         size = _first_dimension(part)
         if size is not None:
@@ -365,12 +365,16 @@ class MeanMetric:
             ValueError: The function did not return one number.
         """
         value = self.func(pred, target)
-        if isinstance(value, Tensor) and value.ndim:
+        n = batch_size_of((target, pred))
+        if not isinstance(value, Tensor):
+            self._mean.add(value, n)
+        elif value.ndim:
             raise ValueError(
                 f"metric {self.name} returned a tensor of shape {tuple(value.shape)}: "
                 "return one number, the mean over the batch (a 0-dim tensor)"
             )
-        self._mean.add(value, batch_size_of((target, pred)))
+        else:  # a copy, since the function may return one tensor again and again
+            self._mean.keep((value.detach() if value.requires_grad else value).clone(), n)
 
     def compute(self) -> Tensor:
         """Return the metric as a 0-dim tensor, still on its device; NaN if no batch came."""
@@ -540,10 +544,11 @@ def _takes_two(func: Callable[..., Any]) -> bool:
 
 
 def _check_class_indices(name: str, pred: Tensor, target: Tensor) -> None:
-    if pred.ndim < 2 or pred.shape[1] == 1:
+    shape = pred.shape
+    if len(shape) < 2 or shape[1] == 1:
         raise ValueError(
             f"{name} compares classes and needs pred of shape (batch, classes, ...), got "
-            f"{tuple(pred.shape)}: for one yes-or-no score for each sample use "
+            f"{tuple(shape)}: for one yes-or-no score for each sample use "
             "binary_accuracy(threshold)"
         )
     if target.is_floating_point():
@@ -551,12 +556,11 @@ def _check_class_indices(name: str, pred: Tensor, target: Tensor) -> None:
             f"{name} needs class indices as target, got {target.dtype}: for one-hot or "
             "probability targets pass your own function that takes target.argmax(1)"
         )
-    shape = pred.shape
-    expected = shape[:1] + shape[2:]
+    expected = (shape[0], *shape[2:])
     if target.shape != expected:
         raise ValueError(
-            f"{name} needs target of shape {tuple(expected)} for pred of shape "
-            f"{tuple(pred.shape)}, classes in dimension 1, got {tuple(target.shape)}: "
+            f"{name} needs target of shape {expected} for pred of shape "
+            f"{tuple(shape)}, classes in dimension 1, got {tuple(target.shape)}: "
             "squeeze or transpose one of them, take argmax(1) of a one-hot target"
         )
 

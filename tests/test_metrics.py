@@ -394,3 +394,25 @@ def test_a_torchmetrics_object_gives_what_our_accuracy_gives():
         metrics.update(pred, target, loss=torch.tensor(1.0), n=n)
     found = metrics.compute()
     assert found["MulticlassAccuracy"] == pytest.approx(found["accuracy"])
+
+
+def test_a_function_may_return_one_tensor_again_and_again():
+    total = torch.zeros(())
+
+    def last_target(pred, target):
+        return total.copy_(target.float().mean())
+
+    metric = MeanMetric(last_target)
+    for value, n in ((1.0, 4), (5.0, 4), (9.0, 2)):
+        metric.update(torch.zeros(n), torch.full((n,), value))
+
+    assert metric.compute().item() == (1.0 * 4 + 5.0 * 4 + 9.0 * 2) / 10
+
+
+def test_a_value_with_a_graph_keeps_no_graph_alive():
+    weight = torch.ones((), requires_grad=True)
+    metric = MeanMetric(lambda pred, target: (pred * weight).mean())
+
+    metric.update(torch.ones(2), torch.ones(2))
+
+    assert not metric.compute().requires_grad
