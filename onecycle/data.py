@@ -7,11 +7,10 @@ set it, so that a fit which was interrupted can go on with the batches it has no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from itertools import islice
-from operator import is_
 from typing import Any
 
 import torch
@@ -487,52 +486,6 @@ def _swapped(owner: object, name: str, value: object) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
-
-
-def to_device(batch: Any, device: torch.device | str, non_blocking: bool = True) -> Any:
-    """Move every tensor of a batch to a device.
-
-    Args:
-        batch: A tensor, or tuples, lists, named tuples and dicts of them, nested at will. What
-            is none of these (a string, a number) is passed through.
-        device: Where to. A `torch.device` is the fastest to compare with.
-        non_blocking: Let copies from pinned memory run beside the computation.
-
-    Returns:
-        The batch on the device; the very same object if nothing had to be moved.
-
-    Example:
-        >>> batch = (torch.zeros(2), {"id": "a"})
-        >>> to_device(batch, torch.device("cpu")) is batch
-        True
-        >>> to_device(batch, "meta")
-        (tensor(..., device='meta', size=(2,)), {'id': 'a'})
-    """
-    if isinstance(batch, Tensor):
-        return batch if batch.device == device else batch.to(device, non_blocking=non_blocking)
-    if isinstance(batch, (tuple, list)):
-        # Every batch comes through here, and on a CPU nearly every one is there already.
-        for item in batch:
-            if not isinstance(item, Tensor) or item.device != device:
-                return _items_to_device(batch, device, non_blocking)
-        return batch
-    if isinstance(batch, MutableMapping):
-        moved = {key: to_device(value, device, non_blocking) for key, value in batch.items()}
-        if all(map(is_, moved.values(), batch.values())):
-            return batch
-        result = copy(batch)  # keeps the type, and what a subclass stores beside the items
-        result.update(moved)
-        return result
-    return batch
-
-
-def _items_to_device(batch: Any, device: torch.device | str, non_blocking: bool) -> Any:
-    if hasattr(batch, "to"):  # a PackedSequence: a part of it has to stay on the CPU
-        return batch.to(device, non_blocking=non_blocking)
-    items = [to_device(item, device, non_blocking) for item in batch]
-    if all(map(is_, items, batch)):
-        return batch
-    return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
 
 
 def split_batch(batch: Any, n_inp: int | None = None) -> tuple[Any, Any]:

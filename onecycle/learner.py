@@ -29,7 +29,7 @@ from onecycle.checks import (
     check_parts,
 )
 from onecycle.compiled import choose_stepper
-from onecycle.data import DataLoaders, as_dataloaders, to_device
+from onecycle.data import DataLoaders, as_dataloaders
 from onecycle.errors import MissingCallbackError
 from onecycle.experiments import RangeTests, range_tests
 from onecycle.handlers import draw_loop
@@ -45,6 +45,7 @@ from onecycle.snapshot import kept_grad_mode, preserved
 from onecycle.studies import Studies
 from onecycle.suggestions import Rule, minimum, valley
 from onecycle.summary import Summary, summarize
+from onecycle.transfer import to_device
 from onecycle.tta import Transform, predict_views
 
 

@@ -17,7 +17,7 @@ import torch
 
 from onecycle.callback import Callback, Handler, Run
 from onecycle.checks import check_callbacks, check_model, check_requirements
-from onecycle.data import n_batches, split_batch, start_pass, to_device
+from onecycle.data import n_batches, split_batch, start_pass
 from onecycle.errors import (
     Cancel,
     CancelBatch,
@@ -32,6 +32,7 @@ from onecycle.handlers import Handlers, clean_up, explain, fire, report, where
 from onecycle.optimizers import ready_state
 from onecycle.snapshot import RngState, hold_loaders, kept_grad_mode, preserved_rng, surely
 from onecycle.state import LoopState
+from onecycle.transfer import to_device
 
 log = logging.getLogger("onecycle")
 
@@ -271,8 +272,8 @@ class Loop(LoopState):
         if on.after_pred:
             fire(self, on.after_pred, "after_pred")
         if with_loss:
-            self.loss_grad = self.compute_loss(self.pred, self.batch)
-            self.loss = self.loss_grad.detach()
+            loss = self.loss_grad = self.compute_loss(self.pred, self.batch)
+            self.loss = loss.detach() if loss.requires_grad else loss
             if on.after_loss:
                 fire(self, on.after_loss, "after_loss")
 

@@ -5,7 +5,6 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -27,7 +26,6 @@ from onecycle.data import (
     order_seed,
     split_batch,
     start_pass,
-    to_device,
     with_batch_size,
 )
 
@@ -418,43 +416,6 @@ def test_a_negative_skip_is_refused():
 # --- batches ----------------------------------------------------------------------------------
 
 Pair = namedtuple("Pair", ["x", "y"])
-
-
-class Named(dict):
-    name = "set by the user"
-
-
-def test_to_device_moves_every_tensor_and_keeps_every_container():
-    t = torch.zeros(2)
-    batch = [Pair(t, [t, "a"]), {"k": (t, None)}, 3]
-    moved = to_device(batch, "meta")
-    pair, mapping, number = moved
-    assert isinstance(moved, list)
-    assert isinstance(pair, Pair)
-    assert pair.x.device.type == pair.y[0].device.type == mapping["k"][0].device.type == "meta"
-    assert (pair.y[1], mapping["k"][1], number) == ("a", None, 3)
-    assert batch[0].x is t  # what was passed is not changed
-    assert batch[1]["k"][0] is t
-
-
-def test_to_device_keeps_what_a_dict_subclass_stores_beside_its_items():
-    batch = Named(x=torch.zeros(1))
-    batch.name = "kept"
-    moved = to_device(batch, "meta")
-    assert (type(moved), moved.name, moved["x"].device.type) == (Named, "kept", "meta")
-
-
-def test_to_device_keeps_the_batch_sizes_of_a_packed_sequence_on_the_cpu():
-    packed = to_device(pack_sequence([torch.zeros(2, 1), torch.zeros(1, 1)]), "meta")
-    assert packed.data.device.type == "meta"
-    assert packed.batch_sizes.tolist() == [2, 1]
-
-
-@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
-def test_to_device_returns_the_same_object_where_nothing_moves(device):
-    t = torch.zeros(1)
-    for batch in (t, (t, t), [t, "a"], {"x": t, "y": [t]}, Pair(t, 1), "text", ()):
-        assert to_device(batch, device) is batch
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ LEVELS = {
     "spreads": 1,
     "summary": 1,
     "torch_schedules": 1,
+    "transfer": 1,
     "assembly": 2,
     "bound_step": 2,
     "compiled": 4,

@@ -1,0 +1,188 @@
+"""Batches go to a device whole, on CUDA beside its work: with fake streams, and on a GPU."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
+
+from onecycle import Learner, TensorLoader, transfer
+from onecycle.transfer import LARGE, to_device
+
+CUDA = torch.device("cuda", 0)
+
+Pair = namedtuple("Pair", ["x", "y"])
+
+
+class Named(dict):
+    name = "set by the user"
+
+
+def test_to_device_moves_every_tensor_and_keeps_every_container():
+    t = torch.zeros(2)
+    batch = [Pair(t, [t, "a"]), {"k": (t, None)}, 3]
+    moved = to_device(batch, "meta")
+    pair, mapping, number = moved
+    assert isinstance(moved, list)
+    assert isinstance(pair, Pair)
+    assert pair.x.device.type == pair.y[0].device.type == mapping["k"][0].device.type == "meta"
+    assert (pair.y[1], mapping["k"][1], number) == ("a", None, 3)
+    assert batch[0].x is t  # what was passed is not changed
+    assert batch[1]["k"][0] is t
+
+
+def test_to_device_keeps_what_a_dict_subclass_stores_beside_its_items():
+    batch = Named(x=torch.zeros(1))
+    batch.name = "kept"
+    moved = to_device(batch, "meta")
+    assert (type(moved), moved.name, moved["x"].device.type) == (Named, "kept", "meta")
+
+
+def test_to_device_keeps_the_batch_sizes_of_a_packed_sequence_on_the_cpu():
+    packed = to_device(pack_sequence([torch.zeros(2, 1), torch.zeros(1, 1)]), "meta")
+    assert packed.data.device.type == "meta"
+    assert packed.batch_sizes.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_to_device_returns_the_same_object_where_nothing_moves(device):
+    t = torch.zeros(1)
+    for batch in (t, (t, t), [t, "a"], {"x": t, "y": [t]}, Pair(t, 1), "text", ()):
+        assert to_device(batch, device) is batch
+
+
+# Beside the work of a GPU ----------------------------------------------------------------------
+
+
+class FakeStream:
+    """Notes what is called on it, in one list for all."""
+
+    calls: list[str]
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        FakeStream.calls.append(f"{self.name} begins")
+
+    def __exit__(self, *_: object) -> None:
+        FakeStream.calls.append(f"{self.name} ends")
+
+    def wait_stream(self, other: FakeStream) -> None:
+        FakeStream.calls.append(f"{self.name} waits for {other.name}")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Put fakes in the place of what torch.cuda has; give what is called on them."""
+    FakeStream.calls = []
+    transfer._side_stream.cache_clear()
+    for name, made in {
+        "Stream": lambda device: FakeStream("side"),
+        "current_stream": lambda device: FakeStream("current"),
+        "stream": lambda stream: stream,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, made)
+    moved = transfer._moved
+
+    def copy(batch: Any, device: torch.device, non_blocking: bool) -> Any:
+        """Copy to the meta device, as CUDA is not there."""
+        if device == CUDA:
+            FakeStream.calls.append("copy")
+        return moved(batch, torch.device("meta"), non_blocking)
+
+    def record_stream(tensor: Tensor, stream: FakeStream) -> None:
+        FakeStream.calls.append(f"{stream.name} uses {list(tensor.shape)}")
+
+    monkeypatch.setattr(transfer, "_moved", copy)
+    monkeypatch.setattr(Tensor, "record_stream", record_stream)
+    yield FakeStream.calls
+    transfer._side_stream.cache_clear()
+
+
+def test_a_large_batch_is_copied_on_the_side_and_waited_for_where_it_is_used(calls) -> None:
+    moved = to_device({"x": torch.zeros(LARGE // 4), "y": (torch.zeros(3), "text")}, CUDA)
+
+    assert calls == [
+        "side begins",
+        "copy",
+        "side ends",
+        "current waits for side",
+        f"current uses [{LARGE // 4}]",
+        "current uses [3]",
+    ]
+    assert moved["x"].device.type == "meta"
+    assert moved["y"][1] == "text"
+
+
+def test_of_a_packed_sequence_only_what_is_moved_is_used_there(calls) -> None:
+    packed = pack_sequence([torch.zeros(LARGE, 1), torch.zeros(1, 1)])
+
+    to_device(packed, CUDA)
+
+    assert calls[4:] == [f"current uses [{LARGE + 1}, 1]"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "options"),
+    [
+        ((torch.zeros(LARGE // 4 - 1), None), {}),
+        ((torch.zeros(LARGE, device="meta"), torch.zeros(LARGE)), {}),
+        ((torch.zeros(LARGE), torch.eye(2).to_sparse()), {}),
+        (torch.zeros(LARGE), {"non_blocking": False}),
+        ("text", {}),
+    ],
+    ids=["small", "partly elsewhere", "sparse", "blocking", "no tensor"],
+)
+def test_other_batches_are_copied_as_ever(batch, options, calls) -> None:
+    to_device(batch, CUDA, **options)
+
+    assert calls == ["copy"]
+
+
+def test_one_stream_serves_all_batches(calls, monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr(
+        torch.cuda, "Stream", lambda device: made.append(device) or FakeStream("side")
+    )
+    for _ in range(3):
+        to_device(torch.zeros(LARGE), CUDA)
+
+    assert made == [CUDA]
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+
+
+@needs_cuda
+@pytest.mark.parametrize("pinned", [True, False])
+def test_batches_arrive_whole_at_a_busy_gpu(pinned) -> None:
+    device = torch.device("cuda", 0)
+    busy = torch.randn(4096, 4096, device=device)
+    sums = []
+    for i in range(50):
+        batch = torch.full((LARGE,), float(i))
+        for _ in range(3):
+            busy = busy @ busy / 64
+        sums.append(to_device(batch.pin_memory() if pinned else batch, device).double().mean())
+
+    assert torch.stack(sums).tolist() == list(range(50))
+
+
+@needs_cuda
+def test_a_fit_with_large_batches_ends_in_the_same_bits_as_with_data_on_the_gpu() -> None:
+    x = torch.randn(4096, 512, generator=torch.Generator().manual_seed(0))
+    weights = []
+    for where in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        loader = TensorLoader(x, x.sum(1, keepdim=True), batch_size=1024, shuffle=True).to(where)
+        learn = Learner((loader, None), nn.Linear(512, 1), nn.functional.mse_loss, device="cuda")
+        learn.fit(2)
+        weights.append([p.detach().cpu() for p in learn.model.parameters()])
+
+    assert all(map(torch.equal, *weights))
