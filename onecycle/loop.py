@@ -29,6 +29,7 @@ from onecycle.errors import (
     OnecycleError,
 )
 from onecycle.handlers import Handlers, clean_up, explain, fire, report, where
+from onecycle.heap import kept_heap
 from onecycle.optimizers import ready_state
 from onecycle.snapshot import RngState, hold_loaders, kept_grad_mode, preserved_rng, surely
 from onecycle.state import LoopState
@@ -73,7 +74,7 @@ class Loop(LoopState):
         max_updates: int | None = None,
     ) -> None:
         """Run a fit or a range test; the learner's verbs end up here."""
-        with self.added_cbs(cbs), kept_grad_mode():
+        with self.added_cbs(cbs), kept_grad_mode(), kept_heap():
             self._begin(n_epoch, run, steps_per_epoch, max_updates)
             try:
                 try:
@@ -313,7 +314,7 @@ class Loop(LoopState):
             vars(self).update(fields)
 
         try:
-            with gradients_off, suppress(CancelValid):
+            with gradients_off, suppress(CancelValid), kept_heap():
                 self._contexts = self._forward_contexts(callbacks)
                 self._set_up_pass(dl, training=False)
                 for self.iter, batch in enumerate(self._batches()):

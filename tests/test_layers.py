@@ -18,6 +18,7 @@ LEVELS = {
     "errors": GROUND,
     "events": GROUND,
     "files": GROUND,
+    "heap": GROUND,
     "schedules": 0,
     "explanations": 0,
     "history": 0,

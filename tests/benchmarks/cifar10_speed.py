@@ -5,6 +5,7 @@ the device; Nesterov SGD in one cycle; bf16; an average of the last weights; and
 over six views of each test image. `ours` has all of it, with `Learner` and callbacks alone. With
 ``--bare`` the loop written by hand takes turns with it: the same network, loss, augmentation,
 optimizer and cycle, in bf16 and channels last too; a DataLoader transforms the images one by one.
+Each fit is then in a process of its own.
 
 Both use the whole budget: a rehearsal tells the time of an update, and the fit is one cycle over
 as many updates as the budget has room for. The clock runs while a model trains, not while the data
@@ -30,10 +31,11 @@ import os
 import statistics
 from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 
 import torch
 from cifar10_by_hand import LOSS, PCT_START, WEIGHT_DECAY, Fit, bare, now, torch_loaders
+from pairs import in_own_process
 from torch import Tensor
 from torch.optim import SGD
 
@@ -96,31 +98,44 @@ def room_for(minutes: float, fit: Callable[[int, int], Fit]) -> int:
     return max(WARM_UP, int(60 * minutes * 100 / (many - few)))  # starts of a fit are in both
 
 
+@cache
+def loaders(data: str, batch: int, device: torch.device) -> DataLoaders:
+    """Load the images, once for a process."""
+    dls = cifar10(data, batch, device=device)
+    dls.train.drop_last = True
+    return dls
+
+
+def one_run(side: str, options: argparse.Namespace, seed: int) -> list[float]:
+    """Rehearse, train and judge; return the epochs, the seconds and the accuracies in percent."""
+    torch.backends.cudnn.benchmark = True
+    dls = loaders(options.data, options.batch, options.device)
+    if side == "ours":
+        fit = partial(ours, dls, options)
+    else:
+        fit = partial(bare, torch_loaders(dls, options.workers), options)
+    fit(WARM_UP, 0)
+    epoch = len(dls.train)
+    updates = epoch * options.epochs if options.epochs else room_for(options.minutes, fit)
+    seconds, judge = fit(updates, seed)
+    return [updates / epoch, seconds, *(100 * value for value in judge())]
+
+
 def main() -> None:
     """Run the fits in turns, and print a line for each, then means and standard deviations."""
     options = arguments()
-    torch.backends.cudnn.benchmark = True
-    dls = cifar10(options.data, options.batch, device=options.device)
-    dls.train.drop_last = True
-    sides = {"ours": partial(ours, dls, options)}
-    if options.bare:
-        sides["bare"] = partial(bare, torch_loaders(dls, options.workers), options)
-    epoch, updates = len(dls.train), {}
-    for name, fit in sides.items():
-        fit(WARM_UP, 0)
-        updates[name] = epoch * options.epochs if options.epochs else room_for(options.minutes, fit)
     print(
         f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, "
         f"width {options.width}, batch {options.batch}, lr {options.lr:g}"
     )
     print("side  seed  epochs  seconds  trained  average    views")
-    lines: dict[str, list[list[float]]] = {name: [] for name in sides}
+    lines: dict[str, list[list[float]]] = {"ours": []} | ({"bare": []} if options.bare else {})
     for seed in range(options.seeds):
-        for name, fit in sides.items():
-            seconds, judge = fit(updates[name], seed)
-            line = [updates[name] / epoch, seconds, *(100 * value for value in judge())]
-            lines[name].append(line)
-            print_line(name, str(seed), line)
+        for name in lines:
+            # In turns each in a process of its own: ours leaves malloc with other thresholds.
+            run = partial(in_own_process, one_run) if options.bare else one_run
+            lines[name].append(run(name, options, seed))
+            print_line(name, str(seed), lines[name][-1])
     for name, runs in lines.items():
         columns = list(zip(*runs, strict=True))
         print_line(name, "mean", [statistics.mean(column) for column in columns])

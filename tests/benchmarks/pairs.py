@@ -13,9 +13,15 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import ParamSpec, TypeVar
 
 import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
@@ -100,6 +106,21 @@ def compare(rows: Iterable[Row], options: argparse.Namespace) -> None:
             f"{row.name:<46}{ours:>10}{against:>10}{middle:>8.3f}  {spread:<16}{target:>8}",
             flush=True,
         )
+
+
+def in_own_process(side: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function of a module in a new process, with the threads and the clock of this one.
+
+    For what changes a process as a whole. Importing is no part of what the function measures.
+    """
+    settings = torch.get_num_threads(), clock.wall
+    with ProcessPoolExecutor(1, get_context("spawn"), _set_up, settings) as pool:
+        return pool.submit(side, *args, **kwargs).result()
+
+
+def _set_up(threads: int, wall: bool) -> None:
+    torch.set_num_threads(threads)
+    clock.wall = wall
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
