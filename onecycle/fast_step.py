@@ -99,7 +99,7 @@ class FastStepper(BoundStepper):
 
 
 class _SGDGroup(Group):
-    def step(self, gradients: list[Tensor]) -> None:
+    def step(self, gradients: list[Tensor], lr: Tensor | None = None) -> None:
         group = self.group
         torch._fused_sgd_(
             self.params,
@@ -107,7 +107,7 @@ class _SGDGroup(Group):
             self.buffers(),
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
-            lr=group["lr"],
+            lr=group["lr"] if lr is None else lr,
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
@@ -116,7 +116,7 @@ class _SGDGroup(Group):
 
 
 class _AdamGroup(Group):
-    def step(self, gradients: list[Tensor]) -> None:
+    def step(self, gradients: list[Tensor], lr: Tensor | None = None) -> None:
         group, states = self.group, self.states
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
@@ -129,7 +129,7 @@ class _AdamGroup(Group):
             [state["exp_avg_sq"] for state in states],
             [],
             steps,
-            lr=group["lr"],
+            lr=group["lr"] if lr is None else lr,
             beta1=beta1,
             beta2=beta2,
             weight_decay=group["weight_decay"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: How many batches run before one is captured, so that whatever is made at first use exists.
 WARM_UP = 3
+
+T = TypeVar("T")
 
 _REPLACED = ("predict_batch", "compute_loss")
 _PLAIN = (str, bytes, bool, int, float, type(None))
@@ -55,7 +57,7 @@ class Cuda:
         """Tell whether a device has graphs."""
         return device.type == "cuda"
 
-    def run(self, function: Callable[[], Results]) -> Results:
+    def run(self, function: Callable[[], T]) -> T:
         """Run a function on the stream of the capture.
 
         Autograd adds up gradients on the stream that a parameter was first used on, and that
@@ -68,7 +70,7 @@ class Cuda:
         current.wait_stream(self._stream)
         return results
 
-    def capture(self, function: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
+    def capture(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """Record what a function launches, without running it; return results and replay."""
         generator = torch.cuda.default_generators[self._device.index]
         state = generator.clone_state()
@@ -108,16 +110,27 @@ class _Graph:
     fixed: list[Any]
 
 
-class _GraphedStepper(Stepper):
-    """Makes the updates of another stepper, of gradients that may be there already."""
+class _GivenGradients(Stepper):
+    """Makes the updates of other steppers, of gradients that may be there already.
 
-    def __init__(self, own: Stepper) -> None:
+    Attributes:
+        gradients: Those of the next backward pass, if they are there.
+        are_static: Whether they are a graph's, always in the same place.
+
+    Args:
+        own: Makes an update of gradients of a backward pass.
+        captured: Makes one of gradients that a graph has written; ``None`` for ``own``.
+    """
+
+    def __init__(self, own: Stepper, captured: Stepper | None) -> None:
         super().__init__(own.opt)
-        self.own = own
+        self.own, self._captured = own, captured or own
         self.gradients: list[Tensor | None] | None = None
+        self.are_static = False
 
     def backward(self, loss: Tensor) -> None:
         if self.gradients is None:
+            self.are_static = False
             self.own.backward(loss)
             return
         for p, gradient in zip(self.params, self.gradients, strict=True):
@@ -129,7 +142,7 @@ class _GraphedStepper(Stepper):
         self.own.unscale()
 
     def step(self) -> bool:
-        return self.own.step()
+        return (self._captured if self.are_static else self.own).step()
 
     def zero_grad(self) -> None:
         self.gradients, self.grad_factor = None, 1.0
@@ -145,14 +158,21 @@ class GraphedBatches:
     Args:
         learn: The learner.
         cuda: What captures a batch.
+        captured: Makes the updates of replayed batches; ``None`` for the learner's own stepper.
         give_up: Called with the reason if the capture fails.
     """
 
-    def __init__(self, learn: Loop, cuda: Cuda, give_up: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        learn: Loop,
+        cuda: Cuda,
+        captured: Stepper | None,
+        give_up: Callable[[str], None],
+    ) -> None:
         self._learn, self._cuda, self._give_up = learn, cuda, give_up
         self._own_predict, self._own_loss = learn.predict_batch, learn.compute_loss
         self._before = {name: vars(learn)[name] for name in _REPLACED if name in vars(learn)}
-        self._stepper = _GraphedStepper(learn.stepper)
+        self._stepper = _GivenGradients(learn.stepper, captured)
         self._is_expected = False
         self._loss: Tensor | None = None
         self._forget_graph()
@@ -198,6 +218,7 @@ class GraphedBatches:
             return self._own_predict(batch)
         # The record keeps losses, and a replay writes each to the same place.
         self._loss, self._stepper.gradients = results.loss.clone(), results.gradients
+        self._stepper.are_static = self._graph is not None
         return results.pred
 
     def compute_loss(self, pred: Any, batch: Any) -> Tensor:

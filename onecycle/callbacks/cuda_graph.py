@@ -1,4 +1,4 @@
-"""`CudaGraph`: forward pass, loss and backward pass, launched as one CUDA graph."""
+"""`CudaGraph`: the batches of a fit, and the optimizer's steps, launched as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from onecycle.callbacks.attribute_schedule import AttributeScheduler
 from onecycle.callbacks.backend_flags import BackendFlags
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
 from onecycle.callbacks.precision import MixedPrecision
+from onecycle.captured_step import CapturedStepper
 from onecycle.graphed import Cuda, GraphedBatches, all_modules, training_handlers
 from onecycle.handlers import handler_owner
 from onecycle.stepper import ScaledStepper
@@ -33,17 +34,21 @@ _ONCE = "and that Python would run once only"
 
 
 class CudaGraph(Callback):
-    """Replay forward pass, loss and backward pass of a training batch as one CUDA graph.
+    """Replay forward pass, loss and backward pass of a training batch as a CUDA graph.
 
     Where a model is small, the GPU waits for Python, which launches one kernel after the other. A
     graph launches all of them at once. The first three batches of a fit run one by one; then one
     is captured, and from there on a batch is copied to where the graph reads it, and the graph is
     replayed. It launches the same kernels, so that results should agree to the bit.
 
-    The optimizer's step stays outside. In the graph, rate, momentum and weight decay would be the
-    numbers of the moment of capture, unless they were tensors on the device, which SGD of torch
-    takes for the rate alone. Outside, a schedule may change all of them for each update, in any
-    optimizer; and a fused step is a few kernels, however large the model.
+    The optimizer's step is not part of that graph, so that callbacks hear of ``after_backward`` and
+    ``before_step`` in between, and may clip the gradients, say. By default it runs as ever, on
+    numbers that a schedule may change for each update, in any optimizer; a fused step is a few
+    kernels, however large the model. With ``step=True`` it is a second graph, whose rate, momentum
+    and decay are tensors on the device, filled before it is replayed. While only the rate changes,
+    that graph has torch's fused kernels. They take no other number as a tensor: once momentum
+    is cycled too, it has operations of the same formulas. These read the numbers as float32, so
+    that results agree with those of the fused step to rounding, no longer to the bit.
 
     Replayed are training batches of the nesting, shapes and dtypes of the first one. Others, such
     as a smaller last batch, and validation and range tests run as ever. If at the beginning of an
@@ -66,6 +71,10 @@ class CudaGraph(Callback):
     This has not run on a GPU yet. Its logic is tested on the CPU with a stand-in for the capture;
     the capture itself and what it gains are neither tested nor measured.
 
+    Args:
+        step: Whether the optimizer's step is a graph too: that of torch's SGD, Adam and AdamW if
+            they are fused, as they are by default on CUDA. Else a log message says why not.
+
     Raises:
         ValueError: Before the first batch, if there are two of them.
 
@@ -80,7 +89,8 @@ class CudaGraph(Callback):
 
     during = "train"
 
-    def __init__(self) -> None:
+    def __init__(self, *, step: bool = False) -> None:
+        self.step = step
         self._batches: GraphedBatches | None = None
         self._is_off = False
 
@@ -98,7 +108,9 @@ class CudaGraph(Callback):
         if reason is not None:
             self._give_up(reason)
         elif self._batches is None:
-            self._batches = GraphedBatches(learn, Cuda(learn.device), self._give_up)
+            cuda = Cuda(learn.device)
+            captured = self._captured_stepper(learn, cuda) if self.step else None
+            self._batches = GraphedBatches(learn, cuda, captured, self._give_up)
             self._batches.install()
         else:
             self._batches.check_graph()
@@ -113,6 +125,13 @@ class CudaGraph(Callback):
         if self._batches is not None:
             self._batches.remove()
             self._batches = None
+
+    def _captured_stepper(self, learn: Loop, cuda: Cuda) -> CapturedStepper | None:
+        reason = CapturedStepper.why_not(learn.opt)
+        if reason is None:
+            return CapturedStepper(learn.opt, cuda)
+        log.warning("CudaGraph: the optimizer's step is not captured: %s", reason)
+        return None
 
     def _give_up(self, reason: str) -> None:
         self._is_off = True

@@ -8,6 +8,7 @@ capture of each fit are part of its time. The clock is that on the wall, read wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -16,7 +17,7 @@ from pairs import Row, arguments, clock, compare
 from step import MakeModel
 from torch import nn
 
-from onecycle import CudaGraph, Learner, lenet, resnet9
+from onecycle import Callback, CudaGraph, Learner, lenet, resnet9
 
 STEPS = 512
 #: By name how a model is made, and the shape of its input.
@@ -44,17 +45,19 @@ class Side:
         opt: The name of the optimizer.
         model: Makes the model.
         batches: What an epoch has.
-        graphed: Whether its steps are replayed.
+        cbs: What replays its batches, if anything does.
     """
 
-    def __init__(self, opt: str, model: MakeModel, batches: Batches, *, graphed: bool) -> None:
+    def __init__(
+        self, opt: str, model: MakeModel, batches: Batches, cbs: Sequence[Callback] = ()
+    ) -> None:
         torch.manual_seed(0)
         self.learn = Learner(
             (batches, None),
             model(),
             nn.functional.cross_entropy,
             OPTIMIZERS[opt],
-            cbs=[CudaGraph()] if graphed else [],
+            cbs=cbs,
             device="cuda",
             seed=0,
         )
@@ -80,7 +83,10 @@ def main() -> None:
     for name, (model, shape) in MODELS.items():
         for opt in OPTIMIZERS:
             side = partial(Side, opt, model, make_batches(shape))
-            rows.append(Row(f"{name}, {opt}: CudaGraph", side(graphed=True), side(graphed=False)))
+            plain = side()
+            for graph in (CudaGraph(), CudaGraph(step=True)):
+                what = "and its step" if graph.step else "batch"
+                rows.append(Row(f"{name}, {opt}: CudaGraph, {what}", side([graph]), plain))
     compare(rows, options)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from graph_stand_in import StandIn, seeded
 from image_learner import image_learner
 from learner_state import trained
 from seeded_learner import make_learner
@@ -43,52 +44,10 @@ from onecycle import (
 )
 from onecycle.callbacks import cuda_graph
 from onecycle.graphed import Cuda, Results
-from onecycle.nested import map_tensors
 from onecycle.stepper import Stepper
 from onecycle.testing import check_callback, toy_learner
 
 MakeLearner = Callable[..., Learner]
-
-
-def tensors_of(results: Results) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_tensors(lambda tensor: found.append(tensor) or tensor, results.pred)
-    return [*found, results.loss, *(g for g in results.gradients if g is not None)]
-
-
-class StandIn:
-    """Does on the CPU what CUDA does: a capture runs nothing, a replay writes to the same place."""
-
-    model: nn.Module
-    captures = replays = 0
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    @staticmethod
-    def serves(_: torch.device) -> bool:
-        return True
-
-    def run(self, function: Callable[[], Results]) -> Results:
-        return function()
-
-    def capture(self, function: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        with torch.random.fork_rng(devices=[]):
-            results = function()
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        for tensor in tensors_of(results):
-            tensor.fill_(-99)
-        StandIn.captures += 1
-
-        def replay() -> None:
-            StandIn.replays += 1
-            again = function()
-            for static, tensor in zip(tensors_of(results), tensors_of(again), strict=True):
-                static.copy_(tensor)
-
-        return results, replay
 
 
 class NoCapture(StandIn):
@@ -97,8 +56,8 @@ class NoCapture(StandIn):
     error: type[BaseException] = RuntimeError
 
     def capture(self, function: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
-        weights = [(p, p.detach().clone()) for p in self.model.parameters()]
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        weights = [(p, p.detach().clone()) for p in self.learn.model.parameters()]
+        buffers = [(buffer, buffer.clone()) for buffer in self.learn.model.buffers()]
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for p, _ in weights:
                 p.fill_(torch.nan)
@@ -117,15 +76,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
     StandIn.captures = StandIn.replays = 0
     yield StandIn
     StandIn.captures = StandIn.replays = 0
-
-
-def seeded(make: MakeLearner = make_learner, **options: Any) -> Learner:
-    """Make a learner from seed 0, and let the stand-in know its model."""
-    torch.manual_seed(0)
-    learn = make(**options)
-    StandIn.model = learn.model
-    torch.manual_seed(1)
-    return learn
 
 
 #: Four batches an epoch, the last one smaller: three are for warm-up, the others are replayed.
@@ -782,7 +732,7 @@ def test_a_resumed_fit_ends_in_the_same_bits(stand_in, tmp_path: Path) -> None:
 def test_it_keeps_the_contract_of_every_callback(stand_in) -> None:
     def learner() -> Learner:
         learn = toy_learner()
-        StandIn.model = learn.model
+        StandIn.learn = learn
         return learn
 
     check_callback(CudaGraph, learner)

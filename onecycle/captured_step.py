@@ -1,0 +1,231 @@
+"""`CapturedStepper`: the optimizer's update as a CUDA graph, its numbers in device tensors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from onecycle.bound_step import Group
+from onecycle.fast_step import FastStepper
+
+if TYPE_CHECKING:
+    from onecycle.graphed import Cuda
+
+log = logging.getLogger("onecycle")
+
+_Pairs = list[tuple[Group, list[Tensor]]]
+
+
+class CapturedStepper(FastStepper):
+    """Replays the update of SGD, Adam or AdamW, with the numbers of its groups as they are then.
+
+    Rate, momentum and decay are in tensors on the device, filled before a replay if they have
+    changed. As long as only rates change, the graph has torch's fused kernels; from the first
+    change of another number on, it has operations that take all of them as tensors. Weights agree
+    with those of the fused step to rounding: the kernels read these numbers as float32.
+
+    A graph holds for tensors in their places, gradients too. Where one of them is another, the
+    update is captured anew; so this is for gradients that a graph has written.
+
+    Args:
+        opt: The optimizer, one that a `FastStepper` can step.
+        cuda: What captures an update.
+    """
+
+    def __init__(self, opt: Optimizer, cuda: Cuda) -> None:
+        super().__init__(opt)
+        self._cuda = cuda
+        self._graph: _Graph | None = None
+        self._only_rates, self._has_failed = True, False
+
+    def update(self, gradients: list[list[Tensor]]) -> None:
+        """Make the update by a replay."""
+        pairs = [(g, given) for g, given in zip(self.groups, gradients, strict=True) if given]
+        if self._graph is None or not self._graph.holds_for(pairs):
+            self._capture(pairs)
+        if self._graph is None:
+            super().update(gradients)
+            return
+        for numbers in self._graph.numbers:
+            numbers.fill()
+        self._graph.replay()
+
+    def _capture(self, pairs: _Pairs) -> None:
+        before, self._graph = self._graph, None
+        if self._has_failed:
+            return
+        self._only_rates &= before is None or not before.is_cycled()
+        numbers = [_Numbers(group, given[0].device) for group, given in pairs]
+        update = _fused if self._only_rates else _sgd if isinstance(self.opt, SGD) else _adam
+
+        def compute() -> None:
+            for (group, given), each in zip(pairs, numbers, strict=True):
+                update(group, given, each.tensors)
+
+        try:
+            _, replay = self._cuda.capture(compute)
+        except Exception as error:
+            self._has_failed = True
+            lines = str(error).splitlines() or [""]
+            log.warning(
+                "CudaGraph: the optimizer's step is not captured: %s: %s",
+                type(error).__name__,
+                lines[0],
+            )
+        else:
+            self._graph = _Graph(pairs, numbers, replay, self._only_rates)
+
+
+class _Numbers:
+    """The numbers of a group that a schedule may change, in tensors on the device.
+
+    Attributes:
+        tensors: By name, 0-dim tensors in float64: Adam subtracts powers of the betas from 1.
+
+    Args:
+        group: The group.
+        device: Where its parameters are.
+    """
+
+    def __init__(self, group: Group, device: torch.device) -> None:
+        self._group = group.group
+        self._values = self._now()
+        self.tensors = {
+            name: torch.full((), value, dtype=torch.float64, device=device)
+            for name, value in self._values.items()
+        }
+
+    def changed(self) -> set[str]:
+        """Return the names of the numbers that are others than in the tensors."""
+        return {name for name, value in self._now().items() if value != self._values[name]}
+
+    def fill(self) -> None:
+        """Put the numbers in force into the tensors.
+
+        Each goes with the launch of a kernel. A copy from a buffer on the host could read what the
+        host, which is ahead, has written there for a later update.
+        """
+        now = self._now()
+        for name in self.changed():
+            self.tensors[name].fill_(now[name])
+        self._values = now
+
+    def _now(self) -> dict[str, float]:
+        group = self._group
+        names = ("lr", "weight_decay", "momentum", "dampening")
+        betas = zip(("beta1", "beta2"), group.get("betas", ()), strict=False)
+        return {name: group[name] for name in names if name in group} | dict(betas)
+
+
+class _Graph:
+    """A graph of an update, and what it holds for.
+
+    Args:
+        pairs: The groups that are updated, each with its gradients.
+        numbers: Those of the groups.
+        replay: Makes the update.
+        only_rates: Whether the graph takes all numbers but the rates for constant.
+    """
+
+    def __init__(
+        self, pairs: _Pairs, numbers: list[_Numbers], replay: Callable[[], None], only_rates: bool
+    ) -> None:
+        self.numbers, self.replay, self._only_rates = numbers, replay, only_rates
+        self._tensors, self._constants = _tensors(pairs), _constants(pairs)
+
+    def holds_for(self, pairs: _Pairs) -> bool:
+        """Tell whether a replay is the update of these groups and gradients."""
+        tensors = _tensors(pairs)
+        return (
+            len(tensors) == len(self._tensors)
+            and all(map(is_, tensors, self._tensors))
+            and _constants(pairs) == self._constants
+            and not (self._only_rates and self.is_cycled())
+        )
+
+    def is_cycled(self) -> bool:
+        """Tell whether a number that is no rate has changed since the last replay."""
+        return any(numbers.changed() - {"lr"} for numbers in self.numbers)
+
+
+def _tensors(pairs: _Pairs) -> list[Tensor]:
+    """List all tensors that an update reads and writes."""
+    found: list[Tensor] = []
+    for group, gradients in pairs:
+        found += group.params
+        found += gradients
+        for state in group.states:
+            found += (value for value in state.values() if isinstance(value, Tensor))
+    return found
+
+
+def _constants(pairs: _Pairs) -> list[Any]:
+    """List what a graph takes for constant in the groups."""
+    return [
+        {key: group.group[key] for key in ("nesterov", "maximize", "eps") if key in group.group}
+        for group, _ in pairs
+    ]
+
+
+# An update, with numbers that are tensors ---------------------------------------------------
+
+
+def _fused(group: Any, gradients: list[Tensor], numbers: dict[str, Tensor]) -> None:
+    """Call torch's fused kernel, which takes one tensor: the rate."""
+    group.step(gradients, numbers["lr"].float())
+
+
+def _sgd(group: Group, gradients: list[Tensor], numbers: dict[str, Tensor]) -> None:
+    """Update as ``torch.optim.SGD`` does."""
+    options, params, buffers = group.group, group.params, group.buffers()
+    lr, momentum = numbers["lr"].float(), numbers["momentum"].float()
+    g: Any = torch._foreach_mul(params, numbers["weight_decay"].float())
+    torch._foreach_add_(g, _descending(gradients, options))
+    if buffers:
+        torch._foreach_mul_(buffers, momentum)
+        fresh = torch._foreach_mul(g, (1 - numbers["dampening"]).float())
+        torch._foreach_add_(buffers, fresh)
+        if options["nesterov"]:
+            torch._foreach_add_(g, torch._foreach_mul(buffers, momentum))
+        else:
+            g = buffers
+    torch._foreach_sub_(params, torch._foreach_mul(g, lr))
+
+
+def _adam(group: Group, gradients: list[Tensor], numbers: dict[str, Tensor]) -> None:
+    """Update as ``torch.optim.Adam`` and ``AdamW`` do."""
+    options, params = group.group, group.params
+    lr, decay, beta1, beta2 = (numbers[n] for n in ("lr", "weight_decay", "beta1", "beta2"))
+    means, squares, steps = (
+        [state[key] for state in group.states] for key in ("exp_avg", "exp_avg_sq", "step")
+    )
+    g = _descending(gradients, options)
+    if options["decoupled_weight_decay"]:
+        torch._foreach_mul_(params, (1 - lr * decay).float())
+    else:
+        g = torch._foreach_add(g, torch._foreach_mul(params, decay.float()))
+    torch._foreach_add_(steps, 1)
+    _average_(means, g, beta1)
+    _average_(squares, torch._foreach_mul(g, g), beta2)
+    count = torch.stack(steps).double()
+    sizes = (lr / (1 - beta1**count)).float().unbind()
+    scales = (1 - beta2**count).float().unbind()
+    roots = torch._foreach_sqrt(torch._foreach_div(squares, scales))
+    torch._foreach_add_(roots, options["eps"])
+    change = torch._foreach_div(torch._foreach_mul(means, sizes), roots)
+    torch._foreach_sub_(params, change)
+
+
+def _average_(averages: list[Tensor], values: Any, beta: Tensor) -> None:
+    torch._foreach_mul_(averages, beta.float())
+    torch._foreach_add_(averages, torch._foreach_mul(values, (1 - beta).float()))
+
+
+def _descending(gradients: list[Tensor], options: dict[str, Any]) -> Any:
+    return torch._foreach_neg(gradients) if options["maximize"] else gradients
