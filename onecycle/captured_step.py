@@ -42,7 +42,7 @@ class CapturedStepper(FastStepper):
         super().__init__(opt)
         self._cuda = cuda
         self._graph: _Graph | None = None
-        self._only_rates, self._has_failed = True, False
+        self._only_rates, self._is_off = True, False
 
     def update(self, gradients: list[list[Tensor]]) -> None:
         """Make the update by a replay."""
@@ -58,7 +58,10 @@ class CapturedStepper(FastStepper):
 
     def _capture(self, pairs: _Pairs) -> None:
         before, self._graph = self._graph, None
-        if self._has_failed:
+        if self._is_off:
+            return
+        if before is not None and before.constants != _constants(pairs):
+            self._give_up("a number changes that no graph takes as a tensor, such as eps")
             return
         self._only_rates &= before is None or not before.is_cycled()
         numbers = [_Numbers(group, given[0].device) for group, given in pairs]
@@ -71,15 +74,14 @@ class CapturedStepper(FastStepper):
         try:
             _, replay = self._cuda.capture(compute)
         except Exception as error:
-            self._has_failed = True
             lines = str(error).splitlines() or [""]
-            log.warning(
-                "CudaGraph: the optimizer's step is not captured: %s: %s",
-                type(error).__name__,
-                lines[0],
-            )
+            self._give_up(f"{type(error).__name__}: {lines[0]}")
         else:
             self._graph = _Graph(pairs, numbers, replay, self._only_rates)
+
+    def _give_up(self, reason: str) -> None:
+        self._is_off = True
+        log.warning("CudaGraph: the optimizer's step is not captured: %s", reason)
 
 
 class _Numbers:
@@ -126,6 +128,9 @@ class _Numbers:
 class _Graph:
     """A graph of an update, and what it holds for.
 
+    Attributes:
+        constants: The numbers that it takes for constant in any case.
+
     Args:
         pairs: The groups that are updated, each with its gradients.
         numbers: Those of the groups.
@@ -137,7 +142,7 @@ class _Graph:
         self, pairs: _Pairs, numbers: list[_Numbers], replay: Callable[[], None], only_rates: bool
     ) -> None:
         self.numbers, self.replay, self._only_rates = numbers, replay, only_rates
-        self._tensors, self._constants = _tensors(pairs), _constants(pairs)
+        self.constants, self._tensors = _constants(pairs), _tensors(pairs)
 
     def holds_for(self, pairs: _Pairs) -> bool:
         """Tell whether a replay is the update of these groups and gradients."""
@@ -145,7 +150,7 @@ class _Graph:
         return (
             len(tensors) == len(self._tensors)
             and all(map(is_, tensors, self._tensors))
-            and _constants(pairs) == self._constants
+            and _constants(pairs) == self.constants
             and not (self._only_rates and self.is_cycled())
         )
 
@@ -166,7 +171,7 @@ def _tensors(pairs: _Pairs) -> list[Tensor]:
 
 
 def _constants(pairs: _Pairs) -> list[Any]:
-    """List what a graph takes for constant in the groups."""
+    """List the numbers of the groups that a graph takes for constant."""
     return [
         {key: group.group[key] for key in ("nesterov", "maximize", "eps") if key in group.group}
         for group, _ in pairs
