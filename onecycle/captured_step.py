@@ -72,7 +72,7 @@ class CapturedStepper(FastStepper):
                 update(group, given, each.tensors)
 
         try:
-            _, replay = self._cuda.capture(compute)
+            _, replay = self._cuda.capture(compute, draws=False)
         except Exception as error:
             lines = str(error).splitlines() or [""]
             self._give_up(f"{type(error).__name__}: {lines[0]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -50,7 +51,7 @@ class Cuda:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
+        self._stream = _stream(device)
 
     @staticmethod
     def serves(device: torch.device) -> bool:
@@ -70,21 +71,56 @@ class Cuda:
         current.wait_stream(self._stream)
         return results
 
-    def capture(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Record what a function launches, without running it; return results and replay."""
+    def capture(
+        self, function: Callable[[], T], *, draws: bool = True
+    ) -> tuple[T, Callable[[], None]]:
+        """Record what a function launches, without running it; return results and replay.
+
+        Args:
+            function: What is recorded.
+            draws: Whether it may draw random numbers. If not, the generator has nothing to do with
+                the graph, whatever becomes of the capture.
+        """
         generator = torch.cuda.default_generators[self._device.index]
-        state = generator.clone_state()
-        graph = torch.cuda.CUDAGraph()
+        own = generator.graphsafe_get_state()
+        spare = generator.clone_state()
+        if not draws:
+            generator.graphsafe_set_state(spare)
+        try:
+            found = self._capture(function)
+        except BaseException:
+            # The generator may still believe that it is captured, and refuse to draw.
+            generator.graphsafe_set_state(spare if draws else own)
+            raise
+        if not draws:
+            generator.graphsafe_set_state(own)
+        return found
+
+    def _capture(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         # Thread-local, since the thread of a loader that pins memory may allocate meanwhile.
-        capture = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
+        capture = torch.cuda.graph(
+            graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
+        )
         try:
             with torch.cuda.stream(self._stream), _original_error(capture):
                 results = function()
         except BaseException:
-            # The generator may still believe that it is captured, and refuse to draw.
-            generator.graphsafe_set_state(state)
+            graph.reset()
+            with suppress(RuntimeError, AttributeError):
+                # torch 2.11 leaves the allocator in the capture, which then frees nothing any more;
+                # a later one has left it, and says so.
+                torch._C._cuda_endAllocateToPool(self._device.index, pool)
+                torch._C._cuda_releasePool(self._device.index, pool)
             raise
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return results, graph.replay
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    # One for all fits: torch has 32 of a device, and keeps memory for each that was used.
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
 
 @contextmanager
@@ -232,7 +268,7 @@ class GraphedBatches:
         """Return what the batch gives, or ``None`` if it is to run as ever."""
         learn = self._learn
         tensors: dict[int, tuple[int, Tensor]] = {}
-        form = _form((learn.batch, learn.xb, learn.yb), tensors)
+        form = _form((learn.batch, learn.xb, learn.yb), learn.device, tensors)
         if self._form is None:
             self._form = form
         if form != self._form:
@@ -303,21 +339,25 @@ class GraphedBatches:
             p.grad = None
 
 
-def _form(value: Any, tensors: dict[int, tuple[int, Tensor]]) -> Any:
+def _form(value: Any, device: torch.device, tensors: dict[int, tuple[int, Tensor]]) -> Any:
     """Return all of a nested value but the numbers in its tensors, to compare; collect those.
 
     Args:
         value: Of tensors, tuples, lists, dicts and plain values; anything else is equal to
-            nothing, and so is a tensor that is sparse or takes a gradient.
+            nothing, and so is a tensor that is elsewhere, where Python can read it, is sparse or
+            takes a gradient.
+        device: Where the tensors are that a graph reads.
         tensors: Gets each tensor once, by its id, with its place among them.
     """
-    if isinstance(value, Tensor) and value.layout is torch.strided and not value.requires_grad:
+    if isinstance(value, Tensor):
+        if value.device != device or value.layout is not torch.strided or value.requires_grad:
+            return object()
         place, _ = tensors.setdefault(id(value), (len(tensors), value))
-        return place, value.shape, value.stride(), value.dtype, value.device
+        return place, value.shape, value.stride(), value.dtype
     if isinstance(value, Mapping):
-        return type(value), [(key, _form(part, tensors)) for key, part in value.items()]
+        return type(value), [(key, _form(part, device, tensors)) for key, part in value.items()]
     if isinstance(value, tuple | list):
-        return type(value), [_form(part, tensors) for part in value]
+        return type(value), [_form(part, device, tensors) for part in value]
     return value if isinstance(value, _PLAIN) else object()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, MutableMapping
 from copy import copy
 from functools import cache
@@ -15,6 +16,9 @@ from torch import Tensor
 #: takes the host about as long as PCI Express takes for this; an estimate, not measured.
 LARGE = 2**20
 
+#: How many such batches the host may be ahead of the device.
+AHEAD = 4
+
 
 def to_device(batch: Any, device: torch.device | str, non_blocking: bool = True) -> Any:
     """Move every tensor of a batch to a device.
@@ -27,7 +31,8 @@ def to_device(batch: Any, device: torch.device | str, non_blocking: bool = True)
         batch: A tensor, or tuples, lists, named tuples and dicts of them, nested at will. What
             is none of these (a string, a number) is passed through.
         device: Where to. A `torch.device` is the fastest to compare with.
-        non_blocking: Let copies from pinned memory run beside the computation.
+        non_blocking: Let copies from pinned memory run beside the computation. Those to the CPU
+            always wait: what they return can be read.
 
     Returns:
         The batch on the device; the very same object if nothing had to be moved.
@@ -45,12 +50,14 @@ def to_device(batch: Any, device: torch.device | str, non_blocking: bool = True)
             break
     else:
         return batch
-    if non_blocking and torch.device(device).type == "cuda" and _is_large_on_host(batch):
-        return _moved_beside(batch, device)
-    return _moved(batch, device, non_blocking)
+    to = torch.device(device)
+    if to.type == "cuda" and non_blocking and _is_large_on_host(batch):
+        return _side(torch.cuda.current_device() if to.index is None else to.index).move(batch)
+    # To the CPU it would return before the numbers are there.
+    return _moved(batch, to, non_blocking and to.type != "cpu")
 
 
-def _moved(batch: Any, device: torch.device | str, non_blocking: bool) -> Any:
+def _moved(batch: Any, device: torch.device, non_blocking: bool) -> Any:
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=non_blocking)
     if isinstance(batch, (tuple, list)):
@@ -78,16 +85,41 @@ def _is_large_on_host(batch: Any) -> bool:
     return sum(t.nbytes for t in tensors) >= LARGE
 
 
-def _moved_beside(batch: Any, device: torch.device | str) -> Any:
-    current, side = torch.cuda.current_stream(device), _side_stream(device)
-    with torch.cuda.stream(side):
-        moved = _moved(batch, device, True)
-    current.wait_stream(side)
+class _Side:
+    """A stream of a CUDA device on which batches are copied, beside its other work.
 
-    for tensor in _tensors(moved):
-        if tensor.device.type != "cpu":  # its memory stays until the stream that uses it is done
-            tensor.record_stream(current)
-    return moved
+    Args:
+        index: Of the device.
+    """
+
+    def __init__(self, index: int) -> None:
+        self._device = torch.device("cuda", index)
+        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch's
+        self._used: deque[torch.cuda.Event] = deque()
+
+    def move(self, batch: Any) -> Any:
+        """Move a batch that is on the host."""
+        # The memory of a batch is free when the device is done with it; a host that is far ahead
+        # would hold as many of them.
+        if len(self._used) == AHEAD:
+            self._used.popleft().synchronize()
+        current = torch.cuda.current_stream(self._device)
+        self._used.append(current.record_event())
+        with torch.cuda.stream(self._stream):
+            moved = _moved(batch, self._device, non_blocking=True)
+        current.wait_stream(self._stream)
+        for tensor in _tensors(moved):
+            if (
+                tensor.device.type != "cpu"
+            ):  # its memory stays until the stream is done that uses it
+                tensor.record_stream(current)
+        return moved
+
+
+@cache
+def _side(index: int) -> _Side:
+    # One for all learners: memory that was freed on a stream is kept for that stream.
+    return _Side(index)
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:
@@ -96,9 +128,3 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, (tuple, list, Mapping)):
         for part in batch.values() if isinstance(batch, Mapping) else batch:
             yield from _tensors(part)
-
-
-@cache
-def _side_stream(device: torch.device | str) -> torch.cuda.Stream:
-    # One for all learners: memory that was freed on a stream is kept for that stream.
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's

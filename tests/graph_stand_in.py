@@ -41,7 +41,9 @@ class StandIn:
     def run(self, function: Callable[[], T]) -> T:
         return function()
 
-    def capture(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+    def capture(
+        self, function: Callable[[], T], *, draws: bool = True
+    ) -> tuple[T, Callable[[], None]]:
         tensors = [(tensor, tensor.detach().clone()) for tensor in self.trained()]
         with torch.random.fork_rng(devices=[]):
             results = function()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,6 +68,7 @@ def test_each_device_has_what_its_table_says(
 ) -> None:
     processor(monkeypatch, {"avx512_bf16": True})
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     assert chosen(speed_profile(precision), device) == expected
 
 

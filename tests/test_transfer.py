@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from onecycle import Learner, TensorLoader, transfer
-from onecycle.transfer import LARGE, to_device
+from onecycle.transfer import AHEAD, LARGE, to_device
 
 CUDA = torch.device("cuda", 0)
 
@@ -76,12 +76,28 @@ class FakeStream:
     def wait_stream(self, other: FakeStream) -> None:
         FakeStream.calls.append(f"{self.name} waits for {other.name}")
 
+    def record_event(self) -> FakeEvent:
+        return FakeEvent()
+
+
+class FakeEvent:
+    """Numbers itself, and notes that the host waits for it."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        FakeEvent.made += 1
+        self.number = FakeEvent.made
+
+    def synchronize(self) -> None:
+        FakeStream.calls.append(f"host waits for {self.number}")
+
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Put fakes in the place of what torch.cuda has; give what is called on them."""
-    FakeStream.calls = []
-    transfer._side_stream.cache_clear()
+    FakeStream.calls, FakeEvent.made = [], 0
+    transfer._side.cache_clear()
     for name, made in {
         "Stream": lambda device: FakeStream("side"),
         "current_stream": lambda device: FakeStream("current"),
@@ -102,7 +118,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(transfer, "_moved", copy)
     monkeypatch.setattr(Tensor, "record_stream", record_stream)
     yield FakeStream.calls
-    transfer._side_stream.cache_clear()
+    transfer._side.cache_clear()
 
 
 def test_a_large_batch_is_copied_on_the_side_and_waited_for_where_it_is_used(calls) -> None:
@@ -143,6 +159,38 @@ def test_other_batches_are_copied_as_ever(batch, options, calls) -> None:
     to_device(batch, CUDA, **options)
 
     assert calls == ["copy"]
+
+
+def test_the_host_is_never_more_than_a_few_batches_ahead(calls) -> None:
+    for _ in range(AHEAD + 2):
+        to_device(torch.zeros(LARGE), CUDA)
+
+    assert [call for call in calls if "host" in call] == ["host waits for 1", "host waits for 2"]
+    # The first of these events was recorded before the second batch was used.
+    assert calls.index("host waits for 1") > [i for i, c in enumerate(calls) if c == "copy"][3]
+
+
+def test_what_goes_to_the_cpu_can_be_read_at_once(monkeypatch) -> None:
+    given = []
+    monkeypatch.setattr(transfer, "_moved", lambda *args: given.append(args))
+
+    to_device(torch.zeros(LARGE, device="meta"), "cpu")
+
+    (_, device, non_blocking), *_ = given
+    assert device == torch.device("cpu")
+    assert non_blocking is False
+
+
+def test_cuda_without_an_index_is_the_current_device(calls, monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(
+        torch.cuda, "Stream", lambda device: made.append(device) or FakeStream("side")
+    )
+
+    to_device(torch.zeros(LARGE), "cuda")
+
+    assert made == [torch.device("cuda", 1)]
 
 
 def test_one_stream_serves_all_batches(calls, monkeypatch) -> None:
@@ -186,3 +234,16 @@ def test_a_fit_with_large_batches_ends_in_the_same_bits_as_with_data_on_the_gpu(
         weights.append([p.detach().cpu() for p in learn.model.parameters()])
 
     assert all(map(torch.equal, *weights))
+
+
+@needs_cuda
+def test_predictions_on_a_busy_gpu_are_read_when_they_are_there() -> None:
+    x = torch.randn(4096, 512, generator=torch.Generator().manual_seed(0))
+    loader = TensorLoader(x.cuda(), batch_size=512)
+    model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(20)))
+    learn = Learner((loader, loader), model, nn.functional.mse_loss, device="cuda")
+    with torch.no_grad():
+        expected = learn.model(x.cuda()).cpu()
+
+    for _ in range(5):
+        torch.testing.assert_close(learn.get_preds().preds, expected)

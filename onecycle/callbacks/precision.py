@@ -122,7 +122,8 @@ class MixedPrecision(Callback):
 def _fastest_on(device: torch.device) -> torch.dtype:
     """Return bf16 unless it is emulated: that runs everywhere, but slower than float32."""
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # it asks the current one
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
     if device.type == "cpu":
         return torch.bfloat16 if _cpu_has_bf16() else torch.float32

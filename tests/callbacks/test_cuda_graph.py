@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class NoCapture(StandIn):
 
     error: type[BaseException] = RuntimeError
 
-    def capture(self, function: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
+    def capture(self, function: Callable[[], Any], *, draws: bool = True) -> Any:
         weights = [(p, p.detach().clone()) for p in self.learn.model.parameters()]
         buffers = [(buffer, buffer.clone()) for buffer in self.learn.model.buffers()]
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -529,31 +529,43 @@ class Fake:
     def replay(self) -> None:
         self.note("is replayed")
 
+    def reset(self) -> None:
+        self.note("is reset")
+
     def clone_state(self) -> str:
-        return "state"
+        return "a copy"
+
+    def graphsafe_get_state(self) -> str:
+        return "its own state"
 
     def graphsafe_set_state(self, state: str) -> None:
-        self.note(f"has its {state} again")
+        self.note(f"has {state}")
 
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     """Put fakes in the place of what torch.cuda has; give the capture."""
     Fake.calls, capture = [], Fake("capture")
+    graphed._stream.cache_clear()
     modes = []
     for name, made in {
         "Stream": lambda device: Fake("side"),
         "current_stream": lambda device: Fake("current"),
         "stream": lambda stream: stream,
         "CUDAGraph": lambda: Fake("graph"),
-        "graph": lambda graph, *, stream, capture_error_mode: (
-            modes.append((graph.name, stream.name, capture_error_mode)) or capture
+        "graph_pool_handle": lambda: "pool",
+        "graph": lambda graph, *, pool, stream, capture_error_mode: (
+            modes.append((graph.name, pool, stream.name, capture_error_mode)) or capture
         ),
         "default_generators": [Fake("other generator"), Fake("generator")],
     }.items():
         monkeypatch.setattr(torch.cuda, name, made)
+    for name in ("endAllocateToPool", "releasePool"):
+        made = lambda device, pool, name=name: Fake.calls.append(f"{name} {device} {pool}")  # noqa: E731
+        monkeypatch.setattr(torch._C, f"_cuda_{name}", made, raising=False)
     yield capture
-    assert modes in ([], [("graph", "side", "thread_local")])
+    graphed._stream.cache_clear()
+    assert modes in ([], [("graph", "pool", "side", "thread_local")])
 
 
 def test_warm_up_runs_on_the_stream_of_the_capture_after_and_before_the_current_one(fakes) -> None:
@@ -581,30 +593,66 @@ def test_a_capture_gives_results_and_replay(fakes) -> None:
         "captured",
         "capture ends",
         "side ends",
+        "current waits for side",
         "graph is replayed",
     ]
 
 
-@pytest.mark.parametrize("fails", ["", "ends"])
-def test_a_failed_capture_is_ended_with_its_own_error_and_generator(fails, fakes) -> None:
-    def function() -> Results:
-        raise ValueError("what went wrong")
+def fail() -> Results:
+    raise ValueError("what went wrong")
 
+
+@pytest.mark.parametrize("fails", ["", "ends"])
+def test_a_failed_capture_is_ended_with_its_own_error_and_leaves_nothing(fails, fakes) -> None:
     fakes.fails = fails
     with pytest.raises(ValueError, match="what went wrong"):
-        Cuda(torch.device("cuda", 1)).capture(function)
+        Cuda(torch.device("cuda", 1)).capture(fail)
     assert Fake.calls == [
         "side begins",
         "capture begins",
         "capture ends",
         "side ends",
-        "generator has its state again",
+        "graph is reset",
+        "endAllocateToPool 1 pool",
+        "releasePool 1 pool",
+        "generator has a copy",
     ]
+
+
+def test_an_allocator_that_has_left_the_capture_hides_no_error(fakes, monkeypatch) -> None:
+    def not_recording(device: int, pool: str) -> None:
+        raise RuntimeError("not currently recording")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", not_recording)
+    with pytest.raises(ValueError, match="what went wrong"):
+        Cuda(torch.device("cuda", 1)).capture(fail)
+    assert "releasePool 1 pool" not in Fake.calls
+
+
+@pytest.mark.parametrize("function", [lambda: None, fail], ids=["captured", "failed"])
+def test_what_draws_nothing_is_captured_with_a_copy_of_the_generators_state(
+    function, fakes
+) -> None:
+    with suppress(ValueError):
+        Cuda(torch.device("cuda", 1)).capture(function, draws=False)
+    assert Fake.calls[0] == "generator has a copy"
+    assert Fake.calls[-1] == "generator has its own state"
+
+
+def test_all_fits_on_a_device_have_one_stream(fakes, monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or Fake("side"))
+    for index in (0, 1, 0, 1):
+        Cuda(torch.device("cuda", index))
+    assert made == [torch.device("cuda", 0), torch.device("cuda", 1)]
 
 
 def test_only_cuda_has_graphs() -> None:
     assert Cuda.serves(torch.device("cuda", 0))
     assert not Cuda.serves(torch.device("cpu"))
+
+
+CPU = torch.device("cpu")
 
 
 def leaf() -> Tensor:
@@ -619,23 +667,28 @@ def leaf() -> Tensor:
         (lambda: {"scale": float(torch.rand(()))}, False),
         (lambda: torch.zeros(2).to_sparse(), False),
         (leaf, False),
+        (lambda: torch.zeros(2, device="meta"), False),
         (set, False),
     ],
 )
 def test_batches_are_alike_but_for_the_numbers_in_their_tensors(make, is_equal) -> None:
     first, second = {}, {}
     one, other = make(), make()
-    assert (graphed._form(one, first) == graphed._form(other, second)) is is_equal
+    forms = graphed._form(one, CPU, first), graphed._form(other, CPU, second)
+    assert (forms[0] == forms[1]) is is_equal
     assert len(first) == 2 or not is_equal
 
 
 def test_batches_of_another_layout_or_with_a_tensor_twice_are_not_alike() -> None:
     x = torch.zeros(2, 2)
-    form = graphed._form
-    assert form((x, x), {}) != form((x, x.clone()), {})
-    assert form(x, {}) != form(x.t(), {})
-    assert form(x, {}) != form(x.double(), {})
-    assert form([x], {}) != form((x,), {})
+
+    def form(value: Any) -> Any:
+        return graphed._form(value, CPU, {})
+
+    assert form((x, x)) != form((x, x.clone()))
+    assert form(x) != form(x.t())
+    assert form(x) != form(x.double())
+    assert form([x]) != form((x,))
 
 
 # Clean-up ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import io
 import itertools
 import logging
 from collections import namedtuple
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -233,13 +234,16 @@ def test_a_default_of_float32_changes_no_bit(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_default_is_fp16_where_bf16_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
     for native, expected in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(
             torch.cuda,
             "is_bf16_supported",
             lambda including_emulation=True, native=native: including_emulation or native,
         )
-        assert MixedPrecision().dtype_on(torch.device("cuda")) is expected
+        assert MixedPrecision().dtype_on(torch.device("cuda", 1)) is expected
+    assert asked == [torch.device("cuda", 1)] * 2
 
 
 @pytest.mark.parametrize("dtype", ["fp8", torch.float32, 16])
@@ -514,6 +518,8 @@ def test_fp16_waits_for_the_device_once_an_update() -> None:
 
     watch = Callback(before_batch=begin, after_batch=end)
     watch.stage, watch.during = Stage.SAVE, "train"
-    with pytest.warns(UserWarning, match="synchronizing") as waits:
+    with pytest.warns(UserWarning, match="synchronizing") as caught:
         learn.fit(1, cbs=[watch])
-    assert len(waits) <= 32
+    # There may be one more, once in a process: that the mode is a prototype.
+    waits = [w for w in caught if "called a synchronizing" in str(w.message)]
+    assert 0 < len(waits) <= 32
