@@ -109,10 +109,8 @@ class _Side:
             moved = _moved(batch, self._device, non_blocking=True)
         current.wait_stream(self._stream)
         for tensor in _tensors(moved):
-            if (
-                tensor.device.type != "cpu"
-            ):  # its memory stays until the stream is done that uses it
-                tensor.record_stream(current)
+            if tensor.device.type != "cpu":
+                tensor.record_stream(current)  # its memory stays until this stream is done
         return moved
 
 
