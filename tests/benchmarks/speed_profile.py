@@ -20,13 +20,13 @@ from onecycle import Callback, ChannelsLast, Learner, MixedPrecision, lenet, res
 from onecycle.vision import digits_cnn
 
 
-def plain_cnn() -> nn.Module:
+def plain_cnn(width: int = 32) -> nn.Module:
     """Make a CNN of three convolutions with batch normalisation, for images of 32x32."""
     layers: list[nn.Module] = []
-    for c_in, c_out in ((3, 32), (32, 64), (64, 128)):
+    for c_in, c_out in ((3, width), (width, 2 * width), (2 * width, 4 * width)):
         layers += [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out)]
         layers += [nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
 
 
 #: By model: how it is made, the shape of a batch, and the steps that are timed at once.

@@ -15,21 +15,12 @@ import statistics
 import time
 
 import torch
-from torch import nn
+from speed_profile import plain_cnn
 from torch.nn.functional import cross_entropy
 
 from onecycle import ChannelsLast, Learner, RandomCrop, RandomFlip, TensorLoader, accuracy
 from onecycle.data import DataLoaders
 from onecycle.vision import cifar10
-
-
-def make_model() -> nn.Module:
-    """Make a CNN of three convolutions with batch normalisation."""
-    layers: list[nn.Module] = []
-    for c_in, c_out in ((3, 16), (16, 32), (32, 64)):
-        layers += [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out)]
-        layers += [nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
 def subset(dls: DataLoaders, n: int, seed: int) -> DataLoaders:
@@ -48,7 +39,7 @@ def accuracies(dls: DataLoaders, epochs: int, seed: int) -> dict[str, float]:
     """Train one model; return its accuracy in percent without views, and by kind of views."""
     torch.manual_seed(seed)
     cbs = [RandomFlip(), RandomCrop(padding=2), ChannelsLast()]
-    learn = Learner(dls, make_model(), cross_entropy, cbs=cbs, seed=seed, device="cpu")
+    learn = Learner(dls, plain_cnn(width=16), cross_entropy, cbs=cbs, seed=seed, device="cpu")
     with learn.no_bar():
         learn.fit_one_cycle(epochs, lr_max=1e-2)
     found = {
