@@ -15,7 +15,7 @@ from onecycle.bound_step import Group
 from onecycle.fast_step import FastStepper
 
 if TYPE_CHECKING:
-    from onecycle.graphed import Cuda
+    from onecycle.capture import Cuda
 
 log = logging.getLogger("onecycle")
 

@@ -19,6 +19,7 @@ LEVELS = {
     "events": GROUND,
     "files": GROUND,
     "heap": GROUND,
+    "capture": 0,
     "schedules": 0,
     "explanations": 0,
     "history": 0,

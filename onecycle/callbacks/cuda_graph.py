@@ -13,8 +13,9 @@ from onecycle.callbacks.attribute_schedule import AttributeScheduler
 from onecycle.callbacks.backend_flags import BackendFlags
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
 from onecycle.callbacks.precision import MixedPrecision
+from onecycle.capture import Cuda
 from onecycle.captured_step import CapturedStepper
-from onecycle.graphed import Cuda, GraphedBatches, all_modules, training_handlers
+from onecycle.graphed import GraphedBatches, all_modules, training_handlers
 from onecycle.handlers import handler_owner
 from onecycle.stepper import ScaledStepper
 

@@ -38,12 +38,14 @@ from onecycle import (
     ProgressiveResizing,
     TensorLoader,
     TerminateOnNonFinite,
+    capture,
     graphed,
     linear,
     speed_profile,
 )
 from onecycle.callbacks import cuda_graph
-from onecycle.graphed import Cuda, Results
+from onecycle.capture import Cuda
+from onecycle.graphed import Results
 from onecycle.stepper import Stepper
 from onecycle.testing import check_callback, toy_learner
 
@@ -545,8 +547,8 @@ class Fake:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     """Put fakes in the place of what torch.cuda has; give the capture."""
-    Fake.calls, capture = [], Fake("capture")
-    graphed._stream.cache_clear()
+    Fake.calls, captured = [], Fake("capture")
+    capture._stream.cache_clear()
     modes = []
     for name, made in {
         "Stream": lambda device: Fake("side"),
@@ -555,7 +557,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         "CUDAGraph": lambda: Fake("graph"),
         "graph_pool_handle": lambda: "pool",
         "graph": lambda graph, *, pool, stream, capture_error_mode: (
-            modes.append((graph.name, pool, stream.name, capture_error_mode)) or capture
+            modes.append((graph.name, pool, stream.name, capture_error_mode)) or captured
         ),
         "default_generators": [Fake("other generator"), Fake("generator")],
     }.items():
@@ -563,8 +565,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     for name in ("endAllocateToPool", "releasePool"):
         made = lambda device, pool, name=name: Fake.calls.append(f"{name} {device} {pool}")  # noqa: E731
         monkeypatch.setattr(torch._C, f"_cuda_{name}", made, raising=False)
-    yield capture
-    graphed._stream.cache_clear()
+    yield captured
+    capture._stream.cache_clear()
     assert modes in ([], [("graph", "pool", "side", "thread_local")])
 
 
