@@ -128,6 +128,16 @@ class Group:
             return None
         return gradients
 
+    def numbers(self) -> dict[str, float]:
+        """Return by name the numbers in force that a schedule may change for each update."""
+        group = self.group
+        if "betas" in group:
+            beta1, beta2 = group["betas"]
+            own = {"beta1": beta1, "beta2": beta2}
+        else:
+            own = {"momentum": group["momentum"], "dampening": group["dampening"]}
+        return {"lr": group["lr"], "weight_decay": group["weight_decay"], **own}
+
     def buffers(self) -> list[Tensor]:
         """Return SGD's momentum buffers; none where there is no momentum."""
         return [state["momentum_buffer"] for state in self.states] if self._has_momentum else []

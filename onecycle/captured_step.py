@@ -96,16 +96,15 @@ class _Numbers:
     """
 
     def __init__(self, group: Group, device: torch.device) -> None:
-        self._group = group.group
-        self._values = self._now()
+        self._group, self._values = group, group.numbers()
         self.tensors = {
             name: torch.full((), value, dtype=torch.float64, device=device)
             for name, value in self._values.items()
         }
 
-    def changed(self) -> set[str]:
-        """Return the names of the numbers that are others than in the tensors."""
-        return {name for name, value in self._now().items() if value != self._values[name]}
+    def is_cycled(self) -> bool:
+        """Tell whether a number that is no rate is another one than in the tensors."""
+        return {**self._group.numbers(), "lr": 0.0} != {**self._values, "lr": 0.0}
 
     def fill(self) -> None:
         """Put the numbers in force into the tensors.
@@ -113,16 +112,10 @@ class _Numbers:
         Each goes with the launch of a kernel. A copy from a buffer on the host could read what the
         host, which is ahead, has written there for a later update.
         """
-        now = self._now()
-        for name in self.changed():
-            self.tensors[name].fill_(now[name])
-        self._values = now
-
-    def _now(self) -> dict[str, float]:
-        group = self._group
-        names = ("lr", "weight_decay", "momentum", "dampening")
-        betas = zip(("beta1", "beta2"), group.get("betas", ()), strict=False)
-        return {name: group[name] for name in names if name in group} | dict(betas)
+        before, self._values = self._values, self._group.numbers()
+        for name, value in self._values.items():
+            if value != before[name]:
+                self.tensors[name].fill_(value)
 
 
 class _Graph:
@@ -156,7 +149,7 @@ class _Graph:
 
     def is_cycled(self) -> bool:
         """Tell whether a number that is no rate has changed since the last replay."""
-        return any(numbers.changed() - {"lr"} for numbers in self.numbers)
+        return any(numbers.is_cycled() for numbers in self.numbers)
 
 
 def _tensors(pairs: _Pairs) -> list[Tensor]:
@@ -178,7 +171,8 @@ def _constants(pairs: _Pairs) -> list[Any]:
     ]
 
 
-# An update, with numbers that are tensors ---------------------------------------------------
+# An update, with numbers that are tensors. Those of `onecycle.compiled` go through the parameters
+# one by one, which a compiler fuses; a graph would launch each operation of each parameter.
 
 
 def _fused(group: Any, gradients: list[Tensor], numbers: dict[str, Tensor]) -> None:

@@ -17,13 +17,6 @@ from onecycle.stepper import Stepper
 
 log = logging.getLogger("onecycle")
 
-#: What a schedule may change, by optimizer: numbers that the compiled step is given as tensors.
-_SCHEDULED = {
-    SGD: ("lr", "momentum", "weight_decay", "dampening"),
-    Adam: ("lr", "beta1", "beta2", "weight_decay"),
-    AdamW: ("lr", "beta1", "beta2", "weight_decay"),
-}
-
 _Update = Callable[[list[Any]], None]
 
 
@@ -76,7 +69,7 @@ class CompiledStepper(BoundStepper):
             opt: The optimizer.
         """
         name = type(opt).__name__
-        if type(opt) not in _SCHEDULED:
+        if type(opt) not in (SGD, Adam, AdamW):
             return f"{name} is not SGD, Adam or AdamW of torch"
         if any(group.get("amsgrad") for group in opt.param_groups):
             return f"{name} has amsgrad=True"
@@ -102,15 +95,13 @@ class _CompiledGroup(Group):
     def __init__(self, opt: Optimizer, group: dict[str, Any]) -> None:
         super().__init__(opt, group)
         # In float64, as Python's own numbers; parameters keep their dtype all the same.
-        self._numbers = [torch.zeros((), dtype=torch.float64) for _ in _SCHEDULED[type(opt)]]
-        self._names = _SCHEDULED[type(opt)]
+        self._numbers = [torch.zeros((), dtype=torch.float64) for _ in self.numbers()]
 
     def arguments(self, gradients: list[Tensor]) -> tuple[Any, ...]:
         """Return what the compiled function takes: tensors, and flags that do not change."""
         group, states = self.group, self.states
-        betas = dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))
-        for tensor, name in zip(self._numbers, self._names, strict=True):
-            tensor.fill_(betas[name] if name in betas else group[name])
+        for tensor, value in zip(self._numbers, self.numbers().values(), strict=True):
+            tensor.fill_(value)
         if "betas" in group:
             kept = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")]
             flags: tuple[Any, ...] = (
@@ -127,7 +118,7 @@ class _CompiledGroup(Group):
 def _sgd(groups: list[Any]) -> None:
     """Update as ``torch.optim.SGD`` does, with numbers that are tensors."""
     for params, gradients, buffers, numbers, (nesterov, maximize) in groups:
-        lr, momentum, weight_decay, dampening = numbers
+        lr, weight_decay, momentum, dampening = numbers
         for i, p in enumerate(params):
             g = -gradients[i] if maximize else gradients[i]
             g = g + p * weight_decay
@@ -140,7 +131,7 @@ def _sgd(groups: list[Any]) -> None:
 def _adam(groups: list[Any]) -> None:
     """Update as ``torch.optim.Adam`` and ``AdamW`` do, with numbers that are tensors."""
     for params, gradients, means, squares, steps, numbers, (eps, decoupled, maximize) in groups:
-        lr, beta1, beta2, weight_decay = numbers
+        lr, weight_decay, beta1, beta2 = numbers
         for i, p in enumerate(params):
             g = -gradients[i] if maximize else gradients[i]
             step = steps[i].add_(1)

@@ -38,7 +38,7 @@ def kept_heap() -> Iterator[None]:
     Each step of training on a CPU takes memory for its activations and frees it. glibc's malloc
     gives what is free at the end of its heap back to the kernel, as soon as that is more than 64
     MiB at most; the next step asks for it again, and the kernel fills every page of it with zeros
-    when it is first touched. That took 5 to 23 % of a step of convolutional networks.
+    when it is first touched. That took up to 23 % of a step of convolutional networks.
 
     Afterwards glibc gives memory back as before, except that it no longer adjusts its thresholds
     itself: they are left where it would stop. Nothing is done where there is no glibc, or where an

@@ -254,7 +254,6 @@ class WeightedMean:
     """A mean of device values, weighted by samples, that is read late.
 
     Attributes:
-        total: The weighted sum so far, a 0-dim tensor on the device of the values, or ``None``.
         count: The sum of the weights.
 
     Example:
@@ -270,7 +269,7 @@ class WeightedMean:
 
     def reset(self) -> None:
         """Forget every value."""
-        self.total: Tensor | None = None
+        self._total: Tensor | None = None
         self.count = 0
         self._kept: list[Tensor] = []
         self._weight = 0
@@ -282,10 +281,11 @@ class WeightedMean:
             value: The mean, a 0-dim tensor or a float.
             n: How many samples it is the mean of.
         """
-        if not isinstance(value, Tensor):
-            value = torch.tensor(value, dtype=torch.float64)
-        self._add(value.detach() if value.requires_grad else value, n)
-        self.count += n
+        if isinstance(value, Tensor):  # a copy, since it may be written to again and again
+            self.keep((value.detach() if value.requires_grad else value).clone(), n)
+        else:
+            self._add(torch.tensor(value, dtype=torch.float64), n)
+            self.count += n
 
     def keep(self, value: Tensor, n: int) -> None:
         """Take in a mean that nobody writes to afterwards; many are added up at once, later.
@@ -303,7 +303,7 @@ class WeightedMean:
     def compute(self) -> Tensor:
         """Return the mean as a 0-dim tensor, still on its device; NaN if there is no value."""
         self._add_kept()
-        return torch.tensor(math.nan) if self.total is None else self.total / self.count
+        return torch.tensor(math.nan) if self._total is None else self._total / self.count
 
     def _add_kept(self) -> None:
         if self._kept:
@@ -311,10 +311,10 @@ class WeightedMean:
             self._add(kept.sum(dtype=_wide(kept)), self._weight)
 
     def _add(self, value: Tensor, n: int) -> None:
-        if self.total is None:
-            self.total = value.to(_wide(value)) * n
+        if self._total is None:
+            self._total = value.to(_wide(value)) * n
         else:
-            self.total = torch.add(self.total, value, alpha=n)
+            self._total = torch.add(self._total, value, alpha=n)
 
 
 class MeanMetric:
@@ -365,16 +365,12 @@ class MeanMetric:
             ValueError: The function did not return one number.
         """
         value = self.func(pred, target)
-        n = batch_size_of((target, pred))
-        if not isinstance(value, Tensor):
-            self._mean.add(value, n)
-        elif value.ndim:
+        if isinstance(value, Tensor) and value.ndim:
             raise ValueError(
                 f"metric {self.name} returned a tensor of shape {tuple(value.shape)}: "
                 "return one number, the mean over the batch (a 0-dim tensor)"
             )
-        else:  # a copy, since the function may return one tensor again and again
-            self._mean.keep((value.detach() if value.requires_grad else value).clone(), n)
+        self._mean.add(value, batch_size_of((target, pred)))
 
     def compute(self) -> Tensor:
         """Return the metric as a 0-dim tensor, still on its device; NaN if no batch came."""

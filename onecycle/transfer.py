@@ -20,19 +20,18 @@ LARGE = 2**20
 AHEAD = 4
 
 
-def to_device(batch: Any, device: torch.device | str, non_blocking: bool = True) -> Any:
+def to_device(batch: Any, device: torch.device | str) -> Any:
     """Move every tensor of a batch to a device.
 
     On CUDA, the host is ahead: when it has a batch, the device is busy with the one before. A large
     batch is copied on a stream of its own, so that it does not wait for that; what is launched
-    afterwards waits for the copy. No batch is drawn earlier than without.
+    afterwards waits for the copy. No batch is drawn earlier than without. What goes to the CPU is
+    there, and can be read, on return.
 
     Args:
         batch: A tensor, or tuples, lists, named tuples and dicts of them, nested at will. What
             is none of these (a string, a number) is passed through.
         device: Where to. A `torch.device` is the fastest to compare with.
-        non_blocking: Let copies from pinned memory run beside the computation. Those to the CPU
-            always wait: what they return can be read.
 
     Returns:
         The batch on the device; the very same object if nothing had to be moved.
@@ -51,24 +50,24 @@ def to_device(batch: Any, device: torch.device | str, non_blocking: bool = True)
     else:
         return batch
     to = torch.device(device)
-    if to.type == "cuda" and non_blocking and _is_large_on_host(batch):
+    if to.type == "cuda" and _is_large_on_host(batch):
         return _side(torch.cuda.current_device() if to.index is None else to.index).move(batch)
-    # To the CPU it would return before the numbers are there.
-    return _moved(batch, to, non_blocking and to.type != "cpu")
+    return _moved(batch, to)
 
 
-def _moved(batch: Any, device: torch.device, non_blocking: bool) -> Any:
+def _moved(batch: Any, device: torch.device) -> Any:
+    non_blocking = device.type != "cpu"  # else it would return before the numbers are there
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=non_blocking)
     if isinstance(batch, (tuple, list)):
         if hasattr(batch, "to"):  # a PackedSequence: a part of it has to stay on the CPU
             return batch.to(device, non_blocking=non_blocking)
-        items = [_moved(item, device, non_blocking) for item in batch]
+        items = [_moved(item, device) for item in batch]
         if all(map(is_, items, batch)):
             return batch
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     if isinstance(batch, MutableMapping):
-        moved = {key: _moved(value, device, non_blocking) for key, value in batch.items()}
+        moved = {key: _moved(value, device) for key, value in batch.items()}
         if all(map(is_, moved.values(), batch.values())):
             return batch
         result = copy(batch)  # keeps the type, and what a subclass stores beside the items
@@ -106,7 +105,7 @@ class _Side:
         current = torch.cuda.current_stream(self._device)
         self._used.append(current.record_event())
         with torch.cuda.stream(self._stream):
-            moved = _moved(batch, self._device, non_blocking=True)
+            moved = _moved(batch, self._device)
         current.wait_stream(self._stream)
         for tensor in _tensors(moved):
             if tensor.device.type != "cpu":

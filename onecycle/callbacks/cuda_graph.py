@@ -51,11 +51,11 @@ class CudaGraph(Callback):
     is cycled too, it has operations of the same formulas. These read the numbers as float32, so
     that results agree with those of the fused step to rounding, no longer to the bit.
 
-    Replayed are training batches of the nesting, shapes and dtypes of the first one. Others, such
-    as a smaller last batch, and validation and range tests run as ever. If at the beginning of an
-    epoch other parameters train, a layer is in another mode, or the loss function or the place of
-    a weight in memory is another, the batches of that epoch are captured anew; within an epoch all
-    this must stay as it is.
+    Replayed are training batches of the nesting, shapes and dtypes of the first one, if all their
+    tensors are dense and on the device. Others, such as a smaller last batch, and validation and
+    range tests run as ever. If at the beginning of an epoch other parameters train, a layer is in
+    another mode, or the loss function or the place of a weight in memory is another, the batches of
+    that epoch are captured anew; within an epoch all this must stay as it is.
 
     A graph holds kernels and no Python. Where that would matter, the fit runs without one, and a
     log message says why: not on CUDA; gradient accumulation; fp16 (bf16 by `MixedPrecision` is

@@ -23,7 +23,7 @@ from torch.optim import AdamW
 from onecycle.heap import kept_heap
 from onecycle.vision import resnet9
 
-MODELS |= {
+NETWORKS = MODELS | {
     "resnet9, width 24": (partial(resnet9, width=24), (128, 3, 32, 32), 1),
     "resnet9, width 64": (partial(resnet9, width=64), (256, 3, 32, 32), 1),
 }
@@ -33,7 +33,7 @@ SECONDS = 5.0
 
 def steps(name: str, *, kept: bool) -> tuple[float, float, float]:
     """Make steps; return the median of their seconds, fresh pages a step, and peak memory."""
-    make, shape, _ = MODELS[name]
+    make, shape, _ = NETWORKS[name]
     torch.manual_seed(0)
     model, x, y = make(), torch.randn(shape), torch.randint(10, shape[:1])
     opt = AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -64,7 +64,7 @@ def timed(name: str, kept: bool, seen: list[tuple[float, float]]) -> float:
 def main() -> None:
     """Print the table, and for each row what was counted."""
     options = arguments(__doc__, pairs=5)
-    for name in MODELS:
+    for name in NETWORKS:
         seen: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
         sides = (partial(timed, name, kept, seen[kept]) for kept in (True, False))
         compare([Row(name, *sides, warm_up=False)], options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,14 +30,6 @@ from onecycle import (
 from onecycle.callbacks import cuda_graph
 
 Fit = Callable[[Learner, list[Callback]], None]
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
-    monkeypatch.setattr(cuda_graph, "Cuda", StandIn)
-    StandIn.captures = StandIn.replays = 0
-    yield StandIn
-    StandIn.captures = StandIn.replays = 0
 
 
 def smooth_learner(**options: Any) -> Learner:

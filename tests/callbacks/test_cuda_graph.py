@@ -72,14 +72,6 @@ class NoCapture(StandIn):
         raise self.error("operation not permitted when stream is capturing\nand more")
 
 
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
-    monkeypatch.setattr(cuda_graph, "Cuda", StandIn)
-    StandIn.captures = StandIn.replays = 0
-    yield StandIn
-    StandIn.captures = StandIn.replays = 0
-
-
 #: Four batches an epoch, the last one smaller: three are for warm-up, the others are replayed.
 def fitted(
     cbs: tuple[Callback, ...] = (),
