@@ -3,6 +3,9 @@ from collections.abc import Iterator
 import matplotlib
 import pytest
 import torch
+from graph_stand_in import StandIn
+
+from onecycle.callbacks import cuda_graph
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
@@ -14,3 +17,12 @@ def close_figures() -> Iterator[None]:
 
     yield
     plt.close("all")
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
+    """Put a stand-in in the place of what captures CUDA graphs; it counts from 0."""
+    monkeypatch.setattr(cuda_graph, "Cuda", StandIn)
+    StandIn.captures = StandIn.replays = 0
+    yield StandIn
+    StandIn.captures = StandIn.replays = 0
