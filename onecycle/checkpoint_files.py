@@ -16,7 +16,7 @@ from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
 from onecycle.model_files import check_fits, load_opt_state
 from onecycle.optimizers import ready_state
-from onecycle.snapshot import RngState
+from onecycle.restore import RngState
 
 if TYPE_CHECKING:
     from onecycle.callback import Callback

@@ -14,7 +14,7 @@ from onecycle.arguments import check_count, check_positive
 from onecycle.callbacks.lr_finder import LRFindResult
 from onecycle.data import n_batches
 from onecycle.monitor import Monitor, validated_name
-from onecycle.snapshot import preserved
+from onecycle.restore import preserved
 from onecycle.suggestions import CLEAR, Array, minimum
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ from onecycle.nested import concatenate, map_tensors
 from onecycle.optimizers import OptFunc, Splitter
 from onecycle.predictions import Predictions
 from onecycle.schedules import Schedule
-from onecycle.snapshot import kept_grad_mode, preserved
+from onecycle.restore import kept_grad_mode, preserved
 from onecycle.studies import Studies
 from onecycle.suggestions import Rule, minimum, valley
 from onecycle.summary import Summary, summarize

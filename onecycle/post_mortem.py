@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from onecycle.hyperparams import listed
 from onecycle.smoothing import smooth
-from onecycle.snapshot import preserved
+from onecycle.restore import preserved
 from onecycle.summary import uncompiled
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onecycle.callback import Callback, Run
     from onecycle.data import DataLoaders
     from onecycle.hyperparams import ParamGroups
-    from onecycle.snapshot import RngState
+    from onecycle.restore import RngState
     from onecycle.stepper import Stepper
 
 log = logging.getLogger("onecycle")

@@ -18,7 +18,7 @@ from onecycle.callbacks.progress import Progress, clock, number
 from onecycle.callbacks.recorder import Recorder
 from onecycle.history import History
 from onecycle.monitor import recorded_names
-from onecycle.snapshot import preserved
+from onecycle.restore import preserved
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner

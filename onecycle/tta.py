@@ -14,7 +14,7 @@ from onecycle.arguments import check_count, check_fraction
 from onecycle.callback import Callback, Stage
 from onecycle.callbacks.images import Augmentation, check_images, reflected
 from onecycle.data import order_seed
-from onecycle.snapshot import preserved_rng
+from onecycle.restore import preserved_rng
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner

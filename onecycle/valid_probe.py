@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from onecycle.data import start_pass
 from onecycle.metrics import MetricSet, batch_size_of
-from onecycle.snapshot import preserved_rng
+from onecycle.restore import preserved_rng
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

@@ -42,7 +42,7 @@ LEVELS = {
     "policies": 1,
     "state": 1,
     "stepper": 1,
-    "snapshot": 1,
+    "restore": 1,
     "spreads": 1,
     "summary": 1,
     "torch_schedules": 1,
@@ -156,12 +156,12 @@ def test_a_module_imports_only_from_lower_levels(path: Path) -> None:
     ],
 )
 def test_an_upward_or_sideways_import_is_found(source: str) -> None:
-    assert len(upward_imports("snapshot", ast.parse(source))) == 1
+    assert len(upward_imports("restore", ast.parse(source))) == 1
 
 
 def test_an_import_for_types_is_allowed_upward() -> None:
     source = "if TYPE_CHECKING:\n    from onecycle.loop import Loop"
-    assert upward_imports("snapshot", ast.parse(source)) == []
+    assert upward_imports("restore", ast.parse(source)) == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)

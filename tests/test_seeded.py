@@ -25,7 +25,7 @@ from torch.utils.data import (
 
 from onecycle import Callback, CancelFit, Checkpoint, Learner, SeededDataset, checkpoint_files
 from onecycle.data import start_pass
-from onecycle.snapshot import RngState
+from onecycle.restore import RngState
 
 N = 12
 X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))

@@ -25,7 +25,7 @@ from onecycle import (
     mse,
 )
 from onecycle import snapshot as module
-from onecycle.snapshot import Capture, RngState, Snapshot, hold_loaders, preserved, preserved_rng
+from onecycle.restore import Capture, RngState, Snapshot, hold_loaders, preserved, preserved_rng
 from onecycle.testing import toy_learner
 
 

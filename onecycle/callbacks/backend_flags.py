@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from onecycle.callback import Callback, Run, Stage
-from onecycle.snapshot import surely
+from onecycle.restore import surely
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

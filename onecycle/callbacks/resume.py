@@ -24,7 +24,7 @@ from onecycle.callbacks.replan import (
 )
 from onecycle.data import can_skip
 from onecycle.loop import log
-from onecycle.snapshot import RngState
+from onecycle.restore import RngState
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop
