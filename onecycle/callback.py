@@ -6,13 +6,10 @@ import difflib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from onecycle.errors import UnknownEventError
 from onecycle.events import EVENT_PREFIXES, EVENTS
-
-if TYPE_CHECKING:
-    from onecycle.loop import Loop
 
 #: What takes a method of a callback: it is called with the learner and returns nothing.
 Handler = Callable[[Any], None]
@@ -103,11 +100,11 @@ class Callback:
         events = ", ".join(name for name in EVENTS if name in vars(self))
         return f"{type(self).__name__}({events})"
 
-    def forward_context(self, learn: Loop) -> AbstractContextManager[Any] | None:
+    def forward_context(self, learn: Any) -> AbstractContextManager[Any] | None:
         """Return a reusable context to run prediction and loss in, or ``None``."""
         return None
 
-    def as_validated(self, learn: Loop) -> AbstractContextManager[Any]:
+    def as_validated(self, learn: Any) -> AbstractContextManager[Any]:
         """Return a context in which the model has the weights that validation sees."""
         return nullcontext()
 

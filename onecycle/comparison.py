@@ -12,28 +12,32 @@ from numpy.typing import NDArray
 
 from onecycle import plots
 from onecycle.arguments import check_count, check_finite, check_one_of
+from onecycle.callbacks.param_schedule import ParamScheduler
 from onecycle.history import History
 from onecycle.hyperparams import GroupValues
 from onecycle.monitor import Mode, Monitor, validated_name
+from onecycle.policies import flat_cos
 from onecycle.schedules import Schedule, step
 from onecycle.trials import Init, check_seeds, run_trials
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from onecycle.learner import Learner
+    from onecycle.trainer import Trainer
 
 #: A policy by name, a schedule of the rate, or what trains a learner for a number of epochs.
-Compared = str | Schedule | Callable[["Learner", int], Any]
-_Fit = Callable[["Learner"], Any]
+Compared = str | Schedule | Callable[[Any, int], Any]
+_Fit = Callable[["Trainer"], Any]
 
 #: What each name does with the highest rates of the groups.
-_BY_NAME: dict[str, Callable[[list[float], Learner, int], None]] = {
+_BY_NAME: dict[str, Callable[[list[float], Trainer, int], None]] = {
     "constant": lambda rates, learn, n_epoch: learn.fit(n_epoch, rates),
     "step": lambda rates, learn, n_epoch: learn.fit_one_cycle(
         n_epoch, rates, policy=step(rates[-1], 0.1)
     ),
-    "flat_cos": lambda rates, learn, n_epoch: learn.fit_flat_cos(n_epoch, rates),
+    "flat_cos": lambda rates, learn, n_epoch: learn.fit(
+        n_epoch, cbs=[ParamScheduler({"lr": [flat_cos(rate) for rate in rates]})]
+    ),
     "one_cycle": lambda rates, learn, n_epoch: learn.fit_one_cycle(
         n_epoch, rates, moms=None if learn.groups.momentum_is_on() else False
     ),
@@ -158,7 +162,7 @@ def _time(first: Mapping[int, tuple[int, int] | None]) -> str:
 
 
 def compare(
-    learn: Learner,
+    learn: Trainer,
     n_epoch: int,
     lr: GroupValues | None,
     policies: Sequence[str] | Mapping[str, Compared],
@@ -201,7 +205,7 @@ def _fits(
 
 
 def _fit(label: str, policy: Compared, n_epoch: int, rates: list[float]) -> _Fit:
-    train: Callable[[Learner, int], Any]
+    train: Callable[[Trainer, int], Any]
     if isinstance(policy, Schedule):
         train = partial(_by_schedule, policy, rates)
     elif isinstance(policy, str):
@@ -217,12 +221,12 @@ def _fit(label: str, policy: Compared, n_epoch: int, rates: list[float]) -> _Fit
     return partial(_within_budget, label, train, n_epoch)
 
 
-def _by_schedule(schedule: Schedule, rates: list[float], learn: Learner, n_epoch: int) -> None:
+def _by_schedule(schedule: Schedule, rates: list[float], learn: Trainer, n_epoch: int) -> None:
     learn.fit_one_cycle(n_epoch, rates, policy=schedule)
 
 
 def _within_budget(
-    label: str, train: Callable[[Learner, int], Any], n_epoch: int, learn: Learner
+    label: str, train: Callable[[Trainer, int], Any], n_epoch: int, learn: Trainer
 ) -> None:
     """Train, and refuse a policy that took more or less than its budget."""
     train(learn, n_epoch)

@@ -14,13 +14,13 @@ from onecycle.arguments import check_count, check_positive
 from onecycle.callbacks.lr_finder import LRFindResult
 from onecycle.data import n_batches
 from onecycle.monitor import Monitor, validated_name
-from onecycle.restore import preserved
+from onecycle.snapshot import preserved
 from onecycle.suggestions import CLEAR, Array, minimum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from onecycle.learner import Learner
+    from onecycle.trainer import Trainer
 
 #: A rate is on the plateau while the metric keeps this part of what it gained over its start. In
 #: the range tests of Smith and Topin it kept 0.78 or more, up to the highest rate.
@@ -130,7 +130,7 @@ class Diagnosis:
 
 
 def diagnose(
-    learn: Learner,
+    learn: Trainer,
     end_lr: float | None,
     num_it: int,
     *,
@@ -223,14 +223,14 @@ def _noise(values: Array, start: float) -> float:
     return math.sqrt(np.mean(steps**2) / 2) if len(steps) else math.inf
 
 
-def _own_decay(learn: Learner) -> float:
+def _own_decay(learn: Trainer) -> float:
     """Return the weight decay of the last group, which is 0 where the optimizer has none."""
     has_decay = "weight_decay" in learn.groups.names()
     return learn.groups.get("weight_decay")[-1] if has_decay else 0.0
 
 
 def _linear_tests(
-    learn: Learner, end_lr: float, num_it: int, own: float, wds: Sequence[float]
+    learn: Trainer, end_lr: float, num_it: int, own: float, wds: Sequence[float]
 ) -> dict[float, LRFindResult]:
     """Run the linear range test of the learner as it is, and those of other weight decays."""
     others = [wd for wd in wds if wd != own]
@@ -251,7 +251,7 @@ def _linear_tests(
     return {own: test(), **(test(wds=others) if others else {})}
 
 
-def _window(learn: Learner, num_it: int) -> int:
+def _window(learn: Trainer, num_it: int) -> int:
     """Return over how many updates to average: whole passes of validation, if they are short."""
     # The batches of a pass may differ, as where an unshuffled validation set is sorted by class.
     valid, least = learn.dls.valid, num_it // 20

@@ -11,7 +11,7 @@ from onecycle.events import BATCH_EVENTS, EVENTS, LOOP
 from onecycle.explanations import explain_out_of_memory
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.state import LoopState
 
 
 class Handlers:
@@ -68,7 +68,7 @@ def handler_owner(handler: Handler) -> str:
     return type(owner).__name__ if owner is not None else f"Callback from {handler!r}"
 
 
-def fire(learn: Loop, handlers: tuple[Handler, ...], event: str) -> None:
+def fire(learn: LoopState, handlers: tuple[Handler, ...], event: str) -> None:
     """Call the handlers of an event in their order.
 
     An error keeps its type and gains a note that names callback, event, epoch and batch; a cancel
@@ -87,7 +87,7 @@ def fire(learn: Loop, handlers: tuple[Handler, ...], event: str) -> None:
             raise
 
 
-def report(learn: Loop, handlers: tuple[Handler, ...], event: str) -> None:
+def report(learn: LoopState, handlers: tuple[Handler, ...], event: str) -> None:
     """Fire an event that tells of something done: all hear of it before a cancel acts.
 
     Of several cancels the widest acts, so that a stop is never lost to a smaller wish.
@@ -107,7 +107,7 @@ def report(learn: Loop, handlers: tuple[Handler, ...], event: str) -> None:
 
 
 def clean_up(
-    learn: Loop, handlers: tuple[Handler, ...], error: BaseException | None
+    learn: LoopState, handlers: tuple[Handler, ...], error: BaseException | None
 ) -> BaseException | None:
     """Fire ``cleanup_fit`` for every handler, whatever fails.
 
@@ -129,7 +129,7 @@ def clean_up(
     return error
 
 
-def explain(learn: Loop, error: BaseException | None) -> None:
+def explain(learn: LoopState, error: BaseException | None) -> None:
     """Add to an error of a fit where it was raised, and what to do if the memory is used up."""
     if not isinstance(error, Exception) or isinstance(error, Cancel):
         return
@@ -139,7 +139,7 @@ def explain(learn: Loop, error: BaseException | None) -> None:
     explain_out_of_memory(error, learn.xb)
 
 
-def where(learn: Loop) -> str:
+def where(learn: LoopState) -> str:
     """Say where the loop stands, for messages."""
     kind = "training" if learn.training else "validation"
     return f"epoch {learn.epoch}, {kind} batch {learn.iter}, after {learn.n_updates} updates"

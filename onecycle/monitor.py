@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from onecycle.callbacks.recorder import recorder_of
 from onecycle.metrics import as_metrics
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.state import LoopState
 
 #: Whether less or more of the monitored value is better; ``"auto"`` goes by its name.
 Mode = Literal["auto", "min", "max"]
@@ -17,7 +18,7 @@ Mode = Literal["auto", "min", "max"]
 LESS_IS_BETTER = ("loss", "error", "mse", "mae", "perplexity")
 
 
-def recorded_names(learn: Learner) -> list[str]:
+def recorded_names(learn: LoopState) -> list[str]:
     """List what every epoch of a fit records: ``"train_loss"``, and what validation gives.
 
     Args:
@@ -31,7 +32,7 @@ def recorded_names(learn: Learner) -> list[str]:
     return ["train_loss", "valid_loss", *as_metrics(learn.metrics)]
 
 
-def validated_name(learn: Learner, metric: str | None) -> str:
+def validated_name(learn: LoopState, metric: str | None) -> str:
     """Return the name of what a study on validation batches judges by, or refuse it.
 
     Args:
@@ -67,7 +68,7 @@ class EpochValue:
         >>> value = EpochValue("train_loss")
         >>> value.begin(learn)
         >>> learn.fit(1)
-        >>> value.read(learn) == float(learn.recorder.history["train_loss"].values.mean())
+        >>> value.read(learn) == float(recorder_of(learn).history["train_loss"].values.mean())
         True
         >>> value.read(learn) is None
         True
@@ -77,7 +78,7 @@ class EpochValue:
         self.name = name
         self._seen = 0
 
-    def begin(self, learn: Learner) -> None:
+    def begin(self, learn: LoopState) -> None:
         """Leave out what earlier fits recorded.
 
         Raises:
@@ -89,10 +90,10 @@ class EpochValue:
             raise ValueError(
                 f"{self.name!r} cannot be monitored: this fit records {', '.join(names)}{hint}"
             )
-        series = learn.recorder.history.get(self.name)
+        series = recorder_of(learn).history.get(self.name)
         self._seen = 0 if series is None else len(series)
 
-    def read(self, learn: Learner) -> float | None:
+    def read(self, learn: LoopState) -> float | None:
         """Return the mean of what was recorded since the last reading.
 
         That is one value of a validation pass, and of the training loss one for each update.
@@ -100,7 +101,7 @@ class EpochValue:
         Returns:
             The mean; ``None`` if nothing was recorded, as where validation was cancelled.
         """
-        series = learn.recorder.history.get(self.name)
+        series = recorder_of(learn).history.get(self.name)
         if series is None or len(series) == self._seen:
             return None
         new = series.values[self._seen :]
@@ -149,7 +150,7 @@ class Monitor(EpochValue):
         self.min_delta = min_delta
         self.best: float | None = None
 
-    def begin(self, learn: Learner) -> None:
+    def begin(self, learn: LoopState) -> None:
         """Forget the best of an earlier fit, and leave out what that recorded.
 
         Raises:

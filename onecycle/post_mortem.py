@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from onecycle.callbacks.recorder import recorder_of
 from onecycle.hyperparams import listed
 from onecycle.smoothing import smooth
-from onecycle.restore import preserved
+from onecycle.snapshot import preserved
 from onecycle.summary import uncompiled
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.loop import Loop
 
 #: How many updates a report shows before the one that failed.
 SHOWN = 10
@@ -108,7 +109,7 @@ class PostMortem:
         return "\n".join([*lines, *(f"{name + ':':<17} {fact}" for name, fact in facts.items())])
 
 
-def examine(learn: Learner, update: int, loss: float, batches_late: int = 0) -> PostMortem:
+def examine(learn: Loop, update: int, loss: float, batches_late: int = 0) -> PostMortem:
     """Examine the batch that a learner has just run, and leave everything as it was.
 
     The batch is run once more, forward and backward; weights, buffers, gradients and random
@@ -151,7 +152,7 @@ class _Run:
     failure: str | None = None
 
 
-def _run_again(learn: Learner) -> _Run:
+def _run_again(learn: Loop) -> _Run:
     run = _Run()
     # Contexts are asked for anew: one of the fit's may be entered at this moment.
     contexts = [callback.forward_context(learn) for callback in learn.cbs]
@@ -224,8 +225,8 @@ class _Record:
     momenta: NDArray[np.float64]
 
 
-def _record(learn: Learner, last: int) -> _Record:
-    history, first = learn.recorder.history, learn.total_updates - learn.n_updates + 1
+def _record(learn: Loop, last: int) -> _Record:
+    history, first = recorder_of(learn).history, learn.total_updates - learn.n_updates + 1
 
     def rows(name: str) -> NDArray[np.float64]:
         updates, values = history[name].updates, history[name].values
@@ -239,7 +240,7 @@ def _record(learn: Learner, last: int) -> _Record:
 
 
 def _last_updates(
-    learn: Learner, record: _Record, update: int, loss: float
+    learn: Loop, record: _Record, update: int, loss: float
 ) -> tuple[UpdateRecord, ...]:
     columns = (record.updates, record.losses, record.lrs, record.momenta)
     rows = [

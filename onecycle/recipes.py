@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from onecycle.arguments import check_count, check_positive
-from onecycle.callback import Callback
+from onecycle.callback import Callback, Stage
+from onecycle.callbacks.landing import land_running, landing_plan
 from onecycle.callbacks.param_schedule import OneCycleSchedule, ParamScheduler, PlannedScheduler
 from onecycle.callbacks.replan import Extend
 from onecycle.checks import check_budget, check_callbacks
@@ -20,11 +21,11 @@ from onecycle.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
 from onecycle.schedules import Schedule
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.trainer import Trainer
 
 
 def fit_clr_beta(
-    learn: Learner,
+    learn: Trainer,
     n_epoch: int,
     lr: GroupValues,
     use_clr_beta: Sequence[float],
@@ -55,7 +56,7 @@ def fit_clr_beta(
 
 
 def fit_flat_cos(
-    learn: Learner,
+    learn: Trainer,
     n_epoch: int,
     lr: GroupValues | None,
     div_final: float,
@@ -74,7 +75,7 @@ def fit_flat_cos(
 
 
 def fit_sgdr(
-    learn: Learner,
+    learn: Trainer,
     n_cycles: int,
     cycle_len: int,
     lr_max: GroupValues | None,
@@ -101,7 +102,7 @@ def fit_sgdr(
 
 
 def fine_tune(
-    learn: Learner,
+    learn: Trainer,
     epochs: int,
     base_lr: float,
     freeze_epochs: int,
@@ -119,14 +120,14 @@ def fine_tune(
     rates = slice(half / check_positive("lr_mult", lr_mult), half)
     OneCycleSchedule(rates, div, pct_start=pct_start)  # refuses before the first stage has run
     check_callbacks(cbs or ())
-    learn.freeze()
+    freeze_to(learn, -1, train_bn=True)
     if freeze_epochs:
         learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, wd=wd, cbs=cbs)
-    learn.unfreeze()
+    freeze_to(learn, 0, train_bn=True)
     learn.fit_one_cycle(epochs, rates, div, pct_start=pct_start, wd=wd, cbs=cbs)
 
 
-def freeze_to(learn: Learner, n: int, *, train_bn: bool) -> None:
+def freeze_to(learn: Trainer, n: int, *, train_bn: bool) -> None:
     """Freeze the groups before one of them: see `Learner.freeze_to`."""
     count = len(learn.groups)
     if not isinstance(n, int) or isinstance(n, bool):
@@ -162,7 +163,7 @@ def _frozen_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def _fit_with(
-    learn: Learner,
+    learn: Trainer,
     n_epoch: int,
     scheduler: ParamScheduler,
     *,
@@ -173,3 +174,27 @@ def _fit_with(
 ) -> None:
     check_callbacks(cbs or ())
     learn.fit(n_epoch, wd=wd, cbs=[scheduler, *(cbs or ())], resume=resume, extend=extend)
+
+
+def land(
+    learn: Trainer,
+    updates: int,
+    *,
+    reason: str | None,
+    cbs: Sequence[Callback] | None,
+    resume: str | Path | None,
+) -> None:
+    """Land the fit that is running, or fit to land: see `Learner.land`."""
+    check_count("updates", updates)
+    if learn.running is None:
+        start = Callback(before_fit=landing_plan(learn, 0, updates, reason).join)
+        start.stage = Stage.SAVE
+        learn.fit(None, cbs=[*(cbs or ()), start], max_updates=updates, resume=resume)
+        return
+    if learn.running != "fit":
+        raise RuntimeError(f"a {learn.running} is running: there is no fit that could land")
+    if cbs is not None or resume is not None:
+        raise ValueError(
+            "cbs and resume are for a landing that is a fit of its own: one is running"
+        )
+    land_running(learn, updates, reason)

@@ -18,7 +18,7 @@ from onecycle.suggestions import Array
 from onecycle.trials import Init, check_seeds, run_trials
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.trainer import Trainer
 
 #: A setting is worse than the best beyond the spread where the mean of their differences, seed by
 #: seed, is over this many standard errors.
@@ -96,7 +96,7 @@ class RegularizationReport:
 
 
 def regularization_report(
-    learn: Learner,
+    learn: Trainer,
     lr_max: GroupValues | None,
     n_epoch: int,
     *,
@@ -135,8 +135,8 @@ def _ends(records: Iterable[History], metric: str) -> Array:
     return np.array([s.values[-1] if s else math.nan for s in series], np.float64)
 
 
-def _fit(kind: str, setting: Any, n_epoch: int, rates: list[float]) -> Callable[[Learner], None]:
-    def fit(learn: Learner) -> None:
+def _fit(kind: str, setting: Any, n_epoch: int, rates: list[float]) -> Callable[[Trainer], None]:
+    def fit(learn: Trainer) -> None:
         put_in_force(learn, kind, setting)
         moms: Literal[False] | None = None if learn.groups.momentum_is_on() else False
         learn.fit_one_cycle(n_epoch, rates, moms=moms)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-
-if TYPE_CHECKING:
-    from onecycle.loop import Loop
 
 _Restore = Callable[[], object]
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
@@ -206,68 +203,6 @@ def surely(put_back: Callable[[], object]) -> None:
         raise
 
 
-class Snapshot:
-    """Everything of a learner that training changes, in memory.
-
-    That is: parameters, buffers, gradients, ``requires_grad``, the train/eval flag and the own
-    fields of every module; the optimizer's state and ``param_groups``, and which of them belong
-    together; the callbacks' own fields, gradient scalers included; every random number generator,
-    those of the loaders too; the learner's fields. Not restored is what lives outside: files, and
-    the state of data sets; nor what a callback keeps in objects of its own, such as a Recorder
-    its history.
-
-    Args:
-        learn: The learner to remember.
-
-    Raises:
-        ValueError: If a lazy module has not seen a batch yet, so that it has no parameters to
-            remember.
-
-    Example:
-        >>> from onecycle.testing import toy_learner
-        >>> learn = toy_learner()
-        >>> snapshot = Snapshot(learn)
-        >>> learn.fit(1)
-        >>> snapshot.restore()
-        >>> learn.total_updates
-        0
-    """
-
-    def __init__(self, learn: Loop) -> None:
-        loaders = (learn.dls.train, learn.dls.valid, learn.dl)
-        capture = Capture(ignored=loaders)  # a list of batches is data, not state
-        roots = [m for m in (learn.model, learn.loss_func) if isinstance(m, nn.Module)]
-        modules = [module for root in roots for module in root.modules()]
-        parameters = [*learn.stepper.params, *(p for root in roots for p in root.parameters())]
-        _check_initialized(parameters)
-        gradients = [p.grad for p in parameters]
-        for fields in (learn, learn.groups, *modules, *learn.cbs, *learn.metrics):
-            if hasattr(fields, "__dict__"):
-                capture.add(vars(fields))
-        capture.add(gradients)
-        self._capture = capture
-        self._parameters = [(p, p.requires_grad, p.grad) for p in parameters]
-        self._loaders = hold_loaders(learn.dls, *loaders)
-        self._rng = RngState()
-
-    def restore(self) -> None:
-        """Put everything back, in place: the same tensors, dicts and lists as before."""
-        self._capture.restore()
-        self._loaders()
-        for parameter, requires_grad, gradient in self._parameters:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
-        self._rng.restore()
-
-
-def _check_initialized(parameters: Sequence[nn.Parameter]) -> None:
-    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
-        raise ValueError(
-            "a lazy module has no parameters yet that could be put back afterwards: "
-            "run one batch through the model first"
-        )
-
-
 def hold_loaders(*loaders: Any) -> _Restore:
     """Remember the fields and the generators of loaders, without copying any data.
 
@@ -305,14 +240,3 @@ def _loader_parts(loader: Any) -> list[Any]:
     fields = vars(loader).values() if hasattr(loader, "__dict__") else ()
     wrapped = [value for value in fields if isinstance(value, DataLoader)]
     return [loader, *(part for inner in wrapped for part in _loader_parts(inner))]
-
-
-@contextmanager
-def preserved(learn: Loop) -> Iterator[None]:
-    """Run a block that leaves nothing behind in a learner, whatever happens in it."""
-    snapshot = Snapshot(learn)
-    with kept_grad_mode():
-        try:
-            yield
-        finally:
-            surely(snapshot.restore)

@@ -18,18 +18,18 @@ from onecycle.callbacks.progress import Progress, clock, number
 from onecycle.callbacks.recorder import Recorder
 from onecycle.history import History
 from onecycle.monitor import recorded_names
-from onecycle.restore import preserved
+from onecycle.snapshot import preserved
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.trainer import Trainer
 
 #: Makes a model like the learner's, with new weights: its class, or a function without arguments.
 Init = Callable[[], nn.Module]
 
 
 def run_trials(
-    learn: Learner,
-    fit: Callable[[Learner], Any],
+    learn: Trainer,
+    fit: Callable[[Trainer], Any],
     seeds: Sequence[int],
     *,
     init: Init | None = None,
@@ -85,7 +85,7 @@ def run_trials(
     return records
 
 
-def _ends(learn: Learner, history: History) -> str:
+def _ends(learn: Trainer, history: History) -> str:
     """Write what the last validation of a trial gave, where there was one."""
     ends = {name: history.get(name) for name in recorded_names(learn)[1:]}
     return "".join(
@@ -108,7 +108,7 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
     return found
 
 
-def _begin(learn: Learner, seed: int, init: Init | None) -> Recorder:
+def _begin(learn: Trainer, seed: int, init: Init | None) -> Recorder:
     """Make the learner one that has not been trained, under a seed, with a record of its own."""
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -17,16 +17,16 @@ from onecycle.data import order_seed
 from onecycle.restore import preserved_rng
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
     from onecycle.loop import Loop
     from onecycle.predictions import Predictions
+    from onecycle.trainer import Trainer
 
 #: What gives a view of a batch of inputs, each sample in its place.
 Transform = Callable[[Any], Any]
 
 
 def predict_views(
-    learn: Learner,
+    learn: Trainer,
     dl: Iterable[Any] | None,
     transforms: Sequence[Transform] | None,
     *,
@@ -71,7 +71,7 @@ def shifted(images: Tensor, down: int, right: int) -> Tensor:
 
 
 def _views(
-    learn: Learner, transforms: Sequence[Transform] | None, n: int | None
+    learn: Trainer, transforms: Sequence[Transform] | None, n: int | None
 ) -> Sequence[Transform]:
     if n is None:
         views = _image_views() if transforms is None else list(transforms)

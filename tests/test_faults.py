@@ -38,7 +38,8 @@ from onecycle import (
 from onecycle.callbacks import progress
 from onecycle.events import EVENTS
 from onecycle.model_files import load_opt_state
-from onecycle.restore import RngState, preserved
+from onecycle.restore import RngState
+from onecycle.snapshot import preserved
 
 CANCELS = (CancelStep, CancelBatch, CancelTrain, CancelValid, CancelEpoch, CancelFit)
 FAULTS: tuple[type[BaseException], ...] = (ValueError, KeyboardInterrupt, SystemExit, *CANCELS)

@@ -15,7 +15,7 @@ from test_faults import tiny
 from onecycle import Callback, Learner, Recorder, constant, plot_schedule
 from onecycle.loop import Loop
 from onecycle.state import LoopState
-from onecycle.studies import Studies
+from onecycle.trainer import Trainer
 
 #: What trains, or is meant to change something.
 CHANGES = {
@@ -113,7 +113,7 @@ def public_methods(*kinds: type, prefix: str = "") -> set[str]:
 
 
 def test_every_public_method_either_trains_or_is_known_to_leave_nothing_behind() -> None:
-    found = public_methods(Learner, Studies, Loop, LoopState)
+    found = public_methods(Learner, Trainer, Loop, LoopState)
     found |= public_methods(Recorder, prefix="recorder.")
     assert found - CALLS.keys() - CHANGES - OF_THE_LOOP == set()
     assert CHANGES & CALLS.keys() == set()

@@ -23,9 +23,11 @@ from onecycle import (
     Stage,
     TensorLoader,
     mse,
+    restore,
+    snapshot,
 )
-from onecycle import snapshot as module
-from onecycle.restore import Capture, RngState, Snapshot, hold_loaders, preserved, preserved_rng
+from onecycle.restore import Capture, RngState, hold_loaders, preserved_rng
+from onecycle.snapshot import Snapshot, preserved
 from onecycle.testing import toy_learner
 
 
@@ -499,14 +501,14 @@ class TestNegativeControls:
     def test_without_one_kind_of_value(
         self, kind: type, part: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        restorer = module._restorer
+        restorer = restore._restorer
         monkeypatch.setattr(
-            module, "_restorer", lambda value: None if isinstance(value, kind) else restorer(value)
+            restore, "_restorer", lambda value: None if isinstance(value, kind) else restorer(value)
         )
         assert any(part in path for path in self.changes(learner()))
 
     def test_without_the_loaders(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "hold_loaders", lambda *loaders: lambda: None)
+        monkeypatch.setattr(snapshot, "hold_loaders", lambda *loaders: lambda: None)
 
         class Counting:
             passes = 0

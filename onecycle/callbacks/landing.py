@@ -5,55 +5,38 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecycle.arguments import check_count
-from onecycle.callback import Callback, Stage
+from onecycle.callback import Callback
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.replan import Replan, anneal
 from onecycle.loop import log
 from onecycle.schedules import Schedule
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
     from onecycle.loop import Loop
 
 #: A landing ends at the rate it began with, divided by this.
 DIV_FINAL = 1e5
 
 
-def land(
-    learn: Learner,
-    updates: int,
-    *,
-    reason: str | None,
-    cbs: Sequence[Callback] | None,
-    resume: str | Path | None,
-) -> None:
-    """Land the fit that is running, or fit to land: see `Learner.land`."""
-    check_count("updates", updates)
-    if learn.running is None:
-        replan = _landing(learn, 0, updates, reason)
-        start = Callback(before_fit=replan.join)
-        start.stage = Stage.SAVE
-        learn.fit(None, cbs=[*(cbs or ()), start], max_updates=updates, resume=resume)
-        return
-    if learn.running != "fit":
-        raise RuntimeError(f"a {learn.running} is running: there is no fit that could land")
-    if cbs is not None or resume is not None:
-        raise ValueError(
-            "cbs and resume are for a landing that is a fit of its own: one is running"
-        )
-    replan = _landing(learn, learn.n_updates, updates, reason)
+def land_running(learn: Loop, updates: int, reason: str | None) -> None:
+    """Land the fit that is running: see `Learner.land`."""
+    replan = landing_plan(learn, learn.n_updates, updates, reason)
     learn.n_epoch, learn.max_updates = None, learn.n_updates + learn.n_skipped + updates
     learn.n_updates_planned = learn.n_updates_scheduled = learn.n_updates + updates
     replan.join(learn)
     log.info("land: %s", replan.landing)
 
 
-def _landing(learn: Loop, done: int, updates: int, reason: str | None) -> Replan:
+def is_landing(learn: Loop) -> bool:
+    """Tell whether the fit that is running has been told to land."""
+    return any(isinstance(cb, Replan) and cb.landing is not None for cb in learn.cbs)
+
+
+def landing_plan(learn: Loop, done: int, updates: int, reason: str | None) -> Replan:
+    """Return the schedules of a landing, from where each hyperparameter is."""
     ends = {"lr": [rate / DIV_FINAL for rate in learn.groups.get("lr")]}
     if learn.groups.has_momentum():
         ends["momentum"] = _first_momenta(learn)
@@ -110,7 +93,7 @@ class LandOnInterrupt(Callback):
         self._before: Any = None
         self._is_installed = self._is_asked = False
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         """Listen to Ctrl-C."""
         self._is_asked = False
         if threading.current_thread() is not threading.main_thread():
@@ -121,13 +104,13 @@ class LandOnInterrupt(Callback):
         signal.signal(signal.SIGINT, self._ask)
         self._is_installed = True
 
-    def after_batch(self, learn: Learner) -> None:
+    def after_batch(self, learn: Loop) -> None:
         """Land, if Ctrl-C was pressed."""
         if self._is_asked:
             self._is_asked = False
-            learn.land(self.updates, reason="Ctrl-C")
+            land_running(learn, self.updates, "Ctrl-C")
 
-    def cleanup_fit(self, learn: Learner) -> None:
+    def cleanup_fit(self, learn: Loop) -> None:
         """Give Ctrl-C its meaning back."""
         self._put_back()
 

@@ -14,7 +14,7 @@ from onecycle.loop import log
 from onecycle.monitor import EpochValue, recorded_names
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.loop import Loop
 
 
 class CSVLogger(Callback):
@@ -64,7 +64,7 @@ class CSVLogger(Callback):
         self._values: list[EpochValue] = []
         self._began = 0.0
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         """Write the header, or check the one that is there."""
         self._values = [EpochValue(name) for name in recorded_names(learn)]
         for value in self._values:
@@ -82,11 +82,11 @@ class CSVLogger(Callback):
         self._header = header
         self._write()
 
-    def before_epoch(self, learn: Learner) -> None:
+    def before_epoch(self, learn: Loop) -> None:
         """Look at the clock."""
         self._began = time.perf_counter()
 
-    def after_epoch(self, learn: Learner) -> None:
+    def after_epoch(self, learn: Loop) -> None:
         """Write the row of this epoch."""
         seconds = time.perf_counter() - self._began
         values = [value.read(learn) for value in self._values]

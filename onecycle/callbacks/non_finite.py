@@ -18,7 +18,7 @@ from onecycle.post_mortem import PostMortem, examine
 from onecycle.stepper import ScaledStepper
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.loop import Loop
 
 
 class TerminateOnNonFinite(Callback):
@@ -80,7 +80,7 @@ class TerminateOnNonFinite(Callback):
         self._skipping = False
         self._buffers: list[Tensor] = []
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         """Begin anew."""
         self.post_mortem = None
         self._block = _read_every(learn.device)
@@ -88,7 +88,7 @@ class TerminateOnNonFinite(Callback):
 
     # Stop -------------------------------------------------------------------------------------
 
-    def after_loss(self, learn: Learner) -> None:
+    def after_loss(self, learn: Loop) -> None:
         """Keep the loss, with the update that it would make; now and then read what is kept."""
         # What is not one number is refused by the backward pass, which says so.
         if self.action == "skip" or learn.loss.numel() != 1:
@@ -97,11 +97,11 @@ class TerminateOnNonFinite(Callback):
         if len(self._unread) >= self._block:
             self._read(learn)
 
-    def after_train(self, learn: Learner) -> None:
+    def after_train(self, learn: Loop) -> None:
         """Read what is left, before the model is validated."""
         self._read(learn)
 
-    def _read(self, learn: Learner) -> None:
+    def _read(self, learn: Loop) -> None:
         unread, self._unread = self._unread, []
         if not unread:
             return
@@ -114,14 +114,14 @@ class TerminateOnNonFinite(Callback):
 
     # Skip -------------------------------------------------------------------------------------
 
-    def before_batch(self, learn: Learner) -> None:
+    def before_batch(self, learn: Loop) -> None:
         """Keep the buffers, which a batch that is not finite would spoil in the forward pass."""
         if self.action == "skip" and not learn.batches_in_window:
             buffers = list(learn.model.buffers())
             lazy = any(map(is_lazy, buffers))  # there is nothing in them yet
             self._buffers = [] if lazy else [buffer.clone() for buffer in buffers]
 
-    def before_step(self, learn: Learner) -> None:
+    def before_step(self, learn: Loop) -> None:
         """Skip an update whose loss or gradient is not finite."""
         if self.action == "stop":
             return
@@ -133,7 +133,7 @@ class TerminateOnNonFinite(Callback):
             self._skipping = True
             raise CancelStep
 
-    def after_cancel_step(self, learn: Learner) -> None:
+    def after_cancel_step(self, learn: Loop) -> None:
         """Put the buffers back; end the fit after too many skips in a row."""
         if not self._skipping:
             return
@@ -149,7 +149,7 @@ class TerminateOnNonFinite(Callback):
                 f"{found.loss:.6g}) or a gradient was not finite, at update {found.update}"
             )
 
-    def after_step(self, learn: Learner) -> None:
+    def after_step(self, learn: Loop) -> None:
         """Count the skips in a row anew."""
         self._skips = 0
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from onecycle.callback import Callback
-from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.metrics import as_metrics
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.loop import Loop
 
 #: Seconds between two refreshes of a bar. A refresh reads the loss, for which the device has to
 #: finish what it was given, and in a notebook it sends a message: five a second go unnoticed.
@@ -59,7 +59,7 @@ class Progress(Callback):
         self._epoch_began = 0.0
         self._lengths: dict[str, int] | None = None
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         """Begin the table."""
         self._table = _new_table(learn.n_epoch)
         self._refresh_at = perf_counter() if self._table.has_bars else math.inf
@@ -68,44 +68,44 @@ class Progress(Callback):
         self._table.header(["epoch", *self._names, "time"])
         self._begin_epoch(learn)
 
-    def before_epoch(self, learn: Learner) -> None:
+    def before_epoch(self, learn: Loop) -> None:
         """Note where the epoch begins."""
         self._begin_epoch(learn)
 
-    def _begin_epoch(self, learn: Learner) -> None:
+    def _begin_epoch(self, learn: Loop) -> None:
         self._epoch_began = perf_counter()
-        self._n_losses = len(learn.recorder.history.get("train_loss", ()))
+        self._n_losses = len(recorder_of(learn).history.get("train_loss", ()))
         self._lengths = None
 
-    def before_train(self, learn: Learner) -> None:
+    def before_train(self, learn: Loop) -> None:
         """Open the bar of the training pass."""
         self._begin_pass(learn, "train")
 
-    def before_validate(self, learn: Learner) -> None:
+    def before_validate(self, learn: Loop) -> None:
         """Open the bar of the validation pass."""
-        history = learn.recorder.history
+        history = recorder_of(learn).history
         self._lengths = {name: len(series) for name, series in history.items()}
         self._begin_pass(learn, "valid")
 
-    def after_batch(self, learn: Learner) -> None:
+    def after_batch(self, learn: Loop) -> None:
         """Refresh the bar, if it is time."""
         if perf_counter() >= self._refresh_at:
             loss = "" if learn.loss is None else f"loss {float(learn.loss):.4f}"
             self._refresh(learn, learn.iter + 1, loss)
 
-    def after_train(self, learn: Learner) -> None:
+    def after_train(self, learn: Loop) -> None:
         """Close the bar."""
         self._table.close_bar()
 
-    def after_validate(self, learn: Learner) -> None:
+    def after_validate(self, learn: Loop) -> None:
         """Close the bar."""
         self._table.close_bar()
 
-    def after_epoch(self, learn: Learner) -> None:
+    def after_epoch(self, learn: Loop) -> None:
         """Add a row to the table."""
         table = self._table
         table.close_bar()  # still open where the epoch was cancelled
-        values = self._epoch_values(learn.recorder)
+        values = self._epoch_values(recorder_of(learn))
         if new := [name for name in values if name not in self._names]:
             self._names += new
             table.header(["epoch", *self._names, "time"])
@@ -113,7 +113,7 @@ class Progress(Callback):
         table.row([str(learn.epoch), *numbers, clock(perf_counter() - self._epoch_began)])
         self._begin_epoch(learn)  # of the next one, should another callback cancel it at once
 
-    def cleanup_fit(self, learn: Learner) -> None:
+    def cleanup_fit(self, learn: Loop) -> None:
         """End the table; a bar that is still open stays, so that one sees how far it came."""
         table = self._table
         # Another one for a fit in which before_fit of an earlier callback fails.
@@ -128,14 +128,14 @@ class Progress(Callback):
         """Take back what `state_dict` returned."""
         self._n_losses = state["n_losses"]
 
-    def _begin_pass(self, learn: Learner, kind: str) -> None:
+    def _begin_pass(self, learn: Loop, kind: str) -> None:
         of = "" if learn.n_epoch is None else f"/{learn.n_epoch}"
         self._label = f"epoch {learn.epoch + 1}{of} {kind}"
         self._pass_began = perf_counter()
         if self._pass_began >= self._refresh_at:  # passes of a few milliseconds get no bar
             self._refresh(learn, 0, "")
 
-    def _refresh(self, learn: Learner, done: int, comment: str) -> None:
+    def _refresh(self, learn: Loop, done: int, comment: str) -> None:
         table, now = self._table, perf_counter()
         if not table.bar_is_open:
             table.open_bar(self._label, learn.n_iter, now - self._pass_began)

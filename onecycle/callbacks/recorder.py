@@ -10,6 +10,7 @@ import numpy as np
 
 from onecycle import plots
 from onecycle.callback import Callback, Stage
+from onecycle.errors import MissingCallbackError
 from onecycle.history import History
 from onecycle.metrics import MetricSet, batch_size_of
 from onecycle.smoothing import smooth
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from onecycle.callbacks.lr_finder import LRFindResult
     from onecycle.experiments import RangeTests
     from onecycle.loop import Loop
+    from onecycle.state import LoopState
 
 log = logging.getLogger("onecycle")
 
@@ -191,3 +193,11 @@ class Recorder(Callback):
         """Take back a record."""
         self.history.load_state_dict(state["history"])
         self._metric_names = list(state["metrics"])
+
+
+def recorder_of(learn: LoopState) -> Recorder:
+    """Return the recorder of a learner, or refuse one that has none now."""
+    for callback in learn.cbs:
+        if isinstance(callback, Recorder):
+            return callback
+    raise MissingCallbackError("this learner has no Recorder now: it was removed from cbs")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from onecycle.arguments import check_count, check_one_of
 from onecycle.callback import Callback
+from onecycle.callbacks.landing import is_landing, land_running
 from onecycle.callbacks.param_schedule import ParamScheduler
 from onecycle.callbacks.recorder import Recorder
 from onecycle.errors import CancelFit, ScheduleConflictError
@@ -15,7 +16,7 @@ from onecycle.loop import log
 from onecycle.monitor import Mode, Monitor
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.loop import Loop
 
 
 class _Patience(Callback):
@@ -30,12 +31,12 @@ class _Patience(Callback):
         self._monitor = Monitor(monitor, mode, min_delta)
         self._waited = 0
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         """Begin anew, after checking that this fit records the monitored value."""
         self._monitor.begin(learn)
         self._waited = 0
 
-    def after_epoch(self, learn: Learner) -> None:
+    def after_epoch(self, learn: Loop) -> None:
         """Compare this epoch's value with the best; one that recorded none does not count."""
         value = self._monitor.read(learn)
         if value is None:
@@ -48,7 +49,7 @@ class _Patience(Callback):
         if self._waited >= self.patience:
             self._act(learn)
 
-    def _act(self, learn: Learner) -> None:
+    def _act(self, learn: Loop) -> None:
         raise NotImplementedError
 
     def _why(self) -> str:
@@ -120,16 +121,16 @@ class EarlyStopping(_Patience):
             None if land_updates is None else check_count("land_updates", land_updates)
         )
 
-    def after_epoch(self, learn: Learner) -> None:
+    def after_epoch(self, learn: Loop) -> None:
         """Compare this epoch's value with the best, unless the fit is about to end already."""
-        if self.land_updates is None or not learn.is_landing:
+        if self.land_updates is None or not is_landing(learn):
             super().after_epoch(learn)
 
-    def _act(self, learn: Learner) -> None:
+    def _act(self, learn: Loop) -> None:
         log.warning("EarlyStopping: %s", self._why())
         if self.land_updates is None:
             raise CancelFit(self._why())
-        learn.land(self.land_updates, reason=self._why())
+        land_running(learn, self.land_updates, self._why())
 
 
 class ReduceLROnPlateau(_Patience):
@@ -178,7 +179,7 @@ class ReduceLROnPlateau(_Patience):
             raise ValueError(f"min_lr must be finite and not negative; got {min_lr!r}")
         self.factor, self.min_lr = factor, min_lr
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         """Begin anew, after checking that nothing else drives the learning rate."""
         super().before_fit(learn)
         for other in learn.cbs:
@@ -189,7 +190,7 @@ class ReduceLROnPlateau(_Patience):
                         f"parameter group {g}: remove one of them from cbs"
                     )
 
-    def _act(self, learn: Learner) -> None:
+    def _act(self, learn: Loop) -> None:
         self._waited = 0
         rates = learn.groups.get("lr")
         # A rate that is already below the floor stays where it is.

@@ -1,0 +1,84 @@
+"""`Snapshot`: all of a learner that training changes, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from onecycle.restore import Capture, RngState, hold_loaders, kept_grad_mode, surely
+from onecycle.state import LoopState
+
+
+class Snapshot:
+    """Everything of a learner that training changes, in memory.
+
+    That is: parameters, buffers, gradients, ``requires_grad``, the train/eval flag and the own
+    fields of every module; the optimizer's state and ``param_groups``, and which of them belong
+    together; the callbacks' own fields, gradient scalers included; every random number generator,
+    those of the loaders too; the learner's fields. Not restored is what lives outside: files, and
+    the state of data sets; nor what a callback keeps in objects of its own, such as a Recorder
+    its history.
+
+    Args:
+        learn: The learner to remember.
+
+    Raises:
+        ValueError: If a lazy module has not seen a batch yet, so that it has no parameters to
+            remember.
+
+    Example:
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner()
+        >>> snapshot = Snapshot(learn)
+        >>> learn.fit(1)
+        >>> snapshot.restore()
+        >>> learn.total_updates
+        0
+    """
+
+    def __init__(self, learn: LoopState) -> None:
+        loaders = (learn.dls.train, learn.dls.valid, learn.dl)
+        capture = Capture(ignored=loaders)  # a list of batches is data, not state
+        roots = [m for m in (learn.model, learn.loss_func) if isinstance(m, nn.Module)]
+        modules = [module for root in roots for module in root.modules()]
+        parameters = [*learn.stepper.params, *(p for root in roots for p in root.parameters())]
+        _check_initialized(parameters)
+        gradients = [p.grad for p in parameters]
+        for fields in (learn, learn.groups, *modules, *learn.cbs, *learn.metrics):
+            if hasattr(fields, "__dict__"):
+                capture.add(vars(fields))
+        capture.add(gradients)
+        self._capture = capture
+        self._parameters = [(p, p.requires_grad, p.grad) for p in parameters]
+        self._loaders = hold_loaders(learn.dls, *loaders)
+        self._rng = RngState()
+
+    def restore(self) -> None:
+        """Put everything back, in place: the same tensors, dicts and lists as before."""
+        self._capture.restore()
+        self._loaders()
+        for parameter, requires_grad, gradient in self._parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+        self._rng.restore()
+
+
+def _check_initialized(parameters: Sequence[nn.Parameter]) -> None:
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
+        raise ValueError(
+            "a lazy module has no parameters yet that could be put back afterwards: "
+            "run one batch through the model first"
+        )
+
+
+@contextmanager
+def preserved(learn: LoopState) -> Iterator[None]:
+    """Run a block that leaves nothing behind in a learner, whatever happens in it."""
+    snapshot = Snapshot(learn)
+    with kept_grad_mode():
+        try:
+            yield
+        finally:
+            surely(snapshot.restore)

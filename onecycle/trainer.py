@@ -1,0 +1,469 @@
+"""`Trainer`: fit, range test, validate, predict: what a loop is good for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from onecycle.assembly import move_to, param_groups
+from onecycle.callback import Callback
+from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
+from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, Policy
+from onecycle.callbacks.progress import Progress
+from onecycle.callbacks.recorder import Recorder, recorder_of
+from onecycle.callbacks.replan import Extend
+from onecycle.callbacks.resume import resuming
+from onecycle.checks import (
+    check_between_updates,
+    check_budget,
+    check_callbacks,
+    check_parts,
+)
+from onecycle.compiled import choose_stepper
+from onecycle.data import DataLoaders, as_dataloaders
+from onecycle.experiments import RangeTests, range_tests
+from onecycle.hyperparams import GroupValues
+from onecycle.loop import Loop, log
+from onecycle.metrics import MetricSet, as_metrics, batch_size_of
+from onecycle.model_files import read_model, write_model
+from onecycle.nested import concatenate, map_tensors
+from onecycle.optimizers import OptFunc, Splitter
+from onecycle.predictions import Predictions
+from onecycle.restore import kept_grad_mode
+from onecycle.schedules import Schedule
+from onecycle.snapshot import preserved
+from onecycle.suggestions import Rule, minimum, valley
+from onecycle.transfer import to_device
+
+
+class Trainer(Loop):
+    """What one does with a loop: fit, find a rate, validate, predict, save; see `Learner`."""
+
+    def __init__(
+        self,
+        dls: DataLoaders | tuple[Any, Any],
+        model: nn.Module,
+        loss_func: Callable[..., Tensor] | None = None,
+        opt_func: OptFunc = AdamW,
+        lr: GroupValues | None = None,
+        metrics: Sequence[Any] = (),
+        cbs: Sequence[Callback] = (),
+        *,
+        opt: Optimizer | None = None,
+        wd: float | None = None,
+        wd_bn_bias: bool = False,
+        moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
+        splitter: Splitter | None = None,
+        n_inp: int | None = None,
+        device: str | torch.device | None = None,
+        seed: int | None = None,
+        fast_step: bool = False,
+        compile: bool | str = False,
+    ) -> None:
+        check_parts(model, loss_func, cbs)
+        move_to(device, model, loss_func)
+        groups = param_groups(model, opt, opt_func, wd, splitter, wd_bn_bias)
+        self.lr = groups.get("lr") if lr is None else groups.expand("lr", lr)
+        groups.set("lr", self.lr)
+        self.moms = moms
+        super().__init__(
+            as_dataloaders(dls),
+            model,
+            loss_func,
+            groups,
+            cbs=_with_defaults(cbs),
+            metrics=list(as_metrics(metrics).values()),
+            device=next(model.parameters()).device,
+            seed=int(torch.randint(2**62, ())) if seed is None else seed,
+            n_inp=n_inp,
+            make_stepper=choose_stepper(model, groups.opt, fast_step, compile),
+        )
+
+    @property
+    def recorder(self) -> Recorder:
+        """The recorder: ``learn.recorder.history``, ``learn.recorder.plot_loss()``."""
+        return recorder_of(self)
+
+    def fit(
+        self,
+        n_epoch: int | None,
+        lr: GroupValues | None = None,
+        wd: float | None = None,
+        cbs: Sequence[Callback] | None = None,
+        *,
+        steps_per_epoch: int | None = None,
+        max_updates: int | None = None,
+        resume: str | Path | None = None,
+        extend: Extend | None = None,
+    ) -> None:
+        """Train with a constant learning rate, or one that a callback drives.
+
+        Args:
+            n_epoch: The number of epochs; ``None`` to stop by ``max_updates`` alone.
+            lr: The learning rate; by default the learner's.
+            wd: The weight decay from here on; by default unchanged.
+            cbs: Callbacks for this fit only.
+            steps_per_epoch: The batches of an epoch, where the loader has no length or more.
+            max_updates: The optimizer updates after which the fit ends.
+            resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
+                arguments are those of the interrupted fit. Where there is none, the fit starts
+                from the beginning and logs so.
+            extend: How a resumed fit goes on if its length, its rates, its schedules or the
+                accumulation are others than before; by default that is refused. ``"keep"``: the
+                old schedules go on by the old length, and past its end the last values hold.
+                ``"restretch"``: the new schedules over the new length, read at the present update;
+                values may jump. ``"tail"``: whatever the new schedules drive goes on half a cosine
+                from where it is to where they end; without one, so does the rate to ``lr``. Other
+                schedules, such as those of an `AttributeScheduler`, run over the old length with
+                ``"keep"``, else over the new one. If nothing has changed, it changes nothing.
+
+        Raises:
+            ValueError, TypeError: For what cannot work, before the first batch.
+            CheckpointError: If no checkpoint can be read, or the model is another one.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner(n_batches=4)
+            >>> learn.fit(2, lr=0.05)
+            >>> learn.recorder.history["lr"].values.tolist() == [0.05] * 8
+            True
+        """
+        check_budget(n_epoch, steps_per_epoch, max_updates)
+        check_callbacks(cbs or ())
+        resumed = resuming(resume, extend)
+        rates = self.groups.expand("lr", self.lr if lr is None else lr)
+        if wd is not None:
+            self.groups.set("weight_decay", wd)
+        self.groups.set("lr", rates)
+        self.run_fit(
+            n_epoch,
+            cbs=[*(cbs or ()), *resumed],
+            steps_per_epoch=steps_per_epoch,
+            max_updates=max_updates,
+        )
+
+    def fit_one_cycle(
+        self,
+        n_epoch: int | None,
+        lr_max: GroupValues | None = None,
+        div: float | None = None,
+        div_final: float | None = None,
+        pct_start: float | None = None,
+        moms: tuple[float, float, float] | Literal[False] | None = None,
+        wd: float | None = None,
+        cbs: Sequence[Callback] | None = None,
+        *,
+        policy: Policy | Schedule = "cosine",
+        steps_per_epoch: int | None = None,
+        max_updates: int | None = None,
+        resume: str | Path | None = None,
+        extend: Extend | None = None,
+    ) -> None:
+        """Train by the 1cycle policy: the rate rises and falls, momentum the other way.
+
+        Args:
+            n_epoch: The number of epochs; ``None`` to stop by ``max_updates`` alone.
+            lr_max: The peak; by default the learner's rate.
+            div: The rate begins at ``lr_max / div``; by default 25, or the policy's own.
+            div_final: It ends at ``lr_max / div_final``; by default 1e5, or the policy's own.
+            pct_start: The fraction of the updates in which it rises, in [0, 1]; by default 0.25,
+                or the policy's own: see `OneCycleSchedule`.
+            moms: Momentum at the start, the peak and the end; ``None`` for the learner's (with
+                a `Schedule` as policy: unchanged), ``False`` to leave momentum alone.
+            wd: The weight decay from here on; by default unchanged.
+            cbs: Callbacks for this fit only.
+            policy: ``"cosine"`` (fastai 2), ``"linear"``, ``"three_phase"`` (the paper's),
+                ``"smith"`` (its training logs'), ``"torch"`` (``OneCycleLR``), or a `Schedule`,
+                whose values are the rate of the last parameter group.
+            steps_per_epoch: The batches of an epoch, where the loader has no length or more.
+            max_updates: The optimizer updates after which the fit ends.
+            resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
+                arguments are those of the interrupted fit. Where there is none, the fit starts
+                from the beginning and logs so.
+            extend: How a resumed fit goes on by another plan, as in `fit`: ``"keep"``,
+                ``"restretch"`` or ``"tail"``, which goes to ``lr_max / div_final``.
+
+        Raises:
+            ValueError, TypeError: For what cannot work, before the first batch.
+            CheckpointError: If no checkpoint can be read, or the model is another one.
+
+        Source:
+            Smith & Topin, "Super-Convergence", arXiv:1708.07120; Smith, "A disciplined
+            approach to neural network hyper-parameters", arXiv:1803.09820.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner(n_batches=5)
+            >>> learn.fit_one_cycle(2, lr_max=0.1)
+            >>> lrs = learn.recorder.history["lr"].values.tolist()
+            >>> lrs[0] == 0.1 / 25, lrs[-1] == 0.1 / 1e5
+            (True, True)
+        """
+        check_callbacks(cbs or ())
+        cycle = OneCycleSchedule(
+            self.lr if lr_max is None else lr_max, div, div_final, pct_start, policy=policy
+        )
+        both = [cycle, *self._momentum_cycle(moms, pct_start, policy)]
+        self.fit(
+            n_epoch,
+            wd=wd,
+            cbs=[*both, *(cbs or ())],
+            steps_per_epoch=steps_per_epoch,
+            max_updates=max_updates,
+            resume=resume,
+            extend=extend,
+        )
+
+    def _momentum_cycle(
+        self,
+        moms: tuple[float, float, float] | Literal[False] | None,
+        pct_start: float | None,
+        policy: Policy | Schedule,
+    ) -> list[Callback]:
+        """Return what cycles momentum: nothing where it is not asked for and there is none."""
+        if moms is False or (moms is None and isinstance(policy, Schedule)):
+            return []
+        if moms is None and not self.groups.momentum_is_on():
+            log.warning(
+                "%s %s: only the learning rate is cycled (moms=False says so without a word)",
+                type(self.opt).__name__,
+                "has momentum 0" if self.groups.has_momentum() else "has no momentum",
+            )
+            return []
+        shape: Policy = "cosine" if isinstance(policy, Schedule) else policy
+        return [MomentumCycler(self.moms if moms is None else moms, pct_start, policy=shape)]
+
+    @overload
+    def lr_find(
+        self,
+        start_lr: float = ...,
+        end_lr: float = ...,
+        num_it: int = ...,
+        stop_div: bool = ...,
+        show_plot: bool = ...,
+        suggest_funcs: Sequence[Rule] = ...,
+        *,
+        linear: bool = ...,
+        valid: bool = ...,
+    ) -> LRFindResult: ...
+
+    @overload
+    def lr_find(
+        self,
+        start_lr: float = ...,
+        end_lr: float = ...,
+        num_it: int = ...,
+        stop_div: bool = ...,
+        show_plot: bool = ...,
+        suggest_funcs: Sequence[Rule] = ...,
+        *,
+        linear: bool = ...,
+        valid: bool = ...,
+        wds: Sequence[float] | None = ...,
+        moms: Sequence[float] | None = ...,
+        batch_sizes: Sequence[int] | None = ...,
+    ) -> RangeTests: ...
+
+    def lr_find(
+        self,
+        start_lr: float = 1e-7,
+        end_lr: float = 10.0,
+        num_it: int = 100,
+        stop_div: bool = True,
+        show_plot: bool = True,
+        suggest_funcs: Sequence[Rule] = (minimum, valley),
+        *,
+        linear: bool = False,
+        valid: bool = False,
+        wds: Sequence[float] | None = None,
+        moms: Sequence[float] | None = None,
+        batch_sizes: Sequence[int] | None = None,
+    ) -> LRFindResult | RangeTests:
+        """Run the learning-rate range test: the rate rises from batch to batch until the loss does.
+
+        It leaves nothing behind: afterwards, also after an error or Ctrl-C, everything that
+        training changes is bit for bit as before. With several parameter groups the rate is that
+        of the last one, and the others keep their ratios to it.
+
+        Args:
+            start_lr: The first rate, above 0.
+            end_lr: The last rate, reached unless the test stops.
+            num_it: The number of updates.
+            stop_div: Stop when the smoothed loss is over four times its best. A loss that is not
+                finite always stops.
+            show_plot: Draw the curve with the suggestions, as ``learn.recorder.plot_lr_find()``.
+            suggest_funcs: The rules, among ``minimum, valley, slide, steep``, or functions
+                ``(lrs, smoothed losses) -> rate``. The first one gives ``result.suggestion``.
+            linear: Let the rate rise linearly instead of exponentially.
+            valid: After each update, measure loss and metrics on the next validation batch too:
+                ``result.valid_losses`` and ``result.metrics``. The training losses, the
+                suggestions and when to stop are the same to the bit.
+            wds: Run one test for each of these weight decays.
+            moms: Run one test for each of these momenta.
+            batch_sizes: Run one test for each of these batch sizes of the training loader: a
+                `TensorLoader`, or a DataLoader made with ``batch_size=``.
+
+        Returns:
+            Rates, losses, suggestions, and why the test stopped; of several tests a `RangeTests`,
+            which has such a result for each setting and prints as a table.
+
+        Raises:
+            ValueError: If the rates do not rise; if ``valid`` is asked for without a validation
+                loader; if more than one of ``wds``, ``moms`` and ``batch_sizes`` is given, or
+                one of them is nothing that the optimizer or the loader can have.
+            RuntimeError: In a callback, between the forward and the backward pass of a batch, or
+                in validation.
+
+        Source:
+            Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186;
+            the overlaid tests are those of arXiv:1803.09820; ``valid`` and ``wds`` are
+            ``lr_find2`` of fastai 0.7.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner()
+            >>> result = learn.lr_find(start_lr=1e-4, show_plot=False)
+            >>> result.suggestion == result.suggestions["minimum"]
+            True
+        """
+        if self._run is not None and self.training:
+            check_between_updates(self.event)
+        sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
+        asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
+        if len(asked) > 1:
+            raise ValueError("one thing is varied at a time: give wds, moms or batch_sizes")
+
+        def test() -> LRFindResult:
+            finder = LRFinder(
+                start_lr, end_lr, num_it, stop_div=stop_div, linear=linear, valid=valid
+            )
+            with preserved(self):
+                self._run = None  # a range test may also run between two updates of a fit
+                self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
+            return finder.result(suggest_funcs)
+
+        result = range_tests(self, *asked[0], test) if asked else test()
+        for callback in self.cbs:
+            if isinstance(callback, Recorder):
+                callback.lr_find_result = result
+        if show_plot:
+            result.plot()
+        return result
+
+    @kept_grad_mode()  # copying the metrics may switch gradients off for a moment
+    def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
+        """Compute the loss and the metrics over a loader; leaves everything as it was.
+
+        Args:
+            dl: By default the validation loader.
+
+        Returns:
+            ``"valid_loss"`` and each metric by name.
+        """
+        means = MetricSet(deepcopy(self.metrics))  # theirs may be in the middle of a pass
+        means.reset()
+
+        def collect(learn: Loop) -> None:
+            if learn.pred is not None:
+                means.update(learn.pred, learn.yb, learn.loss, batch_size_of(learn.batch))
+
+        self.infer(self._loader(dl), collect)
+        return means.compute()
+
+    def get_preds(
+        self, dl: Iterable[Any] | None = None, *, inference_mode: bool = False
+    ) -> Predictions:
+        """Predict a whole loader; leaves everything as it was.
+
+        Args:
+            dl: By default the validation loader.
+            inference_mode: Use ``torch.inference_mode``: see `Loop.infer`.
+
+        Returns:
+            Predictions and targets on the CPU, concatenated over the batches.
+        """
+        preds: list[Any] = []
+        targets: list[Any] = []
+
+        def collect(learn: Loop) -> None:
+            if learn.pred is not None:
+                preds.append(to_device(learn.pred, torch.device("cpu")))
+                targets.append(to_device(learn.yb, torch.device("cpu")))
+
+        self.infer(self._loader(dl), collect, with_loss=False, inference_mode=inference_mode)
+        return Predictions(concatenate(preds), concatenate(targets))
+
+    def predict(self, x: Any) -> Any:
+        """Predict one sample; leaves everything as it was.
+
+        Args:
+            x: The input of one sample, without a batch dimension: a tensor, a tuple of tensors
+                for a model of several inputs, or a dict.
+
+        Returns:
+            What the model says of it, on the CPU, without a batch dimension.
+        """
+        batch = map_tensors(lambda part: part[None], x if isinstance(x, tuple | dict) else (x,))
+        n_inp, self.n_inp = self.n_inp, None if isinstance(batch, dict) else len(batch)
+        try:
+            preds = self.get_preds([batch]).preds
+        finally:
+            self.n_inp = n_inp
+        return map_tensors(lambda part: part[0], preds)
+
+    @contextmanager
+    def removed_cbs(self, *kinds: type[Callback] | Callback) -> Iterator[None]:
+        """Run a block without some callbacks: given as objects or as types."""
+        types = tuple(kind for kind in kinds if isinstance(kind, type))
+        before = self.cbs
+        self.cbs = [cb for cb in before if not isinstance(cb, types) and cb not in kinds]
+        try:
+            yield
+        finally:
+            self.cbs = before
+
+    @contextmanager
+    def no_bar(self) -> Iterator[None]:
+        """Run a block without progress bars and without the table of epochs."""
+        with self.removed_cbs(Progress):
+            yield
+
+    def save(self, path: str | Path) -> None:
+        """Save the model and the optimizer to a file, which is whole or not there.
+
+        Args:
+            path: Where to write; a file that is there is replaced.
+        """
+        write_model(path, self.model, self.opt)
+
+    def load(self, path: str | Path, *, with_opt: bool = True) -> None:
+        """Load what `save` wrote; runs no code from the file.
+
+        Args:
+            path: A file that `save` wrote.
+            with_opt: Load the optimizer's state too.
+
+        Raises:
+            CheckpointError: If the file is none of ours, or does not fit this learner, which is
+                then unchanged.
+            OSError: If the file cannot be opened.
+        """
+        read_model(path, self.model, self.groups if with_opt else None)
+
+    def _loader(self, dl: Iterable[Any] | None) -> Any:
+        if dl is None and self.dls.valid is None:
+            raise ValueError("this learner has no validation loader: pass one as dl")
+        return self.dls.valid if dl is None else dl
+
+
+def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:
+    """Put a Recorder and a Progress before the callbacks, unless they have their own."""
+    defaults: list[Callback] = [Recorder(), Progress()]
+    return [new for new in defaults if not any(isinstance(cb, type(new)) for cb in cbs)] + [*cbs]
