@@ -60,7 +60,11 @@ from onecycle.metrics import (
     rmse,
     top_k_accuracy,
 )
-from onecycle.policies import (
+from onecycle.post_mortem import PostMortem
+from onecycle.predictions import Predictions
+from onecycle.regularization import RegularizationReport
+from onecycle.schedules.plot import plot_schedule
+from onecycle.schedules.policies import (
     clr_beta,
     clr_beta_momentum,
     fastai1_momentum,
@@ -75,11 +79,7 @@ from onecycle.policies import (
     three_phase_momentum,
     warmup_stable_decay,
 )
-from onecycle.post_mortem import PostMortem
-from onecycle.predictions import Predictions
-from onecycle.regularization import RegularizationReport
-from onecycle.schedule_plot import plot_schedule
-from onecycle.schedules import (
+from onecycle.schedules.shapes import (
     Schedule,
     constant,
     cosine,
@@ -90,11 +90,7 @@ from onecycle.schedules import (
     polynomial,
     step,
 )
-from onecycle.seeded import SeededDataset
-from onecycle.speed import speed_profile
-from onecycle.suggestions import minimum, slide, steep, valley
-from onecycle.testing import check_callback, toy_learner
-from onecycle.torch_schedules import (
+from onecycle.schedules.torch_like import (
     torch_cosine,
     torch_cyclic,
     torch_linear,
@@ -102,6 +98,10 @@ from onecycle.torch_schedules import (
     torch_step,
     torch_warm_restarts,
 )
+from onecycle.seeded import SeededDataset
+from onecycle.speed import speed_profile
+from onecycle.suggestions import minimum, slide, steep, valley
+from onecycle.testing import check_callback, toy_learner
 from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resnet56
 
 __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA first

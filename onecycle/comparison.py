@@ -16,8 +16,8 @@ from onecycle.callbacks.param_schedule import ParamScheduler
 from onecycle.history import History
 from onecycle.hyperparams import GroupValues
 from onecycle.monitor import Mode, Monitor, validated_name
-from onecycle.policies import flat_cos
-from onecycle.schedules import Schedule, step
+from onecycle.schedules.policies import flat_cos
+from onecycle.schedules.shapes import Schedule, step
 from onecycle.trials import Init, check_seeds, run_trials
 
 if TYPE_CHECKING:

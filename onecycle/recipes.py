@@ -17,8 +17,8 @@ from onecycle.callbacks.replan import Extend
 from onecycle.checks import check_budget, check_callbacks
 from onecycle.hyperparams import GroupValues
 from onecycle.optimizers import norm_parameters, ready_state
-from onecycle.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
-from onecycle.schedules import Schedule
+from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
+from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer

@@ -37,7 +37,7 @@ from onecycle.nested import concatenate, map_tensors
 from onecycle.optimizers import OptFunc, Splitter
 from onecycle.predictions import Predictions
 from onecycle.restore import kept_grad_mode
-from onecycle.schedules import Schedule
+from onecycle.schedules.shapes import Schedule
 from onecycle.snapshot import preserved
 from onecycle.suggestions import Rule, minimum, valley
 from onecycle.transfer import to_device

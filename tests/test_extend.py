@@ -21,7 +21,7 @@ from onecycle import (
     one_cycle,
     torch_step,
 )
-from onecycle.schedules import Schedule
+from onecycle.schedules.shapes import Schedule
 from onecycle.testing import toy_learner
 
 N = 4  # batches of an epoch

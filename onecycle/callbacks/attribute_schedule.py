@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onecycle.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
-from onecycle.schedules import Schedule
+from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

@@ -12,7 +12,7 @@ from onecycle.callback import Callback
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.replan import Replan, anneal
 from onecycle.loop import log
-from onecycle.schedules import Schedule
+from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

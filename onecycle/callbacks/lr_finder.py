@@ -14,7 +14,7 @@ from torch import Tensor
 from onecycle import plots
 from onecycle.callback import Callback, Stage
 from onecycle.errors import CancelFit
-from onecycle.schedules import exponential, linear
+from onecycle.schedules.shapes import exponential, linear
 from onecycle.smoothing import smooth
 from onecycle.spreads import Spreads, Vote, spread
 from onecycle.suggestions import Array, Rule, Smoother, StopRule, suggest

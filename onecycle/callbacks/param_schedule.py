@@ -11,7 +11,7 @@ from onecycle.arguments import check_fraction
 from onecycle.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
 from onecycle.hyperparams import GroupValues, check_value
-from onecycle.policies import (
+from onecycle.schedules.policies import (
     momentum_cycle,
     one_cycle,
     smith_momentum,
@@ -19,8 +19,8 @@ from onecycle.policies import (
     three_phase,
     three_phase_momentum,
 )
-from onecycle.schedules import Array, Schedule
-from onecycle.torch_schedules import torch_one_cycle
+from onecycle.schedules.shapes import Array, Schedule
+from onecycle.schedules.torch_like import torch_one_cycle
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

@@ -12,7 +12,7 @@ from onecycle.callbacks.gradients import GradientAccumulation
 from onecycle.callbacks.param_schedule import OneCycleSchedule, ParamScheduler
 from onecycle.data import n_batches
 from onecycle.loop import log
-from onecycle.schedules import Schedule, constant, cosine, join_steps
+from onecycle.schedules.shapes import Schedule, constant, cosine, join_steps
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from onecycle.arguments import check_count
 from onecycle.callback import Callback, Stage
 from onecycle.callbacks.images import check_images
-from onecycle.schedules import Schedule
+from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from onecycle.arguments import check_one_of
 from onecycle.callbacks.param_schedule import ParamScheduler
-from onecycle.schedules import Schedule
+from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

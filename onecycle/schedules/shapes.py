@@ -11,7 +11,7 @@ the same. The shapes between two values and the ways to combine them:
 
 Make them with these functions; the classes behind them are there to be printed, compared,
 hashed, stored (`Schedule.to_dict`) and subclassed. The policies made of them are in
-`onecycle.policies`, those of torch in `onecycle.torch_schedules`.
+`onecycle.schedules.policies`, those of torch in `onecycle.schedules.torch_like`.
 """
 
 import math

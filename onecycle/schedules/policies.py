@@ -1,4 +1,4 @@
-"""The policies of the 1cycle literature, each a schedule made of those in `onecycle.schedules`.
+"""The policies of the 1cycle literature, each a schedule made of those in `onecycle.schedules.shapes`.
 
     one_cycle            fastai 2: up and down on cosines            momentum_cycle
     three_phase          Smith's paper: lines up, down, and a tail   three_phase_momentum
@@ -24,7 +24,7 @@ from onecycle.arguments import (
     check_one_of,
     check_positive,
 )
-from onecycle.schedules import (
+from onecycle.schedules.shapes import (
     TOLERANCE,
     Cosine,
     Join,

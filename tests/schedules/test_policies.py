@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from onecycle.policies import (
+from onecycle.schedules.policies import (
     clr_beta,
     clr_beta_momentum,
     fastai1_momentum,
@@ -18,7 +18,7 @@ from onecycle.policies import (
     three_phase_momentum,
     warmup_stable_decay,
 )
-from onecycle.schedules import constant, join_steps, linear
+from onecycle.schedules.shapes import constant, join_steps, linear
 
 
 def positions(total_steps):

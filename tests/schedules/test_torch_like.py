@@ -8,9 +8,9 @@ import torch
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import OneCycleLR
 
-from onecycle.policies import one_cycle
-from onecycle.schedules import cosine
-from onecycle.torch_schedules import (
+from onecycle.schedules.policies import one_cycle
+from onecycle.schedules.shapes import cosine
+from onecycle.schedules.torch_like import (
     torch_cosine,
     torch_cyclic,
     torch_linear,

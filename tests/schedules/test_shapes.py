@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from onecycle.policies import (
+from onecycle.schedules.policies import (
     clr_beta,
     clr_beta_momentum,
     fastai1_momentum,
@@ -25,7 +25,7 @@ from onecycle.policies import (
     three_phase_momentum,
     warmup_stable_decay,
 )
-from onecycle.schedules import (
+from onecycle.schedules.shapes import (
     Join,
     Schedule,
     constant,
@@ -37,7 +37,7 @@ from onecycle.schedules import (
     polynomial,
     step,
 )
-from onecycle.torch_schedules import (
+from onecycle.schedules.torch_like import (
     torch_cosine,
     torch_cyclic,
     torch_linear,
@@ -501,7 +501,7 @@ def test_importing_schedules_does_not_import_torch_by_itself():
     code = (
         "import sys, types; package = types.ModuleType('onecycle'); "
         "package.__path__ = [sys.argv[1]]; sys.modules['onecycle'] = package; "
-        "import onecycle.torch_schedules; from onecycle.policies import one_cycle; "
+        "import onecycle.schedules.torch_like; from onecycle.schedules.policies import one_cycle; "
         "assert one_cycle(1.0)(0.25) == 1.0; print('torch' in sys.modules)"
     )
     folder = str(Path(sys.modules[Schedule.__module__].__file__).parent)

@@ -11,10 +11,10 @@ from torch.optim import lr_scheduler
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from onecycle.policies import one_cycle
-from onecycle.schedule_plot import plot_schedule
-from onecycle.schedules import linear
-from onecycle.torch_schedules import torch_one_cycle
+from onecycle.schedules.plot import plot_schedule
+from onecycle.schedules.policies import one_cycle
+from onecycle.schedules.shapes import linear
+from onecycle.schedules.torch_like import torch_one_cycle
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from onecycle.arguments import (
     check_one_of,
     check_positive,
 )
-from onecycle.schedules import (
+from onecycle.schedules.shapes import (
     Array,
     Cosine,
     Counted,
