@@ -32,7 +32,8 @@ from onecycle.callbacks.resume import Checkpoint
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.comparison import Comparison
-from onecycle.data import DataLoaders, TensorLoader
+from onecycle.data.loaders import DataLoaders, TensorLoader
+from onecycle.data.seeded import SeededDataset
 from onecycle.diagnosis import Diagnosis, Plateau
 from onecycle.errors import (
     Cancel,
@@ -98,7 +99,6 @@ from onecycle.schedules.torch_like import (
     torch_step,
     torch_warm_restarts,
 )
-from onecycle.seeded import SeededDataset
 from onecycle.speed import speed_profile
 from onecycle.suggestions import minimum, slide, steep, valley
 from onecycle.testing import check_callback, toy_learner

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from onecycle import vision
 from onecycle.callbacks.lr_finder import LRFindResult
-from onecycle.data import DataLoaders, n_batches
+from onecycle.data.loaders import DataLoaders, n_batches
 from onecycle.learner import Learner
 from onecycle.metrics import accuracy
 from onecycle.suggestions import minimum, slide, steep, valley

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from onecycle.capture import Cuda
+from onecycle.data.nested import map_tensors
 from onecycle.handlers import Handlers
-from onecycle.nested import map_tensors
 from onecycle.stepper import Stepper
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import torch
 
 from onecycle.callback import Callback, Handler, Run
 from onecycle.checks import check_callbacks, check_model, check_requirements
-from onecycle.data import n_batches, split_batch, start_pass
+from onecycle.data.loaders import n_batches, split_batch, start_pass
+from onecycle.data.transfer import to_device
 from onecycle.errors import (
     Cancel,
     CancelBatch,
@@ -33,7 +34,6 @@ from onecycle.heap import kept_heap
 from onecycle.optimizers import ready_state
 from onecycle.restore import RngState, hold_loaders, kept_grad_mode, preserved_rng, surely
 from onecycle.state import LoopState
-from onecycle.transfer import to_device
 
 log = logging.getLogger("onecycle")
 

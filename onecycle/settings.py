@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from onecycle.arguments import check_fraction
-from onecycle.data import with_batch_size
+from onecycle.data.loaders import with_batch_size
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

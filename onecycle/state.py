@@ -20,7 +20,7 @@ from onecycle.explanations import (
 
 if TYPE_CHECKING:
     from onecycle.callback import Callback, Run
-    from onecycle.data import DataLoaders
+    from onecycle.data.loaders import DataLoaders
     from onecycle.hyperparams import ParamGroups
     from onecycle.restore import RngState
     from onecycle.stepper import Stepper

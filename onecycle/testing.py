@@ -10,7 +10,7 @@ from torch import nn
 
 from onecycle.callback import Callback, Handler
 from onecycle.callbacks.progress import Progress
-from onecycle.data import DataLoaders, TensorLoader
+from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.errors import CancelFit
 from onecycle.learner import Learner
 from onecycle.metrics import mse

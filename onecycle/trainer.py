@@ -27,20 +27,20 @@ from onecycle.checks import (
     check_parts,
 )
 from onecycle.compiled import choose_stepper
-from onecycle.data import DataLoaders, as_dataloaders
+from onecycle.data.loaders import DataLoaders, as_dataloaders
+from onecycle.data.nested import concatenate, map_tensors
+from onecycle.data.transfer import to_device
 from onecycle.experiments import RangeTests, range_tests
 from onecycle.hyperparams import GroupValues
 from onecycle.loop import Loop, log
 from onecycle.metrics import MetricSet, as_metrics, batch_size_of
 from onecycle.model_files import read_model, write_model
-from onecycle.nested import concatenate, map_tensors
 from onecycle.optimizers import OptFunc, Splitter
 from onecycle.predictions import Predictions
 from onecycle.restore import kept_grad_mode
 from onecycle.schedules.shapes import Schedule
 from onecycle.snapshot import preserved
 from onecycle.suggestions import Rule, minimum, valley
-from onecycle.transfer import to_device
 
 
 class Trainer(Loop):

@@ -13,7 +13,7 @@ from torch import Tensor
 from onecycle.arguments import check_count, check_fraction
 from onecycle.callback import Callback, Stage
 from onecycle.callbacks.images import Augmentation, check_images, reflected
-from onecycle.data import order_seed
+from onecycle.data.loaders import order_seed
 from onecycle.restore import preserved_rng
 
 if TYPE_CHECKING:

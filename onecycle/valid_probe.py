@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader
 
-from onecycle.data import start_pass
+from onecycle.data.loaders import start_pass
 from onecycle.metrics import MetricSet, batch_size_of
 from onecycle.restore import preserved_rng
 

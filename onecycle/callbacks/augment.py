@@ -13,7 +13,7 @@ from torch.distributions import Beta
 from onecycle.arguments import check_fraction, check_positive
 from onecycle.callback import Callback, Stage
 from onecycle.callbacks.images import check_images
-from onecycle.nested import map_tensors
+from onecycle.data.nested import map_tensors
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onecycle.callback import Callback, Stage
-from onecycle.nested import map_tensors
+from onecycle.data.nested import map_tensors
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onecycle.callback import Callback, Stage
-from onecycle.nested import map_tensors
+from onecycle.data.nested import map_tensors
 from onecycle.stepper import ScaledStepper
 
 if TYPE_CHECKING:

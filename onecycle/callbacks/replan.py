@@ -10,7 +10,7 @@ from onecycle.callback import Callback, Stage
 from onecycle.callbacks.attribute_schedule import AttributeScheduler
 from onecycle.callbacks.gradients import GradientAccumulation
 from onecycle.callbacks.param_schedule import OneCycleSchedule, ParamScheduler
-from onecycle.data import n_batches
+from onecycle.data.loaders import n_batches
 from onecycle.loop import log
 from onecycle.schedules.shapes import Schedule, constant, cosine, join_steps
 

@@ -22,7 +22,7 @@ from onecycle.callbacks.replan import (
     tail,
     updates_of,
 )
-from onecycle.data import can_skip
+from onecycle.data.loaders import can_skip
 from onecycle.loop import log
 from onecycle.restore import RngState
 

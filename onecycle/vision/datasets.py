@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onecycle.data import DataLoaders, TensorLoader
+from onecycle.data.loaders import DataLoaders, TensorLoader
 
 Device = torch.device | str | None
 

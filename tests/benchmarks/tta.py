@@ -19,7 +19,7 @@ from speed_profile import plain_cnn
 from torch.nn.functional import cross_entropy
 
 from onecycle import ChannelsLast, Learner, RandomCrop, RandomFlip, TensorLoader, accuracy
-from onecycle.data import DataLoaders
+from onecycle.data.loaders import DataLoaders
 from onecycle.vision import cifar10
 
 

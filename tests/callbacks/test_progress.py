@@ -11,7 +11,7 @@ from torch import nn
 
 from onecycle import Callback, CancelEpoch, CancelFit, CancelValid, Learner, Progress, Recorder
 from onecycle.callbacks import progress
-from onecycle.data import TensorLoader
+from onecycle.data.loaders import TensorLoader
 from onecycle.errors import MissingCallbackError
 from onecycle.metrics import mse
 from onecycle.testing import toy_learner

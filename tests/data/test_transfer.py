@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from onecycle import Learner, TensorLoader, transfer
-from onecycle.transfer import AHEAD, LARGE, to_device
+from onecycle.data.transfer import AHEAD, LARGE, to_device
 
 CUDA = torch.device("cuda", 0)
 

@@ -17,7 +17,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from onecycle.data import (
+from onecycle.data.loaders import (
     DataLoaders,
     TensorLoader,
     as_dataloaders,

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from onecycle.nested import concatenate, map_tensors
+from onecycle.data.nested import concatenate, map_tensors
 
 Pair = namedtuple("Pair", "first second")
 ONE, TWO = torch.ones(1), torch.full((2,), 2.0)

@@ -30,7 +30,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from onecycle.seeded import SeededDataset, SeededIndex
+from onecycle.data.seeded import SeededDataset, SeededIndex
 
 #: torch's samplers that draw from a `generator`, when the first index is asked for.
 _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)

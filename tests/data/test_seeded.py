@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 
 from onecycle import Callback, CancelFit, Checkpoint, Learner, SeededDataset, checkpoint_files
-from onecycle.data import start_pass
+from onecycle.data.loaders import start_pass
 from onecycle.restore import RngState
 
 N = 12
