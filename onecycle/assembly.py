@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from onecycle.hyperparams import ParamGroups
-from onecycle.optimizers import (
+from onecycle.optim.build import (
     OptFunc,
     Splitter,
     build_optimizer,
     check_serves,
     norms_and_biases,
 )
+from onecycle.optim.groups import ParamGroups
 
 
 def move_to(device: str | torch.device | None, *parts: object) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from onecycle.bound_step import Group
-from onecycle.fast_step import FastStepper
+from onecycle.optim.bound import Group
+from onecycle.optim.fast import FastStepper
 
 if TYPE_CHECKING:
     from onecycle.capture import Cuda
@@ -171,7 +171,7 @@ def _constants(pairs: _Pairs) -> list[Any]:
     ]
 
 
-# An update, with numbers that are tensors. Those of `onecycle.compiled` go through the parameters
+# An update, with numbers that are tensors. Those of `onecycle.optim.compiled` go through the parameters
 # one by one, which a compiler fuses; a graph would launch each operation of each parameter.
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
 from onecycle.model_files import check_fits, load_opt_state
-from onecycle.optimizers import ready_state
+from onecycle.optim.build import ready_state
 from onecycle.restore import RngState
 
 if TYPE_CHECKING:

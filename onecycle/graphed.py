@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from onecycle.capture import Cuda
 from onecycle.data.nested import map_tensors
 from onecycle.handlers import Handlers
-from onecycle.stepper import Stepper
+from onecycle.optim.stepper import Stepper
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

@@ -13,8 +13,8 @@ from onecycle.callbacks.replan import Extend
 from onecycle.comparison import NAMES, Compared, Comparison, compare
 from onecycle.diagnosis import Diagnosis, diagnose
 from onecycle.handlers import draw_loop
-from onecycle.hyperparams import GroupValues
 from onecycle.monitor import Mode
+from onecycle.optim.groups import GroupValues
 from onecycle.predictions import Predictions
 from onecycle.regularization import RegularizationReport, regularization_report
 from onecycle.summary import Summary, summarize

@@ -31,7 +31,7 @@ from onecycle.errors import (
 )
 from onecycle.handlers import Handlers, clean_up, explain, fire, report, where
 from onecycle.heap import kept_heap
-from onecycle.optimizers import ready_state
+from onecycle.optim.build import ready_state
 from onecycle.restore import RngState, hold_loaders, kept_grad_mode, preserved_rng, surely
 from onecycle.state import LoopState
 

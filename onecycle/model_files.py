@@ -15,7 +15,7 @@ from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
 
 if TYPE_CHECKING:
-    from onecycle.hyperparams import ParamGroups
+    from onecycle.optim.groups import ParamGroups
 
 #: The version of the files.
 FORMAT = 1

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onecycle.callbacks.recorder import recorder_of
-from onecycle.hyperparams import listed
+from onecycle.optim.groups import listed
 from onecycle.smoothing import smooth
 from onecycle.snapshot import preserved
 from onecycle.summary import uncompiled

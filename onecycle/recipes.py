@@ -15,8 +15,8 @@ from onecycle.callbacks.landing import land_running, landing_plan
 from onecycle.callbacks.param_schedule import OneCycleSchedule, ParamScheduler, PlannedScheduler
 from onecycle.callbacks.replan import Extend
 from onecycle.checks import check_budget, check_callbacks
-from onecycle.hyperparams import GroupValues
-from onecycle.optimizers import norm_parameters, ready_state
+from onecycle.optim.build import norm_parameters, ready_state
+from onecycle.optim.groups import GroupValues
 from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
 from onecycle.schedules.shapes import Schedule
 

@@ -21,9 +21,9 @@ from onecycle.explanations import (
 if TYPE_CHECKING:
     from onecycle.callback import Callback, Run
     from onecycle.data.loaders import DataLoaders
-    from onecycle.hyperparams import ParamGroups
+    from onecycle.optim.groups import ParamGroups
+    from onecycle.optim.stepper import Stepper
     from onecycle.restore import RngState
-    from onecycle.stepper import Stepper
 
 log = logging.getLogger("onecycle")
 

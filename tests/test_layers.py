@@ -151,7 +151,7 @@ def test_a_module_imports_only_from_lower_levels(path: Path) -> None:
         "from onecycle.learner import Learner",
         "import onecycle.learner",
         "from onecycle import Learner",
-        "from onecycle.stepper import Stepper",
+        "from onecycle.optim.stepper import Stepper",
         "def f():\n    from onecycle.loop import Loop",
     ],
 )

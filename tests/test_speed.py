@@ -22,7 +22,7 @@ from onecycle import (
     accuracy,
     speed_profile,
 )
-from onecycle.stepper import ScaledStepper
+from onecycle.optim.stepper import ScaledStepper
 from onecycle.testing import toy_learner
 from onecycle.vision import digits, digits_cnn
 

@@ -17,7 +17,7 @@ from onecycle.capture import Cuda
 from onecycle.captured_step import CapturedStepper
 from onecycle.graphed import GraphedBatches, all_modules, training_handlers
 from onecycle.handlers import handler_owner
-from onecycle.stepper import ScaledStepper
+from onecycle.optim.stepper import ScaledStepper
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

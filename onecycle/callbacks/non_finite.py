@@ -12,10 +12,10 @@ from torch.nn.parameter import is_lazy
 from onecycle.callback import Callback
 from onecycle.callbacks.recorder import Recorder
 from onecycle.errors import CancelFit, CancelStep
-from onecycle.hyperparams import listed
 from onecycle.loop import log
+from onecycle.optim.groups import listed
+from onecycle.optim.stepper import ScaledStepper
 from onecycle.post_mortem import PostMortem, examine
-from onecycle.stepper import ScaledStepper
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

@@ -10,7 +10,7 @@ import numpy as np
 from onecycle.arguments import check_fraction
 from onecycle.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
-from onecycle.hyperparams import GroupValues, check_value
+from onecycle.optim.groups import GroupValues, check_value
 from onecycle.schedules.policies import (
     momentum_cycle,
     one_cycle,

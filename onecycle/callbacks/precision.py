@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onecycle.callback import Callback, Stage
 from onecycle.data.nested import map_tensors
-from onecycle.stepper import ScaledStepper
+from onecycle.optim.stepper import ScaledStepper
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

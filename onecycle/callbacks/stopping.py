@@ -11,9 +11,9 @@ from onecycle.callbacks.landing import is_landing, land_running
 from onecycle.callbacks.param_schedule import ParamScheduler
 from onecycle.callbacks.recorder import Recorder
 from onecycle.errors import CancelFit, ScheduleConflictError
-from onecycle.hyperparams import listed
 from onecycle.loop import log
 from onecycle.monitor import Mode, Monitor
+from onecycle.optim.groups import listed
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

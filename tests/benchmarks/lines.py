@@ -25,9 +25,9 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from onecycle import Learner, ParamScheduler, Progress, Recorder
-from onecycle.fast_step import FastStepper
 from onecycle.loop import Loop
-from onecycle.stepper import Stepper
+from onecycle.optim.fast import FastStepper
+from onecycle.optim.stepper import Stepper
 
 CROSS_ENTROPY = nn.functional.cross_entropy
 PARTS = {

@@ -46,7 +46,7 @@ from onecycle import (
 from onecycle.callbacks import cuda_graph
 from onecycle.capture import Cuda
 from onecycle.graphed import Results
-from onecycle.stepper import Stepper
+from onecycle.optim.stepper import Stepper
 from onecycle.testing import check_callback, toy_learner
 
 MakeLearner = Callable[..., Learner]

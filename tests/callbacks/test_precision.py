@@ -29,7 +29,7 @@ from onecycle import (
     Stage,
     linear,
 )
-from onecycle.stepper import ScaledStepper
+from onecycle.optim.stepper import ScaledStepper
 from onecycle.testing import check_callback, toy_learner
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

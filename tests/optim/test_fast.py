@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 from onecycle import Callback, fast_step
-from onecycle.fast_step import FastStepper
-from onecycle.stepper import Stepper
+from onecycle.optim.fast import FastStepper
+from onecycle.optim.stepper import Stepper
 from onecycle.testing import toy_learner
 
 KINDS = {

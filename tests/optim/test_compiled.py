@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.optim import SGD, Adam, AdamW
 
 from onecycle import Callback, Checkpoint, Learner
-from onecycle.compiled import CompiledStepper, CompiledSteps
+from onecycle.optim.compiled import CompiledStepper, CompiledSteps
 from onecycle.testing import toy_learner
 
 # torch 2.11's own, when it first looks for a compiler.

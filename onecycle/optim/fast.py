@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from onecycle.bound_step import BoundStepper, Group
 from onecycle.explanations import explain_backward_error
+from onecycle.optim.bound import BoundStepper, Group
 
 #: What the kernels were called with when this was written, by the names of their arguments.
 _ARGUMENTS = {

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from onecycle.bound_step import BoundStepper, Group
-from onecycle.fast_step import FastStepper
-from onecycle.stepper import Stepper
+from onecycle.optim.bound import BoundStepper, Group
+from onecycle.optim.fast import FastStepper
+from onecycle.optim.stepper import Stepper
 
 log = logging.getLogger("onecycle")
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adadelta, Adagrad, Adam, AdamW
 
 from onecycle import Callback, Learner, ParamScheduler, Progress, linear
-from onecycle.optimizers import build_optimizer, check_serves
+from onecycle.optim.build import build_optimizer, check_serves
 from onecycle.testing import toy_learner
 
 CAN_SERVE = {

@@ -5,7 +5,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from onecycle import Callback, CancelBatch, CancelFit, CancelStep, CancelTrain, Stage
-from onecycle.stepper import ScaledStepper, Stepper
+from onecycle.optim.stepper import ScaledStepper, Stepper
 from onecycle.testing import toy_learner
 
 OPTIMIZERS = [

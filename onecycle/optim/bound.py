@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from onecycle.stepper import Stepper, is_extended
+from onecycle.optim.stepper import Stepper, is_extended
 
 
 class BoundStepper(Stepper):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from onecycle import Callback, CancelStep
-from onecycle.hyperparams import ParamGroups, check_value
+from onecycle.optim.groups import ParamGroups, check_value
 from onecycle.testing import toy_learner
 
 HAVE = {

@@ -1,0 +1,1 @@
+"""One update: how an optimizer is made, what its groups are, and how it steps."""
