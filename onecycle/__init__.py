@@ -51,7 +51,8 @@ from onecycle.errors import (
 )
 from onecycle.experiments import RangeTests
 from onecycle.learner import Learner
-from onecycle.metrics import (
+from onecycle.post_mortem import PostMortem
+from onecycle.record.metrics import (
     MeanMetric,
     accuracy,
     binary_accuracy,
@@ -61,8 +62,7 @@ from onecycle.metrics import (
     rmse,
     top_k_accuracy,
 )
-from onecycle.post_mortem import PostMortem
-from onecycle.predictions import Predictions
+from onecycle.record.predictions import Predictions
 from onecycle.regularization import RegularizationReport
 from onecycle.schedules.plot import plot_schedule
 from onecycle.schedules.policies import (

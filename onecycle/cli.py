@@ -16,7 +16,7 @@ from onecycle import vision
 from onecycle.callbacks.lr_finder import LRFindResult
 from onecycle.data.loaders import DataLoaders, n_batches
 from onecycle.learner import Learner
-from onecycle.metrics import accuracy
+from onecycle.record.metrics import accuracy
 from onecycle.suggestions import minimum, slide, steep, valley
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from onecycle import plots
 from onecycle.arguments import check_count, check_finite, check_one_of
 from onecycle.callbacks.param_schedule import ParamScheduler
-from onecycle.history import History
 from onecycle.monitor import Mode, Monitor, validated_name
 from onecycle.optim.groups import GroupValues
+from onecycle.record.history import History
 from onecycle.schedules.policies import flat_cos
 from onecycle.schedules.shapes import Schedule, step
 from onecycle.trials import Init, check_seeds, run_trials

@@ -15,7 +15,7 @@ from onecycle.diagnosis import Diagnosis, diagnose
 from onecycle.handlers import draw_loop
 from onecycle.monitor import Mode
 from onecycle.optim.groups import GroupValues
-from onecycle.predictions import Predictions
+from onecycle.record.predictions import Predictions
 from onecycle.regularization import RegularizationReport, regularization_report
 from onecycle.summary import Summary, summarize
 from onecycle.trainer import Trainer

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from onecycle.callbacks.recorder import recorder_of
-from onecycle.metrics import as_metrics
+from onecycle.record.metrics import as_metrics
 
 if TYPE_CHECKING:
     from onecycle.state import LoopState

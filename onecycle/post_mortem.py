@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from onecycle.callbacks.recorder import recorder_of
 from onecycle.optim.groups import listed
-from onecycle.smoothing import smooth
+from onecycle.record.smoothing import smooth
 from onecycle.snapshot import preserved
 from onecycle.summary import uncompiled
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onecycle.checks import check_budget
-from onecycle.history import History
 from onecycle.monitor import Monitor, validated_name
 from onecycle.optim.groups import GroupValues
+from onecycle.record.history import History
 from onecycle.settings import check_settings, put_in_force
 from onecycle.suggestions import Array
 from onecycle.trials import Init, check_seeds, run_trials

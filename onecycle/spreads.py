@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onecycle.smoothing import smooth
+from onecycle.record.smoothing import smooth
 from onecycle.suggestions import Array, Rule, select_points
 
 #: How many curves are resampled.
@@ -69,7 +69,7 @@ def spread(
     Args:
         lrs: As in `onecycle.suggestions.suggest`, and so are the others.
         losses: Raw loss of each batch, shape ``(batches,)``.
-        smoothed: They, smoothed by `onecycle.smoothing.smooth`.
+        smoothed: They, smoothed by `onecycle.record.smoothing.smooth`.
         num_it: Batches planned.
         rules: Functions ``(lrs, smoothed losses) -> float``, named by their ``__name__``.
 

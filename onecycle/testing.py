@@ -13,7 +13,7 @@ from onecycle.callbacks.progress import Progress
 from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.errors import CancelFit
 from onecycle.learner import Learner
-from onecycle.metrics import mse
+from onecycle.record.metrics import mse
 
 
 def toy_learner(

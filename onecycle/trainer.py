@@ -31,12 +31,12 @@ from onecycle.data.nested import concatenate, map_tensors
 from onecycle.data.transfer import to_device
 from onecycle.experiments import RangeTests, range_tests
 from onecycle.loop import Loop, log
-from onecycle.metrics import MetricSet, as_metrics, batch_size_of
 from onecycle.model_files import read_model, write_model
 from onecycle.optim.build import OptFunc, Splitter
 from onecycle.optim.compiled import choose_stepper
 from onecycle.optim.groups import GroupValues
-from onecycle.predictions import Predictions
+from onecycle.record.metrics import MetricSet, as_metrics, batch_size_of
+from onecycle.record.predictions import Predictions
 from onecycle.restore import kept_grad_mode
 from onecycle.schedules.shapes import Schedule
 from onecycle.snapshot import preserved

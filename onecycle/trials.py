@@ -16,8 +16,8 @@ from onecycle.arguments import check_count
 from onecycle.callback import Stage
 from onecycle.callbacks.progress import Progress, clock, number
 from onecycle.callbacks.recorder import Recorder
-from onecycle.history import History
 from onecycle.monitor import recorded_names
+from onecycle.record.history import History
 from onecycle.snapshot import preserved
 
 if TYPE_CHECKING:

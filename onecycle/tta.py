@@ -18,7 +18,7 @@ from onecycle.restore import preserved_rng
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop
-    from onecycle.predictions import Predictions
+    from onecycle.record.predictions import Predictions
     from onecycle.trainer import Trainer
 
 #: What gives a view of a batch of inputs, each sample in its place.

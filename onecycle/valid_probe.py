@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch.utils.data import DataLoader
 
 from onecycle.data.loaders import start_pass
-from onecycle.metrics import MetricSet, batch_size_of
+from onecycle.record.metrics import MetricSet, batch_size_of
 from onecycle.restore import preserved_rng
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from seeded_learner import make_learner, make_model, record
 from torch.optim import SGD
 
 from onecycle import Callback, CancelFit, Comparison, Learner, ParamScheduler, constant, linear
-from onecycle.history import History
+from onecycle.record.history import History
 from onecycle.testing import toy_learner
 
 SGD_M = partial(SGD, momentum=0.9)

@@ -30,7 +30,7 @@ from onecycle import (
     TensorLoader,
 )
 from onecycle.events import BATCH_EVENTS, EVENTS, LOOP
-from onecycle.history import BLOCK
+from onecycle.record.history import BLOCK
 from onecycle.testing import toy_learner
 
 SCOPES = {

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from onecycle.smoothing import smooth
+from onecycle.record.smoothing import smooth
 from onecycle.spreads import N_RESAMPLES, Vote, spread
 from onecycle.suggestions import minimum, slide, steep, valley
 

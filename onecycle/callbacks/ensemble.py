@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from onecycle.callback import Callback
-from onecycle.metrics import MetricFunction, accuracy, as_metrics
 from onecycle.monitor import Monitor
+from onecycle.record.metrics import MetricFunction, accuracy, as_metrics
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
-    from onecycle.predictions import Predictions
+    from onecycle.record.predictions import Predictions
 
 #: Rates that differ by less are the same: a schedule that holds a rate may round it.
 _SAME_RATE = 1e-6

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from onecycle.callback import Callback, Stage
 from onecycle.errors import CancelStep
-from onecycle.metrics import batch_size_of
+from onecycle.record.metrics import batch_size_of
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

@@ -14,8 +14,8 @@ from torch import Tensor
 from onecycle import plots
 from onecycle.callback import Callback, Stage
 from onecycle.errors import CancelFit
+from onecycle.record.smoothing import smooth
 from onecycle.schedules.shapes import exponential, linear
-from onecycle.smoothing import smooth
 from onecycle.spreads import Spreads, Vote, spread
 from onecycle.suggestions import Array, Rule, Smoother, StopRule, suggest
 from onecycle.valid_probe import ValidProbe

@@ -14,7 +14,7 @@ import numpy as np
 
 from onecycle.callback import Callback
 from onecycle.callbacks.recorder import Recorder, recorder_of
-from onecycle.metrics import as_metrics
+from onecycle.record.metrics import as_metrics
 
 if TYPE_CHECKING:
     from onecycle.loop import Loop

@@ -11,9 +11,9 @@ import numpy as np
 from onecycle import plots
 from onecycle.callback import Callback, Stage
 from onecycle.errors import MissingCallbackError
-from onecycle.history import History
-from onecycle.metrics import MetricSet, batch_size_of
-from onecycle.smoothing import smooth
+from onecycle.record.history import History
+from onecycle.record.metrics import MetricSet, batch_size_of
+from onecycle.record.smoothing import smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

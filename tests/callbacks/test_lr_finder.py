@@ -28,7 +28,7 @@ from onecycle import (
     steep,
     valley,
 )
-from onecycle.smoothing import smooth
+from onecycle.record.smoothing import smooth
 from onecycle.spreads import spread
 from onecycle.testing import toy_learner
 

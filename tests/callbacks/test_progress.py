@@ -13,7 +13,7 @@ from onecycle import Callback, CancelEpoch, CancelFit, CancelValid, Learner, Pro
 from onecycle.callbacks import progress
 from onecycle.data.loaders import TensorLoader
 from onecycle.errors import MissingCallbackError
-from onecycle.metrics import mse
+from onecycle.record.metrics import mse
 from onecycle.testing import toy_learner
 
 Capture = pytest.CaptureFixture[str]

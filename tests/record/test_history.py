@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from onecycle.history import BLOCK, History
+from onecycle.record.history import BLOCK, History
 
 
 class CountCalls(TorchFunctionMode):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from onecycle.smoothing import smooth
+from onecycle.record.smoothing import smooth
 
 
 def test_smoothed_value_is_the_normalised_sum_of_powers_of_beta() -> None:

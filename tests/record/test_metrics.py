@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onecycle.metrics import (
+from onecycle.record.metrics import (
     RESERVED_NAMES,
     MeanMetric,
     Metric,

@@ -1,0 +1,1 @@
+"""What was measured: the history of a learner, metrics, smoothed curves, predictions."""
