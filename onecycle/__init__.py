@@ -1,10 +1,9 @@
 """Train any PyTorch model with the 1cycle policy.
 
 A small `Learner` runs the batch loop and fires events; callbacks drive the hyperparameters and
-collect the record. `onecycle.events` draws the loop.
+collect the record. `onecycle.core.events` draws the loop.
 """
 
-from onecycle.callback import Callback, Stage
 from onecycle.callbacks.attribute_schedule import AttributeScheduler
 from onecycle.callbacks.augment import CutMix, LabelSmoothing, MixUp
 from onecycle.callbacks.averaging import EMA, SWA
@@ -32,6 +31,7 @@ from onecycle.callbacks.resume import Checkpoint
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.comparison import Comparison
+from onecycle.core.callback import Callback, Stage
 from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.data.seeded import SeededDataset
 from onecycle.diagnosis import Diagnosis, Plateau

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from onecycle.core.restore import RngState
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
 from onecycle.model_files import check_fits, load_opt_state
 from onecycle.optim.build import ready_state
-from onecycle.restore import RngState
 
 if TYPE_CHECKING:
-    from onecycle.callback import Callback
-    from onecycle.loop import Loop
+    from onecycle.core.callback import Callback
+    from onecycle.core.loop import Loop
 
 log = logging.getLogger("onecycle")
 

@@ -15,7 +15,7 @@ from onecycle.snapshot import preserved
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 class RangeTests(Mapping[float, LRFindResult]):

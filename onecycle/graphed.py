@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from onecycle.capture import Cuda
+from onecycle.core.handlers import Handlers
 from onecycle.data.nested import map_tensors
-from onecycle.handlers import Handlers
 from onecycle.optim.stepper import Stepper
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 #: How many batches run before one is captured, so that whatever is made at first use exists.
 WARM_UP = 3

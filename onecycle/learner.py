@@ -1,4 +1,4 @@
-"""`Learner`: the verbs that a person calls. How they run is in `onecycle.loop`."""
+"""`Learner`: the verbs that a person calls. How they run is in `onecycle.core.loop`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from onecycle import recipes
-from onecycle.callback import Callback
 from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.replan import Extend
 from onecycle.comparison import NAMES, Compared, Comparison, compare
+from onecycle.core.callback import Callback
+from onecycle.core.handlers import draw_loop
 from onecycle.diagnosis import Diagnosis, diagnose
-from onecycle.handlers import draw_loop
 from onecycle.monitor import Mode
 from onecycle.optim.groups import GroupValues
 from onecycle.record.predictions import Predictions
@@ -26,7 +26,7 @@ from onecycle.tta import Transform, predict_views
 class Learner(Trainer):
     """Train a model: it owns the loaders, the model, the loss, the optimizer and the loop.
 
-    What a callback reads on a learner is listed at `onecycle.state.LoopState`.
+    What a callback reads on a learner is listed at `onecycle.core.state.LoopState`.
 
     Args:
         dls: `DataLoaders`, or a pair ``(train, valid)`` of iterables of batches; ``valid`` may be

@@ -9,7 +9,7 @@ from onecycle.callbacks.recorder import recorder_of
 from onecycle.record.metrics import as_metrics
 
 if TYPE_CHECKING:
-    from onecycle.state import LoopState
+    from onecycle.core.state import LoopState
 
 #: Whether less or more of the monitored value is better; ``"auto"`` goes by its name.
 Mode = Literal["auto", "min", "max"]

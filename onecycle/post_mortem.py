@@ -20,7 +20,7 @@ from onecycle.snapshot import preserved
 from onecycle.summary import uncompiled
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 #: How many updates a report shows before the one that failed.
 SHOWN = 10

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from onecycle.arguments import check_count, check_positive
-from onecycle.callback import Callback, Stage
 from onecycle.callbacks.landing import land_running, landing_plan
 from onecycle.callbacks.param_schedule import OneCycleSchedule, ParamScheduler, PlannedScheduler
 from onecycle.callbacks.replan import Extend
-from onecycle.checks import check_budget, check_callbacks
+from onecycle.core.callback import Callback, Stage
+from onecycle.core.checks import check_budget, check_callbacks
 from onecycle.optim.build import norm_parameters, ready_state
 from onecycle.optim.groups import GroupValues
 from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from onecycle.checks import check_budget
+from onecycle.core.checks import check_budget
 from onecycle.monitor import Monitor, validated_name
 from onecycle.optim.groups import GroupValues
 from onecycle.record.history import History

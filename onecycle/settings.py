@@ -12,7 +12,7 @@ from onecycle.arguments import check_fraction
 from onecycle.data.loaders import with_batch_size
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 _DROPOUTS = (
     nn.Dropout,

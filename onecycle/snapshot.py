@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from onecycle.restore import Capture, RngState, hold_loaders, kept_grad_mode, surely
-from onecycle.state import LoopState
+from onecycle.core.restore import Capture, RngState, hold_loaders, kept_grad_mode, surely
+from onecycle.core.state import LoopState
 
 
 class Snapshot:

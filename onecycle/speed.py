@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from onecycle.callback import Callback
 from onecycle.callbacks.backend_flags import BackendFlags
 from onecycle.callbacks.memory_format import ChannelsLast
 from onecycle.callbacks.precision import MixedPrecision
+from onecycle.core.callback import Callback
 
 
 def speed_profile(precision: Literal["fp32", "bf16", "fp16"] | None = None) -> list[Callback]:

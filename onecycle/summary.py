@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from onecycle.errors import CancelValid
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from onecycle.callback import Callback, Handler
 from onecycle.callbacks.progress import Progress
+from onecycle.core.callback import Callback, Handler
 from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.errors import CancelFit
 from onecycle.learner import Learner

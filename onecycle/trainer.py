@@ -13,31 +13,31 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from onecycle.assembly import move_to, param_groups
-from onecycle.callback import Callback
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
 from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.replan import Extend
 from onecycle.callbacks.resume import resuming
-from onecycle.checks import (
+from onecycle.core.callback import Callback
+from onecycle.core.checks import (
     check_between_updates,
     check_budget,
     check_callbacks,
     check_parts,
 )
+from onecycle.core.loop import Loop, log
+from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.data.nested import concatenate, map_tensors
 from onecycle.data.transfer import to_device
 from onecycle.experiments import RangeTests, range_tests
-from onecycle.loop import Loop, log
 from onecycle.model_files import read_model, write_model
 from onecycle.optim.build import OptFunc, Splitter
 from onecycle.optim.compiled import choose_stepper
 from onecycle.optim.groups import GroupValues
 from onecycle.record.metrics import MetricSet, as_metrics, batch_size_of
 from onecycle.record.predictions import Predictions
-from onecycle.restore import kept_grad_mode
 from onecycle.schedules.shapes import Schedule
 from onecycle.snapshot import preserved
 from onecycle.suggestions import Rule, minimum, valley

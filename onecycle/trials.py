@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from onecycle.arguments import check_count
-from onecycle.callback import Stage
 from onecycle.callbacks.progress import Progress, clock, number
 from onecycle.callbacks.recorder import Recorder
+from onecycle.core.callback import Stage
 from onecycle.monitor import recorded_names
 from onecycle.record.history import History
 from onecycle.snapshot import preserved

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from onecycle.arguments import check_count, check_fraction
-from onecycle.callback import Callback, Stage
 from onecycle.callbacks.images import Augmentation, check_images, reflected
+from onecycle.core.callback import Callback, Stage
+from onecycle.core.restore import preserved_rng
 from onecycle.data.loaders import order_seed
-from onecycle.restore import preserved_rng
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
     from onecycle.record.predictions import Predictions
     from onecycle.trainer import Trainer
 

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader
 
+from onecycle.core.restore import preserved_rng
 from onecycle.data.loaders import start_pass
 from onecycle.record.metrics import MetricSet, batch_size_of
-from onecycle.restore import preserved_rng
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 class ValidProbe:

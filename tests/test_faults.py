@@ -36,9 +36,9 @@ from onecycle import (
     mse,
 )
 from onecycle.callbacks import progress
-from onecycle.events import EVENTS
+from onecycle.core.events import EVENTS
+from onecycle.core.restore import RngState
 from onecycle.model_files import load_opt_state
-from onecycle.restore import RngState
 from onecycle.snapshot import preserved
 
 CANCELS = (CancelStep, CancelBatch, CancelTrain, CancelValid, CancelEpoch, CancelFit)

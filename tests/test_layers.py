@@ -152,7 +152,7 @@ def test_a_module_imports_only_from_lower_levels(path: Path) -> None:
         "import onecycle.learner",
         "from onecycle import Learner",
         "from onecycle.optim.stepper import Stepper",
-        "def f():\n    from onecycle.loop import Loop",
+        "def f():\n    from onecycle.core.loop import Loop",
     ],
 )
 def test_an_upward_or_sideways_import_is_found(source: str) -> None:
@@ -160,7 +160,7 @@ def test_an_upward_or_sideways_import_is_found(source: str) -> None:
 
 
 def test_an_import_for_types_is_allowed_upward() -> None:
-    source = "if TYPE_CHECKING:\n    from onecycle.loop import Loop"
+    source = "if TYPE_CHECKING:\n    from onecycle.core.loop import Loop"
     assert upward_imports("restore", ast.parse(source)) == []
 
 

@@ -29,7 +29,7 @@ from onecycle import (
     TensorLoader,
     mse,
 )
-from onecycle.events import EVENTS
+from onecycle.core.events import EVENTS
 from onecycle.testing import toy_learner
 
 Pair = namedtuple("Pair", "mean spread")

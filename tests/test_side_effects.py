@@ -13,8 +13,8 @@ from learner_state import LearnerState, trained
 from test_faults import tiny
 
 from onecycle import Callback, Learner, Recorder, constant, plot_schedule
-from onecycle.loop import Loop
-from onecycle.state import LoopState
+from onecycle.core.loop import Loop
+from onecycle.core.state import LoopState
 from onecycle.trainer import Trainer
 
 #: What trains, or is meant to change something.

@@ -26,7 +26,7 @@ from onecycle import (
     restore,
     snapshot,
 )
-from onecycle.restore import Capture, RngState, hold_loaders, preserved_rng
+from onecycle.core.restore import Capture, RngState, hold_loaders, preserved_rng
 from onecycle.snapshot import Snapshot, preserved
 from onecycle.testing import toy_learner
 

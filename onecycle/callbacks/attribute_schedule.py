@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from onecycle.callback import Callback, Stage
+from onecycle.core.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
 from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 class AttributeScheduler(Callback):

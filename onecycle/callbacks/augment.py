@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from onecycle.arguments import check_fraction, check_positive
-from onecycle.callback import Callback, Stage
 from onecycle.callbacks.images import check_images
+from onecycle.core.callback import Callback, Stage
 from onecycle.data.nested import map_tensors
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 LossFunction = Callable[..., Tensor]
 

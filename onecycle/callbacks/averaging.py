@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from onecycle.arguments import check_fraction, check_momentum
-from onecycle.callback import Callback, Stage
+from onecycle.core.callback import Callback, Stage
+from onecycle.core.loop import log
 from onecycle.errors import CancelValid
-from onecycle.loop import log
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 class WeightAverage:

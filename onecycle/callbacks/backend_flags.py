@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from onecycle.callback import Callback, Run, Stage
-from onecycle.restore import surely
+from onecycle.core.callback import Callback, Run, Stage
+from onecycle.core.restore import surely
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 class BackendFlags(Callback):

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle.callback import Callback, Stage
 from onecycle.callbacks.recorder import Recorder
-from onecycle.loop import log
+from onecycle.core.callback import Callback, Stage
+from onecycle.core.loop import log
 from onecycle.monitor import Mode, Monitor
 
 if TYPE_CHECKING:

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook as has_global_hook
 
-from onecycle.callback import Callback
 from onecycle.callbacks.attribute_schedule import AttributeScheduler
 from onecycle.callbacks.backend_flags import BackendFlags
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
 from onecycle.callbacks.precision import MixedPrecision
 from onecycle.capture import Cuda
 from onecycle.captured_step import CapturedStepper
+from onecycle.core.callback import Callback
+from onecycle.core.handlers import handler_owner
 from onecycle.graphed import GraphedBatches, all_modules, training_handlers
-from onecycle.handlers import handler_owner
 from onecycle.optim.stepper import ScaledStepper
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 log = logging.getLogger("onecycle")
 

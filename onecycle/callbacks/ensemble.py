@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from onecycle.callback import Callback
+from onecycle.core.callback import Callback
 from onecycle.monitor import Monitor
 from onecycle.record.metrics import MetricFunction, accuracy, as_metrics
 

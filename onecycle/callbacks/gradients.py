@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from onecycle.callback import Callback, Stage
+from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CancelStep
 from onecycle.record.metrics import batch_size_of
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 class GradientAccumulation(Callback):

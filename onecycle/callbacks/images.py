@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from onecycle.callback import Callback, Stage
+from onecycle.core.callback import Callback, Stage
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 class Augmentation(Callback):

@@ -8,14 +8,14 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from onecycle.arguments import check_count
-from onecycle.callback import Callback
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.replan import Replan, anneal
-from onecycle.loop import log
+from onecycle.core.callback import Callback
+from onecycle.core.loop import log
 from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 #: A landing ends at the rate it began with, divided by this.
 DIV_FINAL = 1e5

@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle.callback import Callback, Stage
 from onecycle.callbacks.recorder import Recorder
+from onecycle.core.callback import Callback, Stage
+from onecycle.core.loop import log
 from onecycle.files import atomic_write
-from onecycle.loop import log
 from onecycle.monitor import EpochValue, recorded_names
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 class CSVLogger(Callback):

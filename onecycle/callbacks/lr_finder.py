@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from onecycle import plots
-from onecycle.callback import Callback, Stage
+from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CancelFit
 from onecycle.record.smoothing import smooth
 from onecycle.schedules.shapes import exponential, linear
@@ -23,7 +23,7 @@ from onecycle.valid_probe import ValidProbe
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 #: After how many updates the losses are read, where reading makes the device wait.
 _READ_EVERY = 8

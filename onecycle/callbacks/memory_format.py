@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from onecycle.callback import Callback, Stage
+from onecycle.core.callback import Callback, Stage
 from onecycle.data.nested import map_tensors
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 class ChannelsLast(Callback):

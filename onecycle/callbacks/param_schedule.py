@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from onecycle.arguments import check_fraction
-from onecycle.callback import Callback, Stage
+from onecycle.core.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
 from onecycle.optim.groups import GroupValues, check_value
 from onecycle.schedules.policies import (
@@ -23,7 +23,7 @@ from onecycle.schedules.shapes import Array, Schedule
 from onecycle.schedules.torch_like import torch_one_cycle
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 #: How many updates' values are computed at once: bounds the memory of a fit of any length.
 BLOCK = 1024

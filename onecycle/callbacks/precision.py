@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from onecycle.callback import Callback, Stage
+from onecycle.core.callback import Callback, Stage
 from onecycle.data.nested import map_tensors
 from onecycle.optim.stepper import ScaledStepper
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

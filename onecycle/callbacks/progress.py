@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from onecycle.callback import Callback
 from onecycle.callbacks.recorder import Recorder, recorder_of
+from onecycle.core.callback import Callback
 from onecycle.record.metrics import as_metrics
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 #: Seconds between two refreshes of a bar. A refresh reads the loss, for which the device has to
 #: finish what it was given, and in a notebook it sends a message: five a second go unnoticed.

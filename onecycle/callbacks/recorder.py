@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onecycle import plots
-from onecycle.callback import Callback, Stage
+from onecycle.core.callback import Callback, Stage
 from onecycle.errors import MissingCallbackError
 from onecycle.record.history import History
 from onecycle.record.metrics import MetricSet, batch_size_of
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from onecycle.callbacks.lr_finder import LRFindResult
+    from onecycle.core.loop import Loop
+    from onecycle.core.state import LoopState
     from onecycle.experiments import RangeTests
-    from onecycle.loop import Loop
-    from onecycle.state import LoopState
 
 log = logging.getLogger("onecycle")
 

@@ -6,16 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from onecycle.callback import Callback, Stage
 from onecycle.callbacks.attribute_schedule import AttributeScheduler
 from onecycle.callbacks.gradients import GradientAccumulation
 from onecycle.callbacks.param_schedule import OneCycleSchedule, ParamScheduler
+from onecycle.core.callback import Callback, Stage
+from onecycle.core.loop import log
 from onecycle.data.loaders import n_batches
-from onecycle.loop import log
 from onecycle.schedules.shapes import Schedule, constant, cosine, join_steps
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 #: How a resumed fit goes on by a plan that has changed.
 Extend = Literal["keep", "restretch", "tail"]

@@ -8,12 +8,12 @@ import numpy as np
 from torch.nn.functional import interpolate
 
 from onecycle.arguments import check_count
-from onecycle.callback import Callback, Stage
 from onecycle.callbacks.images import check_images
+from onecycle.core.callback import Callback, Stage
 from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 class ProgressiveResizing(Callback):

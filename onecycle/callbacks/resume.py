@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from onecycle import checkpoint_files as files
 from onecycle.arguments import check_one_of
-from onecycle.callback import Callback, Stage
 from onecycle.callbacks.param_schedule import ParamScheduler
 from onecycle.callbacks.replan import (
     Extend,
@@ -22,12 +21,13 @@ from onecycle.callbacks.replan import (
     tail,
     updates_of,
 )
+from onecycle.core.callback import Callback, Stage
+from onecycle.core.loop import log
+from onecycle.core.restore import RngState
 from onecycle.data.loaders import can_skip
-from onecycle.loop import log
-from onecycle.restore import RngState
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 _EVERY = re.compile(r"(\d+(?:\.\d+)?) (update|epoch|minute)s?")
 

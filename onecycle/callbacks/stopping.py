@@ -6,17 +6,17 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from onecycle.arguments import check_count, check_one_of
-from onecycle.callback import Callback
 from onecycle.callbacks.landing import is_landing, land_running
 from onecycle.callbacks.param_schedule import ParamScheduler
 from onecycle.callbacks.recorder import Recorder
+from onecycle.core.callback import Callback
+from onecycle.core.loop import log
 from onecycle.errors import CancelFit, ScheduleConflictError
-from onecycle.loop import log
 from onecycle.monitor import Mode, Monitor
 from onecycle.optim.groups import listed
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 class _Patience(Callback):

@@ -16,7 +16,7 @@ from onecycle.callbacks.param_schedule import ParamScheduler
 from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
-    from onecycle.loop import Loop
+    from onecycle.core.loop import Loop
 
 
 class TorchScheduler(ParamScheduler):

@@ -4,7 +4,7 @@ Ours is `vision.mnist`, `vision.lenet` and `fit_one_cycle` with their defaults. 
 has the same network, batch size, rate and 1cycle policy, a DataLoader with torchvision's
 transforms, and torch's defaults. Both end with the accuracy on the 10,000 test images. Each side
 runs in a process of its own, since ours leaves malloc with other thresholds than it has in a plain
-program (`onecycle.heap`). The data are read from `$ONECYCLE_DATA`, in `MNIST/raw`.
+program (`onecycle.core.heap`). The data are read from `$ONECYCLE_DATA`, in `MNIST/raw`.
 
     ONECYCLE_DATA=data python tests/benchmarks/end_to_end.py --pairs 3
 """

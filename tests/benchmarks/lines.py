@@ -25,7 +25,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from onecycle import Learner, ParamScheduler, Progress, Recorder
-from onecycle.loop import Loop
+from onecycle.core.loop import Loop
 from onecycle.optim.fast import FastStepper
 from onecycle.optim.stepper import Stepper
 

@@ -13,9 +13,9 @@ import torch
 from test_interrupts import Lines
 from torch import nn
 
-import onecycle.loop
+import onecycle.core.loop
 from onecycle import BackendFlags, Callback, CancelFit, Learner, Stage
-from onecycle.events import EVENTS
+from onecycle.core.events import EVENTS
 from onecycle.testing import check_callback, toy_learner
 
 BACKENDS: Any = torch.backends
@@ -181,7 +181,7 @@ def test_a_clean_up_that_was_cut_short_is_made_good_by_the_next_fit(
     before = flags()
     learn = toy_learner(cbs=(Everywhere(),))
     with monkeypatch.context() as patch:
-        patch.setattr(onecycle.loop, "clean_up", cut_short)
+        patch.setattr(onecycle.core.loop, "clean_up", cut_short)
         with pytest.raises(KeyboardInterrupt):
             learn.fit(1)
     assert is_on()

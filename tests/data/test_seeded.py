@@ -24,8 +24,8 @@ from torch.utils.data import (
 )
 
 from onecycle import Callback, CancelFit, Checkpoint, Learner, SeededDataset, checkpoint_files
+from onecycle.core.restore import RngState
 from onecycle.data.loaders import start_pass
-from onecycle.restore import RngState
 
 N = 12
 X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
+from onecycle.core.events import EVENT_PREFIXES, EVENTS
 from onecycle.errors import UnknownEventError
-from onecycle.events import EVENT_PREFIXES, EVENTS
 
 #: What takes a method of a callback: it is called with the learner and returns nothing.
 Handler = Callable[[Any], None]
@@ -38,7 +38,7 @@ class Callback:
     """Base of all callbacks: a class with methods named after events.
 
     Each method takes the learner and returns nothing. The events, and what each means, are
-    drawn in `onecycle.events`. For something small, ``Callback(after_batch=f)`` makes a
+    drawn in `onecycle.core.events`. For something small, ``Callback(after_batch=f)`` makes a
     callback from functions.
 
     Attributes:

@@ -1,6 +1,6 @@
 """The batch loop, drawn, with every event in its place.
 
-This is the whole of what `onecycle.loop` does, and the only vocabulary that a callback
+This is the whole of what `onecycle.core.loop` does, and the only vocabulary that a callback
 needs. `learn.show_training_loop()` prints the drawing with the callbacks of a learner at
 their events.
 """

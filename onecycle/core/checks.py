@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from onecycle.callback import Callback
+from onecycle.core.callback import Callback
 from onecycle.errors import MissingCallbackError
 
 if TYPE_CHECKING:
-    from onecycle.state import LoopState
+    from onecycle.core.state import LoopState
 
 log = logging.getLogger("onecycle")
 

@@ -19,11 +19,11 @@ from onecycle.explanations import (
 )
 
 if TYPE_CHECKING:
-    from onecycle.callback import Callback, Run
+    from onecycle.core.callback import Callback, Run
+    from onecycle.core.restore import RngState
     from onecycle.data.loaders import DataLoaders
     from onecycle.optim.groups import ParamGroups
     from onecycle.optim.stepper import Stepper
-    from onecycle.restore import RngState
 
 log = logging.getLogger("onecycle")
 

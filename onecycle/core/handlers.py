@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from onecycle.callback import Callback, Handler
+from onecycle.core.callback import Callback, Handler
+from onecycle.core.events import BATCH_EVENTS, EVENTS, LOOP
 from onecycle.errors import Cancel
-from onecycle.events import BATCH_EVENTS, EVENTS, LOOP
 from onecycle.explanations import explain_out_of_memory
 
 if TYPE_CHECKING:
-    from onecycle.state import LoopState
+    from onecycle.core.state import LoopState
 
 
 class Handlers:

@@ -1,10 +1,10 @@
 import pytest
 
 from onecycle import Callback, MissingCallbackError, Recorder, Stage, UnknownEventError
-from onecycle import handlers as handlers_module
-from onecycle import loop as loop_module
-from onecycle.events import BATCH_EVENTS, EVENTS
-from onecycle.handlers import Handlers, draw_loop
+from onecycle.core import handlers as handlers_module
+from onecycle.core import loop as loop_module
+from onecycle.core.events import BATCH_EVENTS, EVENTS
+from onecycle.core.handlers import Handlers, draw_loop
 from onecycle.testing import toy_learner
 
 

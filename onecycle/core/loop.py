@@ -1,6 +1,6 @@
 """The batch loop: fit, epoch, pass, batch, update. The only caller of events.
 
-`onecycle.events` draws what happens here. Everything that can be known once for a fit (the
+`onecycle.core.events` draws what happens here. Everything that can be known once for a fit (the
 handlers of each event, the plan of updates, how an update is made) is made once, so that the
 loop itself looks nothing up.
 """
@@ -15,8 +15,12 @@ from typing import Any
 
 import torch
 
-from onecycle.callback import Callback, Handler, Run
-from onecycle.checks import check_callbacks, check_model, check_requirements
+from onecycle.core.callback import Callback, Handler, Run
+from onecycle.core.checks import check_callbacks, check_model, check_requirements
+from onecycle.core.handlers import Handlers, clean_up, explain, fire, report, where
+from onecycle.core.heap import kept_heap
+from onecycle.core.restore import RngState, hold_loaders, kept_grad_mode, preserved_rng, surely
+from onecycle.core.state import LoopState
 from onecycle.data.loaders import n_batches, split_batch, start_pass
 from onecycle.data.transfer import to_device
 from onecycle.errors import (
@@ -29,11 +33,7 @@ from onecycle.errors import (
     CancelValid,
     OnecycleError,
 )
-from onecycle.handlers import Handlers, clean_up, explain, fire, report, where
-from onecycle.heap import kept_heap
 from onecycle.optim.build import ready_state
-from onecycle.restore import RngState, hold_loaders, kept_grad_mode, preserved_rng, surely
-from onecycle.state import LoopState
 
 log = logging.getLogger("onecycle")
 
@@ -44,7 +44,7 @@ class Loop(LoopState):
     """Runs fits and inference passes over a model, and fires the events.
 
     `onecycle.learner.Learner` derives from it and adds the verbs; what a callback reads is in
-    `onecycle.state`.
+    `onecycle.core.state`.
     """
 
     def plan_updates(self) -> None:

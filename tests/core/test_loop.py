@@ -29,7 +29,7 @@ from onecycle import (
     Stage,
     TensorLoader,
 )
-from onecycle.events import BATCH_EVENTS, EVENTS, LOOP
+from onecycle.core.events import BATCH_EVENTS, EVENTS, LOOP
 from onecycle.record.history import BLOCK
 from onecycle.testing import toy_learner
 

@@ -1,0 +1,1 @@
+"""The loop and its contract: events, callbacks, state, and putting everything back."""
