@@ -9,8 +9,8 @@ import numpy as np
 
 from onecycle import plots
 from onecycle.callbacks.lr_finder import LRFindResult
+from onecycle.checkpoints.snapshot import preserved
 from onecycle.settings import check_settings, put_in_force
-from onecycle.snapshot import preserved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onecycle.callbacks.recorder import recorder_of
+from onecycle.checkpoints.snapshot import preserved
 from onecycle.optim.groups import listed
 from onecycle.record.smoothing import smooth
-from onecycle.snapshot import preserved
 from onecycle.summary import uncompiled
 
 if TYPE_CHECKING:

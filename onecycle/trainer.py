@@ -19,6 +19,8 @@ from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.replan import Extend
 from onecycle.callbacks.resume import resuming
+from onecycle.checkpoints.model_files import read_model, write_model
+from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
 from onecycle.core.checks import (
     check_between_updates,
@@ -32,14 +34,12 @@ from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.data.nested import concatenate, map_tensors
 from onecycle.data.transfer import to_device
 from onecycle.experiments import RangeTests, range_tests
-from onecycle.model_files import read_model, write_model
 from onecycle.optim.build import OptFunc, Splitter
 from onecycle.optim.compiled import choose_stepper
 from onecycle.optim.groups import GroupValues
 from onecycle.record.metrics import MetricSet, as_metrics, batch_size_of
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.shapes import Schedule
-from onecycle.snapshot import preserved
 from onecycle.suggestions import Rule, minimum, valley
 
 

@@ -15,10 +15,10 @@ from torch import nn
 from onecycle.arguments import check_count
 from onecycle.callbacks.progress import Progress, clock, number
 from onecycle.callbacks.recorder import Recorder
+from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Stage
 from onecycle.monitor import recorded_names
 from onecycle.record.history import History
-from onecycle.snapshot import preserved
 
 if TYPE_CHECKING:
     from onecycle.trainer import Trainer

@@ -36,10 +36,10 @@ from onecycle import (
     mse,
 )
 from onecycle.callbacks import progress
+from onecycle.checkpoints.model_files import load_opt_state
+from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.events import EVENTS
 from onecycle.core.restore import RngState
-from onecycle.model_files import load_opt_state
-from onecycle.snapshot import preserved
 
 CANCELS = (CancelStep, CancelBatch, CancelTrain, CancelValid, CancelEpoch, CancelFit)
 FAULTS: tuple[type[BaseException], ...] = (ValueError, KeyboardInterrupt, SystemExit, *CANCELS)

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle import checkpoint_files as files
 from onecycle.arguments import check_one_of
 from onecycle.callbacks.param_schedule import ParamScheduler
 from onecycle.callbacks.replan import (
@@ -21,6 +20,7 @@ from onecycle.callbacks.replan import (
     tail,
     updates_of,
 )
+from onecycle.checkpoints import fit_files as files
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.loop import log
 from onecycle.core.restore import RngState

@@ -26,8 +26,8 @@ from onecycle import (
     restore,
     snapshot,
 )
+from onecycle.checkpoints.snapshot import Snapshot, preserved
 from onecycle.core.restore import Capture, RngState, hold_loaders, preserved_rng
-from onecycle.snapshot import Snapshot, preserved
 from onecycle.testing import toy_learner
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from onecycle.checkpoints.model_files import check_fits, load_opt_state
 from onecycle.core.restore import RngState
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
-from onecycle.model_files import check_fits, load_opt_state
 from onecycle.optim.build import ready_state
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""All that training changes, in memory and in files."""
