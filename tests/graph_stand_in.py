@@ -10,8 +10,8 @@ from seeded_learner import make_learner
 from torch import Tensor
 
 from onecycle import Learner
+from onecycle.cuda_graphs.batches import Results
 from onecycle.data.nested import map_tensors
-from onecycle.graphed import Results
 
 T = TypeVar("T")
 

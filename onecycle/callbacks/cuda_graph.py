@@ -12,11 +12,11 @@ from onecycle.callbacks.attribute_schedule import AttributeScheduler
 from onecycle.callbacks.backend_flags import BackendFlags
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
 from onecycle.callbacks.precision import MixedPrecision
-from onecycle.capture import Cuda
-from onecycle.captured_step import CapturedStepper
 from onecycle.core.callback import Callback
 from onecycle.core.handlers import handler_owner
-from onecycle.graphed import GraphedBatches, all_modules, training_handlers
+from onecycle.cuda_graphs.batches import GraphedBatches, all_modules, training_handlers
+from onecycle.cuda_graphs.capture import Cuda
+from onecycle.cuda_graphs.step import CapturedStepper
 from onecycle.optim.stepper import ScaledStepper
 
 if TYPE_CHECKING:

@@ -44,8 +44,8 @@ from onecycle import (
     speed_profile,
 )
 from onecycle.callbacks import cuda_graph
-from onecycle.capture import Cuda
-from onecycle.graphed import Results
+from onecycle.cuda_graphs.batches import Results
+from onecycle.cuda_graphs.capture import Cuda
 from onecycle.optim.stepper import Stepper
 from onecycle.testing import check_callback, toy_learner
 

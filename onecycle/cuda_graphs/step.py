@@ -15,7 +15,7 @@ from onecycle.optim.bound import Group
 from onecycle.optim.fast import FastStepper
 
 if TYPE_CHECKING:
-    from onecycle.capture import Cuda
+    from onecycle.cuda_graphs.capture import Cuda
 
 log = logging.getLogger("onecycle")
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from onecycle.capture import Cuda
 from onecycle.core.handlers import Handlers
+from onecycle.cuda_graphs.capture import Cuda
 from onecycle.data.nested import map_tensors
 from onecycle.optim.stepper import Stepper
 

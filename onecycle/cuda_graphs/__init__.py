@@ -1,0 +1,1 @@
+"""Batches and optimizer steps as CUDA graphs. Experimental: no GPU has run them yet."""
