@@ -49,9 +49,10 @@ from onecycle.errors import (
     ScheduleConflictError,
     UnknownEventError,
 )
-from onecycle.experiments import RangeTests
 from onecycle.learner import Learner
 from onecycle.post_mortem import PostMortem
+from onecycle.range_test.rules import minimum, slide, steep, valley
+from onecycle.range_test.sweeps import RangeTests
 from onecycle.record.metrics import (
     MeanMetric,
     accuracy,
@@ -100,7 +101,6 @@ from onecycle.schedules.torch_like import (
     torch_warm_restarts,
 )
 from onecycle.speed import speed_profile
-from onecycle.suggestions import minimum, slide, steep, valley
 from onecycle.testing import check_callback, toy_learner
 from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resnet56
 

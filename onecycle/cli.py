@@ -16,8 +16,8 @@ from onecycle import vision
 from onecycle.callbacks.lr_finder import LRFindResult
 from onecycle.data.loaders import DataLoaders, n_batches
 from onecycle.learner import Learner
+from onecycle.range_test.rules import minimum, slide, steep, valley
 from onecycle.record.metrics import accuracy
-from onecycle.suggestions import minimum, slide, steep, valley
 
 
 @dataclass(frozen=True)

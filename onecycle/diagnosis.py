@@ -15,7 +15,7 @@ from onecycle.callbacks.lr_finder import LRFindResult
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.data.loaders import n_batches
 from onecycle.monitor import Monitor, validated_name
-from onecycle.suggestions import CLEAR, Array, minimum
+from onecycle.range_test.rules import CLEAR, Array, minimum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -33,14 +33,14 @@ from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.data.nested import concatenate, map_tensors
 from onecycle.data.transfer import to_device
-from onecycle.experiments import RangeTests, range_tests
 from onecycle.optim.build import OptFunc, Splitter
 from onecycle.optim.compiled import choose_stepper
 from onecycle.optim.groups import GroupValues
+from onecycle.range_test.rules import Rule, minimum, valley
+from onecycle.range_test.sweeps import RangeTests, range_tests
 from onecycle.record.metrics import MetricSet, as_metrics, batch_size_of
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.shapes import Schedule
-from onecycle.suggestions import Rule, minimum, valley
 
 
 class Trainer(Loop):

@@ -14,11 +14,11 @@ from torch import Tensor
 from onecycle import plots
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CancelFit
+from onecycle.range_test.probe import ValidProbe
+from onecycle.range_test.rules import Array, Rule, Smoother, StopRule, suggest
+from onecycle.range_test.spreads import Spreads, Vote, spread
 from onecycle.record.smoothing import smooth
 from onecycle.schedules.shapes import exponential, linear
-from onecycle.spreads import Spreads, Vote, spread
-from onecycle.suggestions import Array, Rule, Smoother, StopRule, suggest
-from onecycle.valid_probe import ValidProbe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +141,7 @@ class LRFinder(Callback):
         """Judge what was measured.
 
         Args:
-            rules: Functions ``(lrs, smoothed losses) -> rate``; see `onecycle.suggestions`.
+            rules: Functions ``(lrs, smoothed losses) -> rate``; see `onecycle.range_test.rules`.
         """
         losses = np.array(self._losses)
         lrs, smoothed = self.lrs[: len(losses)], smooth(losses)
@@ -222,7 +222,7 @@ class LRFindResult:
     def spreads(self) -> dict[str, tuple[float, float] | None]:
         """By name of the rule, between which rates another draw of batches might put it.
 
-        On 80 % of the curves resampled from the noise of this one: see `onecycle.spreads`. ``None``
+        On 80 % of the curves resampled from the noise of this one: see `onecycle.range_test.spreads`. ``None``
         where there is no suggestion. Computed when it is first asked for.
         """
         found = {} if self._resampled is None else self._resampled.rules

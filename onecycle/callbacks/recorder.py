@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onecycle.callbacks.lr_finder import LRFindResult
     from onecycle.core.loop import Loop
     from onecycle.core.state import LoopState
-    from onecycle.experiments import RangeTests
+    from onecycle.range_test.sweeps import RangeTests
 
 log = logging.getLogger("onecycle")
 

@@ -28,8 +28,8 @@ from onecycle import (
     steep,
     valley,
 )
+from onecycle.range_test.spreads import spread
 from onecycle.record.smoothing import smooth
-from onecycle.spreads import spread
 from onecycle.testing import toy_learner
 
 RULES = (valley, slide, minimum, steep)

@@ -3,9 +3,9 @@ import itertools
 import numpy as np
 import pytest
 
+from onecycle.range_test.rules import minimum, slide, steep, valley
+from onecycle.range_test.spreads import N_RESAMPLES, Vote, spread
 from onecycle.record.smoothing import smooth
-from onecycle.spreads import N_RESAMPLES, Vote, spread
-from onecycle.suggestions import minimum, slide, steep, valley
 
 LRS = np.geomspace(1e-7, 10, 100)
 RULES = (minimum, valley, slide, steep)

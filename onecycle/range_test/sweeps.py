@@ -10,7 +10,7 @@ import numpy as np
 from onecycle import plots
 from onecycle.callbacks.lr_finder import LRFindResult
 from onecycle.checkpoints.snapshot import preserved
-from onecycle.settings import check_settings, put_in_force
+from onecycle.range_test.varied import check_settings, put_in_force
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from onecycle.range_test.rules import Array, Rule, select_points
 from onecycle.record.smoothing import smooth
-from onecycle.suggestions import Array, Rule, select_points
 
 #: How many curves are resampled.
 N_RESAMPLES = 200
@@ -67,7 +67,7 @@ def spread(
     is not resampled: tests from other initial weights may differ by more.
 
     Args:
-        lrs: As in `onecycle.suggestions.suggest`, and so are the others.
+        lrs: As in `onecycle.range_test.rules.suggest`, and so are the others.
         losses: Raw loss of each batch, shape ``(batches,)``.
         smoothed: They, smoothed by `onecycle.record.smoothing.smooth`.
         num_it: Batches planned.
@@ -84,7 +84,7 @@ def spread(
         nonlinear regression", Biometrika 73 (1986).
 
     Example:
-        >>> from onecycle.suggestions import minimum
+        >>> from onecycle.range_test.rules import minimum
         >>> lrs = np.geomspace(1e-5, 10, 100)
         >>> losses = 2 - np.tanh(2 * np.log10(lrs) + 4) + lrs**2
         >>> noisy = losses + 0.2 * np.random.default_rng(0).normal(size=100)

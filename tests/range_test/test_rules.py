@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from onecycle.suggestions import (
+from onecycle.range_test.rules import (
     MIN_POINTS,
     Smoother,
     StopRule,

@@ -1,0 +1,1 @@
+"""The curve of a range test, and what it says."""
