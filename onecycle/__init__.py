@@ -26,7 +26,6 @@ from onecycle.callbacks.param_schedule import (
 from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
-from onecycle.callbacks.resizing import ProgressiveResizing
 from onecycle.callbacks.resume import Checkpoint
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
@@ -103,6 +102,7 @@ from onecycle.schedules.torch_like import (
 from onecycle.speed import speed_profile
 from onecycle.testing import check_callback, toy_learner
 from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resnet56
+from onecycle.vision.resizing import ProgressiveResizing
 
 __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA first
     "AttributeScheduler",
