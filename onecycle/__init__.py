@@ -4,11 +4,9 @@ A small `Learner` runs the batch loop and fires events; callbacks drive the hype
 collect the record. `onecycle.core.events` draws the loop.
 """
 
-from onecycle.callbacks.attribute_schedule import AttributeScheduler
-from onecycle.callbacks.augment import CutMix, LabelSmoothing, MixUp
+from onecycle.callbacks.attribute_scheduler import AttributeScheduler
 from onecycle.callbacks.averaging import EMA, SWA
 from onecycle.callbacks.backend_flags import BackendFlags
-from onecycle.callbacks.checkpoint import SaveModel
 from onecycle.callbacks.cuda_graph import CudaGraph
 from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
@@ -16,17 +14,21 @@ from onecycle.callbacks.landing import LandOnInterrupt
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
 from onecycle.callbacks.memory_format import ChannelsLast
+from onecycle.callbacks.mixing import CutMix, LabelSmoothing, MixUp
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
-from onecycle.callbacks.param_schedule import (
+from onecycle.callbacks.param_scheduler import (
     MomentumCycler,
     OneCycleSchedule,
     ParamScheduler,
     PlannedScheduler,
 )
+from onecycle.callbacks.post_mortem import PostMortem
 from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.resume import Checkpoint
+from onecycle.callbacks.save_model import SaveModel
+from onecycle.callbacks.speed import speed_profile
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.comparison import Comparison
@@ -49,7 +51,6 @@ from onecycle.errors import (
     UnknownEventError,
 )
 from onecycle.learner import Learner
-from onecycle.post_mortem import PostMortem
 from onecycle.range_test.rules import minimum, slide, steep, valley
 from onecycle.range_test.sweeps import RangeTests
 from onecycle.record.metrics import (
@@ -99,7 +100,6 @@ from onecycle.schedules.torch_like import (
     torch_step,
     torch_warm_restarts,
 )
-from onecycle.speed import speed_profile
 from onecycle.testing import check_callback, toy_learner
 from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resnet56
 from onecycle.vision.resizing import ProgressiveResizing

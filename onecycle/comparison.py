@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from onecycle import plots
 from onecycle.arguments import check_count, check_finite, check_one_of
-from onecycle.callbacks.param_schedule import ParamScheduler
-from onecycle.monitor import Mode, Monitor, validated_name
+from onecycle.callbacks.monitor import Mode, Monitor, validated_name
+from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.optim.groups import GroupValues
 from onecycle.record.history import History
 from onecycle.schedules.policies import flat_cos

@@ -8,12 +8,12 @@ from typing import Any
 
 from onecycle import recipes
 from onecycle.callbacks.landing import is_landing
+from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.replan import Extend
 from onecycle.comparison import NAMES, Compared, Comparison, compare
 from onecycle.core.callback import Callback
 from onecycle.core.handlers import draw_loop
 from onecycle.diagnosis import Diagnosis, diagnose
-from onecycle.monitor import Mode
 from onecycle.optim.groups import GroupValues
 from onecycle.record.predictions import Predictions
 from onecycle.regularization import RegularizationReport, regularization_report

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from onecycle.arguments import check_count, check_positive
 from onecycle.callbacks.landing import land_running, landing_plan
-from onecycle.callbacks.param_schedule import OneCycleSchedule, ParamScheduler, PlannedScheduler
+from onecycle.callbacks.param_scheduler import OneCycleSchedule, ParamScheduler, PlannedScheduler
 from onecycle.callbacks.replan import Extend
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.checks import check_budget, check_callbacks

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from onecycle.callbacks.monitor import Monitor, validated_name
 from onecycle.core.checks import check_budget
-from onecycle.monitor import Monitor, validated_name
 from onecycle.optim.groups import GroupValues
 from onecycle.range_test.rules import Array
 from onecycle.range_test.varied import check_settings, put_in_force

@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 
 from onecycle.assembly import move_to, param_groups
 from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
-from onecycle.callbacks.param_schedule import MomentumCycler, OneCycleSchedule, Policy
+from onecycle.callbacks.param_scheduler import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.replan import Extend

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from onecycle.arguments import check_count
+from onecycle.callbacks.monitor import recorded_names
 from onecycle.callbacks.progress import Progress, clock, number
 from onecycle.callbacks.recorder import Recorder
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Stage
-from onecycle.monitor import recorded_names
 from onecycle.record.history import History
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook as has_global_hook
 
-from onecycle.callbacks.attribute_schedule import AttributeScheduler
+from onecycle.callbacks.attribute_scheduler import AttributeScheduler
 from onecycle.callbacks.backend_flags import BackendFlags
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
 from onecycle.callbacks.precision import MixedPrecision

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from onecycle.callbacks.monitor import Monitor
 from onecycle.core.callback import Callback
-from onecycle.monitor import Monitor
 from onecycle.record.metrics import MetricFunction, accuracy, as_metrics
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onecycle.callbacks.monitor import EpochValue, recorded_names
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.loop import log
 from onecycle.files import atomic_write
-from onecycle.monitor import EpochValue, recorded_names
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop

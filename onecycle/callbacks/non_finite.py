@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from onecycle.callbacks.post_mortem import PostMortem, examine
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback
 from onecycle.core.loop import log
 from onecycle.errors import CancelFit, CancelStep
 from onecycle.optim.groups import listed
 from onecycle.optim.stepper import ScaledStepper
-from onecycle.post_mortem import PostMortem, examine
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop

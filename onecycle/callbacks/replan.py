@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from onecycle.callbacks.attribute_schedule import AttributeScheduler
+from onecycle.callbacks.attribute_scheduler import AttributeScheduler
 from onecycle.callbacks.gradients import GradientAccumulation
-from onecycle.callbacks.param_schedule import OneCycleSchedule, ParamScheduler
+from onecycle.callbacks.param_scheduler import OneCycleSchedule, ParamScheduler
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.loop import log
 from onecycle.data.loaders import n_batches

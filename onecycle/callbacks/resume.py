@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecycle.arguments import check_one_of
-from onecycle.callbacks.param_schedule import ParamScheduler
+from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.callbacks.replan import (
     Extend,
     Replan,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from onecycle.arguments import check_count, check_one_of
 from onecycle.callbacks.landing import is_landing, land_running
-from onecycle.callbacks.param_schedule import ParamScheduler
+from onecycle.callbacks.monitor import Mode, Monitor
+from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback
 from onecycle.core.loop import log
 from onecycle.errors import CancelFit, ScheduleConflictError
-from onecycle.monitor import Mode, Monitor
 from onecycle.optim.groups import listed
 
 if TYPE_CHECKING:

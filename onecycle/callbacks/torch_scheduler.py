@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from onecycle.arguments import check_one_of
-from onecycle.callbacks.param_schedule import ParamScheduler
+from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onecycle.callbacks.monitor import Mode, Monitor
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.loop import log
-from onecycle.monitor import Mode, Monitor
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner

@@ -30,7 +30,7 @@ from onecycle import (
     three_phase,
     torch_one_cycle,
 )
-from onecycle.callbacks.param_schedule import BLOCK
+from onecycle.callbacks.param_scheduler import BLOCK
 from onecycle.testing import toy_learner
 
 POLICIES = ["cosine", "linear", "three_phase", "smith", "torch"]
