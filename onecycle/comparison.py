@@ -23,7 +23,7 @@ from onecycle.trials import Init, check_seeds, run_trials
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from onecycle.trainer import Trainer
+    from onecycle.training.trainer import Trainer
 
 #: A policy by name, a schedule of the rate, or what trains a learner for a number of epochs.
 Compared = str | Schedule | Callable[[Any, int], Any]

@@ -20,7 +20,7 @@ from onecycle.range_test.rules import CLEAR, Array, minimum
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from onecycle.trainer import Trainer
+    from onecycle.training.trainer import Trainer
 
 #: A rate is on the plateau while the metric keeps this part of what it gained over its start. In
 #: the range tests of Smith and Topin it kept 0.78 or more, up to the highest rate.

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onecycle import recipes
 from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.replan import Extend
@@ -17,10 +16,11 @@ from onecycle.diagnosis import Diagnosis, diagnose
 from onecycle.optim.groups import GroupValues
 from onecycle.record.predictions import Predictions
 from onecycle.regularization import RegularizationReport, regularization_report
-from onecycle.summary import Summary, summarize
-from onecycle.trainer import Trainer
+from onecycle.training import freezing as recipes
+from onecycle.training.summary import Summary, summarize
+from onecycle.training.trainer import Trainer
+from onecycle.training.views import Transform, predict_views
 from onecycle.trials import Init
-from onecycle.tta import Transform, predict_views
 
 
 class Learner(Trainer):

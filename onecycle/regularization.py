@@ -18,7 +18,7 @@ from onecycle.record.history import History
 from onecycle.trials import Init, check_seeds, run_trials
 
 if TYPE_CHECKING:
-    from onecycle.trainer import Trainer
+    from onecycle.training.trainer import Trainer
 
 #: A setting is worse than the best beyond the spread where the mean of their differences, seed by
 #: seed, is over this many standard errors.

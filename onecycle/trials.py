@@ -21,7 +21,7 @@ from onecycle.core.callback import Stage
 from onecycle.record.history import History
 
 if TYPE_CHECKING:
-    from onecycle.trainer import Trainer
+    from onecycle.training.trainer import Trainer
 
 #: Makes a model like the learner's, with new weights: its class, or a function without arguments.
 Init = Callable[[], nn.Module]

@@ -15,7 +15,7 @@ from test_faults import tiny
 from onecycle import Callback, Learner, Recorder, constant, plot_schedule
 from onecycle.core.loop import Loop
 from onecycle.core.state import LoopState
-from onecycle.trainer import Trainer
+from onecycle.training.trainer import Trainer
 
 #: What trains, or is meant to change something.
 CHANGES = {

@@ -17,7 +17,7 @@ from onecycle.callbacks.recorder import recorder_of
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.optim.groups import listed
 from onecycle.record.smoothing import smooth
-from onecycle.summary import uncompiled
+from onecycle.training.summary import uncompiled
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop

@@ -19,7 +19,7 @@ from onecycle.data.loaders import order_seed
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
     from onecycle.record.predictions import Predictions
-    from onecycle.trainer import Trainer
+    from onecycle.training.trainer import Trainer
 
 #: What gives a view of a batch of inputs, each sample in its place.
 Transform = Callable[[Any], Any]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from onecycle import Callback, Learner, MixedPrecision, RandomCrop, RandomFlip, TensorLoader
 from onecycle.testing import toy_learner
-from onecycle.tta import shifted
+from onecycle.training.views import shifted
 
 
 def images_of(learn: Learner) -> Tensor:

@@ -21,7 +21,7 @@ from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, s
 from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
-    from onecycle.trainer import Trainer
+    from onecycle.training.trainer import Trainer
 
 
 def fit_clr_beta(

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from onecycle import Callback, Learner, Progress, Recorder, TensorLoader
 from onecycle.callbacks.param_scheduler import OneCycleSchedule
-from onecycle.summary import Layer, summarize
 from onecycle.testing import toy_learner
+from onecycle.training.summary import Layer, summarize
 
 
 def learner(model: nn.Module, *x_shape: int, **options: Any) -> Learner:

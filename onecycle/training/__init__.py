@@ -1,0 +1,1 @@
+"""What one does with a loop: fit, find a rate, validate, predict, freeze, land, look."""
