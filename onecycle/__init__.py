@@ -31,11 +31,9 @@ from onecycle.callbacks.save_model import SaveModel
 from onecycle.callbacks.speed import speed_profile
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
-from onecycle.comparison import Comparison
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.data.seeded import SeededDataset
-from onecycle.diagnosis import Diagnosis, Plateau
 from onecycle.errors import (
     Cancel,
     CancelBatch,
@@ -64,7 +62,6 @@ from onecycle.record.metrics import (
     top_k_accuracy,
 )
 from onecycle.record.predictions import Predictions
-from onecycle.regularization import RegularizationReport
 from onecycle.schedules.plot import plot_schedule
 from onecycle.schedules.policies import (
     clr_beta,
@@ -100,6 +97,9 @@ from onecycle.schedules.torch_like import (
     torch_step,
     torch_warm_restarts,
 )
+from onecycle.studies.comparison import Comparison
+from onecycle.studies.diagnosis import Diagnosis, Plateau
+from onecycle.studies.regularization import RegularizationReport
 from onecycle.testing import check_callback, toy_learner
 from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resnet56
 from onecycle.vision.resizing import ProgressiveResizing

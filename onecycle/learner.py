@@ -9,18 +9,18 @@ from typing import Any
 from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.replan import Extend
-from onecycle.comparison import NAMES, Compared, Comparison, compare
 from onecycle.core.callback import Callback
 from onecycle.core.handlers import draw_loop
-from onecycle.diagnosis import Diagnosis, diagnose
 from onecycle.optim.groups import GroupValues
 from onecycle.record.predictions import Predictions
-from onecycle.regularization import RegularizationReport, regularization_report
+from onecycle.studies.comparison import NAMES, Compared, Comparison, compare
+from onecycle.studies.diagnosis import Diagnosis, diagnose
+from onecycle.studies.regularization import RegularizationReport, regularization_report
+from onecycle.studies.trials import Init
 from onecycle.training import freezing as recipes
 from onecycle.training.summary import Summary, summarize
 from onecycle.training.trainer import Trainer
 from onecycle.training.views import Transform, predict_views
-from onecycle.trials import Init
 
 
 class Learner(Trainer):
@@ -505,7 +505,7 @@ class Learner(Trainer):
             Smith and Topin, "Super-Convergence: Very Fast Training of Neural Networks Using
             Large Learning Rates", arXiv:1708.07120, sections 3 and 4; the weight decays are those
             of Smith, arXiv:1803.09820. What is high and what is wide, in numbers, is this
-            package's: see `onecycle.diagnosis` and ``tests/benchmarks/diagnose.py``.
+            package's: see `onecycle.studies.diagnosis` and ``tests/benchmarks/diagnose.py``.
 
         Example:
             >>> from onecycle.testing import toy_learner

@@ -21,8 +21,8 @@ from onecycle import (
     Progress,
     SaveModel,
 )
+from onecycle.studies.trials import run_trials
 from onecycle.testing import toy_learner
-from onecycle.trials import run_trials
 
 OPTIMIZERS = {"SGD": partial(SGD, momentum=0.9), "AdamW": AdamW}
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Rprop
 
 from onecycle import DataLoaders, Diagnosis, Learner, LRFindResult, Plateau, accuracy
-from onecycle.diagnosis import find_plateau, judge, widest
+from onecycle.studies.diagnosis import find_plateau, judge, widest
 from onecycle.testing import toy_learner
 from onecycle.vision import digits
 

@@ -15,7 +15,7 @@ from onecycle.optim.groups import GroupValues
 from onecycle.range_test.rules import Array
 from onecycle.range_test.varied import check_settings, put_in_force
 from onecycle.record.history import History
-from onecycle.trials import Init, check_seeds, run_trials
+from onecycle.studies.trials import Init, check_seeds, run_trials
 
 if TYPE_CHECKING:
     from onecycle.training.trainer import Trainer

@@ -18,7 +18,7 @@ from onecycle.optim.groups import GroupValues
 from onecycle.record.history import History
 from onecycle.schedules.policies import flat_cos
 from onecycle.schedules.shapes import Schedule, step
-from onecycle.trials import Init, check_seeds, run_trials
+from onecycle.studies.trials import Init, check_seeds, run_trials
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

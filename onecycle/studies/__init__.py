@@ -1,0 +1,1 @@
+"""Many fits that answer a question, and leave nothing behind."""
