@@ -222,8 +222,9 @@ class LRFindResult:
     def spreads(self) -> dict[str, tuple[float, float] | None]:
         """By name of the rule, between which rates another draw of batches might put it.
 
-        On 80 % of the curves resampled from the noise of this one: see `onecycle.range_test.spreads`. ``None``
-        where there is no suggestion. Computed when it is first asked for.
+        On 80 % of the curves resampled from the noise of this one: see
+        `onecycle.range_test.spreads`. ``None`` where there is no suggestion. Computed when it is
+        first asked for.
         """
         found = {} if self._resampled is None else self._resampled.rules
         return {rule: found.get(rule) for rule in self.suggestions}

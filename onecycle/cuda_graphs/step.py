@@ -171,8 +171,8 @@ def _constants(pairs: _Pairs) -> list[Any]:
     ]
 
 
-# An update, with numbers that are tensors. Those of `onecycle.optim.compiled` go through the parameters
-# one by one, which a compiler fuses; a graph would launch each operation of each parameter.
+# An update, with numbers that are tensors. Those of `onecycle.optim.compiled` go through the
+# parameters one by one, which a compiler fuses; a graph would launch each operation of each.
 
 
 def _fused(group: Any, gradients: list[Tensor], numbers: dict[str, Tensor]) -> None:

@@ -1,1 +1,1 @@
-"""Schedules: pure functions of the position in a fit, from 0 at its first update to 1 at its last."""
+"""Pure functions of the position in a fit: 0 at its first update, 1 at its last. No torch."""

@@ -1,4 +1,4 @@
-"""The policies of the 1cycle literature, each a schedule made of those in `onecycle.schedules.shapes`.
+"""The policies of the 1cycle literature, made of the schedules in `onecycle.schedules.shapes`.
 
     one_cycle            fastai 2: up and down on cosines            momentum_cycle
     three_phase          Smith's paper: lines up, down, and a tail   three_phase_momentum

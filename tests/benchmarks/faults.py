@@ -44,9 +44,8 @@ from onecycle import (
     Learner,
     MixedPrecision,
     accuracy,
-    checkpoint_files,
-    snapshot,
 )
+from onecycle.checkpoints import fit_files, snapshot
 
 EPOCHS, BATCHES, BATCH = 4, 40, 16
 
@@ -99,18 +98,18 @@ def without_rng() -> None:
 
 def without_optimizer() -> None:
     """Leave the optimizer's state alone."""
-    checkpoint_files.load_opt_state = lambda state, groups: None
+    fit_files.load_opt_state = lambda state, groups: None
 
 
 def without_position() -> None:
     """Begin the pass again."""
-    restore = checkpoint_files.restore
+    restore = fit_files.restore
 
     def spoiled(learn: Any, state: dict[str, Any]) -> None:
         restore(learn, state)
         learn.iter = 0
 
-    checkpoint_files.restore = spoiled
+    fit_files.restore = spoiled
 
 
 CONTROLS = {
@@ -124,7 +123,7 @@ def live(make: Callable[[], Learner], folder: Path, spoil: Callable[[], None] | 
     """Live one life of the training; if it comes to its end, write the bits down."""
     torch.set_num_threads(1)
     learn = make()
-    begun = bool(checkpoint_files.find(folder))
+    begun = bool(fit_files.find(folder))
     seed = os.getpid() if begun else 7  # what is not restored differs from life to life
     random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
     if begun and spoil is not None:
@@ -200,7 +199,7 @@ class Trial:
             if not killed:
                 break
             self.torn += any(self.folder.glob(".checkpoint-*.tmp"))
-            self.kills += bool(checkpoint_files.find(self.folder)) or not begun
+            self.kills += bool(fit_files.find(self.folder)) or not begun
         else:
             finish(start(self.make, self.folder, self.spoil))
         bits: dict[str, str] = json.loads((self.folder / "bits.json").read_text())

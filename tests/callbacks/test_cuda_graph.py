@@ -38,12 +38,12 @@ from onecycle import (
     ProgressiveResizing,
     TensorLoader,
     TerminateOnNonFinite,
-    capture,
-    graphed,
     linear,
     speed_profile,
 )
 from onecycle.callbacks import cuda_graph
+from onecycle.cuda_graphs import batches as graphed
+from onecycle.cuda_graphs import capture
 from onecycle.cuda_graphs.batches import Results
 from onecycle.cuda_graphs.capture import Cuda
 from onecycle.optim.stepper import Stepper

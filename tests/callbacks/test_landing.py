@@ -27,10 +27,10 @@ from onecycle import (
     ParamScheduler,
     Progress,
     TorchScheduler,
-    checkpoint_files,
     linear,
 )
 from onecycle.callbacks.replan import Replan
+from onecycle.checkpoints import fit_files
 from onecycle.testing import toy_learner
 
 N = 6  # batches of an epoch
@@ -339,7 +339,7 @@ def test_without_the_plan_of_its_checkpoint_a_resumed_landing_differs(tmp_path, 
 
 
 def landed(folder):
-    found = checkpoint_files.read_newest(folder)
+    found = fit_files.read_newest(folder)
     return found is not None and any(name == "Replan" for name, _ in found[1]["callbacks"])
 
 

@@ -16,11 +16,11 @@ from onecycle import (
     GradientAccumulation,
     ParamScheduler,
     TorchScheduler,
-    checkpoint_files,
     linear,
     one_cycle,
     torch_step,
 )
+from onecycle.checkpoints import fit_files
 from onecycle.schedules.shapes import Schedule
 from onecycle.testing import toy_learner
 
@@ -39,7 +39,7 @@ def checkpoint_after(update, folder, fit=one_cycle_fit, make=learner, **options)
     """Run a fit and return its checkpoint after an update."""
     cbs = [*options.pop("cbs", ()), Checkpoint(folder, f"{update} updates", keep=99)]
     fit(make(), cbs=cbs, **options)
-    return checkpoint_files.find(folder)[-1]
+    return fit_files.find(folder)[-1]
 
 
 def half_cosine(start, end, pos):

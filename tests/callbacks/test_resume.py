@@ -37,11 +37,10 @@ from onecycle import (
     TensorLoader,
     TerminateOnNonFinite,
     accuracy,
-    checkpoint_files,
     linear,
-    snapshot,
 )
 from onecycle.callbacks import resume as resume_module
+from onecycle.checkpoints import fit_files, snapshot
 from onecycle.testing import toy_learner
 
 N, BATCH = 36, 8  # 5 batches, of which the last is not full
@@ -203,7 +202,7 @@ def all_checkpoints(scenario, folder, every="1 update"):
     """Run a fit and return the checkpoints of all its updates, the first update's first."""
     learn, fit = scenario()
     fit(learn, cbs=[Checkpoint(folder, every, keep=1000)])
-    return checkpoint_files.find(folder)[::-1]
+    return fit_files.find(folder)[::-1]
 
 
 def resumed(scenario, file):
@@ -282,7 +281,7 @@ def test_on_a_gpu_a_fit_ends_in_the_same_bits(dtype, tmp_path):
         return bits(learn) | {"cuda": torch.cuda.get_rng_state().tolist()}
 
     expected = run(cbs=[Checkpoint(tmp_path, "1 update", keep=99)])
-    for file in checkpoint_files.find(tmp_path):
+    for file in fit_files.find(tmp_path):
         assert differences(run(resume=file), expected) == [], file.name
 
 
@@ -323,21 +322,21 @@ def rng_left_alone(monkeypatch):
 
 
 def optimizer_left_alone(monkeypatch):
-    monkeypatch.setattr(checkpoint_files, "load_opt_state", lambda state, groups: None)
+    monkeypatch.setattr(fit_files, "load_opt_state", lambda state, groups: None)
 
 
 def batches_drawn_again(monkeypatch):
-    restore = checkpoint_files.restore
+    restore = fit_files.restore
 
     def without_position(learn, state):
         restore(learn, state)
         learn.iter = 0
 
-    monkeypatch.setattr(checkpoint_files, "restore", without_position)
+    monkeypatch.setattr(fit_files, "restore", without_position)
 
 
 def callbacks_left_alone(monkeypatch):
-    monkeypatch.setattr(checkpoint_files, "_restore_callbacks", lambda learn, states: None)
+    monkeypatch.setattr(fit_files, "_restore_callbacks", lambda learn, states: None)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +378,7 @@ def test_callbacks_go_on_where_they_were(tmp_path):
     expected = run(tmp_path / "whole")
     assert expected["stop"]  # it stopped early
     run(tmp_path / "taken", cbs=[Checkpoint(tmp_path, "5 updates", keep=100)])
-    files = checkpoint_files.find(tmp_path)
+    files = fit_files.find(tmp_path)
     assert len(files) > 3
     for file in files:
         assert differences(run(tmp_path / "again", resume=file), expected) == []
@@ -399,7 +398,7 @@ def test_a_stop_that_is_about_to_act_is_not_lost(event, every, n_files, tmp_path
     learn, again = make_learner(), make_learner()
     taking = Checkpoint(tmp_path, every, keep=9)
     learn.fit(3, cbs=[taking, Callback(**{event: stop})])
-    assert len(checkpoint_files.find(tmp_path)) == n_files
+    assert len(fit_files.find(tmp_path)) == n_files
     again.fit(3, cbs=[Callback(**{event: stop})], resume=tmp_path)
     assert differences(bits(again), bits(learn)) == []
 
@@ -472,7 +471,7 @@ def test_the_table_of_a_resumed_epoch_has_the_mean_of_the_whole_epoch(tmp_path, 
         return [line.rsplit(maxsplit=1)[0] for line in capsys.readouterr().out.splitlines()]
 
     expected = table(cbs=[Checkpoint(tmp_path, "2 updates", keep=9)])
-    files = checkpoint_files.find(tmp_path)[::-1]  # after 2, 4, 6, 8 and 10 updates
+    files = fit_files.find(tmp_path)[::-1]  # after 2, 4, 6, 8 and 10 updates
     assert table(resume=files[1]) == expected
     assert table(resume=files[2]) == [expected[0], expected[2]]
 
@@ -543,8 +542,8 @@ def test_checkpoints_are_taken_as_often_as_asked(every, updates, tmp_path):
             Checkpoint(tmp_path, every)
         return
     toy_learner(n_batches=8).fit(2, cbs=[Checkpoint(tmp_path, every, keep=99)])
-    files = checkpoint_files.find(tmp_path)[::-1]
-    assert [checkpoint_files.read(f)["counters"]["total_updates"] for f in files] == updates
+    files = fit_files.find(tmp_path)[::-1]
+    assert [fit_files.read(f)["counters"]["total_updates"] for f in files] == updates
 
 
 def test_minutes_are_those_since_the_last_checkpoint(tmp_path, monkeypatch):
@@ -556,14 +555,14 @@ def test_minutes_are_those_since_the_last_checkpoint(tmp_path, monkeypatch):
 
     cbs = [Checkpoint(tmp_path, "1.5 minutes", keep=99), Callback(after_step=tick)]
     toy_learner(n_batches=8).fit(1, cbs=cbs)
-    files = checkpoint_files.find(tmp_path)[::-1]
-    assert [checkpoint_files.read(f)["counters"]["total_updates"] for f in files] == [3, 6]
+    files = fit_files.find(tmp_path)[::-1]
+    assert [fit_files.read(f)["counters"]["total_updates"] for f in files] == [3, 6]
 
 
 def test_no_checkpoint_is_taken_while_gradients_wait(tmp_path):
     learn = toy_learner(n_batches=8)
     learn.fit(1, cbs=[GradientAccumulation(3), Checkpoint(tmp_path, "1 update", keep=99)])
-    positions = [checkpoint_files.read(f)["position"] for f in checkpoint_files.find(tmp_path)]
+    positions = [fit_files.read(f)["position"] for f in fit_files.find(tmp_path)]
     assert [p["batches"] for p in positions] == [8, 6, 3]
 
 
@@ -703,7 +702,7 @@ def test_a_loader_that_cannot_be_repositioned_is_said_to_be_drawn(tmp_path, said
 @pytest.fixture
 def folder(tmp_path):
     toy_learner().fit(2, 0.1, cbs=[Checkpoint(tmp_path, "5 updates")])
-    assert len(checkpoint_files.find(tmp_path)) == 3
+    assert len(fit_files.find(tmp_path)) == 3
     return tmp_path
 
 
@@ -712,8 +711,8 @@ class RunsCode:
         return (os.mkdir, ("it-ran-code",))
 
 
-def with_header(payload, version=checkpoint_files.FORMAT):
-    return checkpoint_files._header(payload, version) + payload
+def with_header(payload, version=fit_files.FORMAT):
+    return fit_files._header(payload, version) + payload
 
 
 def malicious(good, rng):
@@ -762,7 +761,7 @@ def test_a_damaged_file_is_named_and_the_one_before_it_serves(
     damage, seed, folder, said, monkeypatch
 ):
     monkeypatch.chdir(folder)
-    newest, before, _ = checkpoint_files.find(folder)
+    newest, before, _ = fit_files.find(folder)
     newest.write_bytes(DAMAGES[damage](newest.read_bytes(), random.Random(f"{damage}{seed}")))
     with pytest.raises(CheckpointError, match=re.escape(str(newest))):
         toy_learner().fit(2, 0.1, resume=newest)
@@ -783,7 +782,7 @@ def test_the_malicious_files_would_run_code_if_they_were_read_without_care(tmp_p
 
 
 def test_where_no_file_can_be_read_nothing_begins(folder):
-    for file in checkpoint_files.find(folder):
+    for file in fit_files.find(folder):
         file.write_bytes(file.read_bytes()[:-1])
     learn = toy_learner()
     with pytest.raises(CheckpointError, match="none of the 3 checkpoints"):
@@ -793,7 +792,7 @@ def test_where_no_file_can_be_read_nothing_begins(folder):
 
 @pytest.mark.parametrize(("version", "advice"), [(3, "update it"), (1, "finish that fit")])
 def test_a_file_of_another_format_is_refused_with_both_versions(folder, version, advice):
-    newest = checkpoint_files.find(folder)[0]
+    newest = fit_files.find(folder)[0]
     payload = newest.read_bytes().split(b"\n", 1)[1]
     newest.write_bytes(with_header(payload, version))
     for path in (newest, folder):
@@ -803,7 +802,7 @@ def test_a_file_of_another_format_is_refused_with_both_versions(folder, version,
 
 
 def test_a_checkpoint_holds_a_checksum_over_all_of_it(folder):
-    content = checkpoint_files.find(folder)[0].read_bytes()
+    content = fit_files.find(folder)[0].read_bytes()
     header, payload = content.split(b"\n", 1)
     assert header.split()[-1].decode() == hashlib.sha256(b"2\n" + payload).hexdigest()
     (folder / "payload.zip").write_bytes(payload)
@@ -821,20 +820,20 @@ def test_a_checkpoint_holds_a_checksum_over_all_of_it(folder):
 def test_on_a_full_disk_the_fit_goes_on_and_no_good_file_is_harmed(
     failing, error, tmp_path, monkeypatch, said
 ):
-    write, calls = checkpoint_files.atomic_write, iter(range(99))
+    write, calls = fit_files.atomic_write, iter(range(99))
 
     def full(path):
         if next(calls) in failing:
             raise error
         return write(path)
 
-    monkeypatch.setattr(checkpoint_files, "atomic_write", full)
+    monkeypatch.setattr(fit_files, "atomic_write", full)
     learn = toy_learner()
     learn.fit(2, 0.1, cbs=[Checkpoint(tmp_path, "5 updates", keep=9)])
     assert learn.total_updates == 16
-    assert len(checkpoint_files.find(tmp_path)) == 3 - len(failing)
-    for file in checkpoint_files.find(tmp_path):
-        checkpoint_files.read(file)
+    assert len(fit_files.find(tmp_path)) == 3 - len(failing)
+    for file in fit_files.find(tmp_path):
+        fit_files.read(file)
     assert said() == [
         f"Checkpoint: could not write to {tmp_path}, the fit goes on: {error}",
         f"Checkpoint: {len(failing)} of 3 checkpoints could not be written to {tmp_path}",
@@ -848,7 +847,7 @@ def test_a_state_that_could_not_be_read_back_is_refused_at_the_first_checkpoint(
 
     with pytest.raises(TypeError, match="the state_dict of Unsafe has more"):
         toy_learner().fit(1, cbs=[Unsafe(), Checkpoint(tmp_path)])
-    assert checkpoint_files.find(tmp_path) == []
+    assert fit_files.find(tmp_path) == []
 
 
 def test_a_callback_that_is_new_or_gone_is_named(folder, said):

@@ -19,7 +19,8 @@ import torch
 from learner_state import LearnerState
 from test_faults import tiny
 
-from onecycle import Checkpoint, CheckpointError, Learner, checkpoint_files, model_files
+from onecycle import Checkpoint, CheckpointError, Learner
+from onecycle.checkpoints import fit_files, model_files
 
 N = 100  # of each of the two kinds of files
 MARKER = "it-ran-code"
@@ -97,16 +98,14 @@ def with_checksum(damage: Damage) -> Damage:
 
     def damaged(good: bytes, rng: random.Random) -> bytes:
         payload = damage(good.split(b"\n", 1)[1], rng)
-        return checkpoint_files._header(payload) + payload
+        return fit_files._header(payload) + payload
 
     return damaged
 
 
 def newer_checkpoint(good: bytes, rng: random.Random) -> bytes:
     payload = good.split(b"\n", 1)[1]
-    return (
-        checkpoint_files._header(payload, checkpoint_files.FORMAT + rng.randrange(1, 9)) + payload
-    )
+    return fit_files._header(payload, fit_files.FORMAT + rng.randrange(1, 9)) + payload
 
 
 def newer_model(good: bytes, rng: random.Random) -> bytes:
@@ -159,7 +158,7 @@ def checkpoints(folder: Path) -> list[Path]:
     """Write a folder of three checkpoints; the newest comes first."""
     torch.manual_seed(1)
     tiny().fit(2, cbs=[Checkpoint(folder, "1 updates")])
-    return checkpoint_files.find(folder)
+    return fit_files.find(folder)
 
 
 def test_no_damaged_checkpoint_is_resumed_from(here: Path) -> None:

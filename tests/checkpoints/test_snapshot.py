@@ -23,10 +23,10 @@ from onecycle import (
     Stage,
     TensorLoader,
     mse,
-    restore,
-    snapshot,
 )
+from onecycle.checkpoints import snapshot
 from onecycle.checkpoints.snapshot import Snapshot, preserved
+from onecycle.core import restore
 from onecycle.core.restore import Capture, RngState, hold_loaders, preserved_rng
 from onecycle.testing import toy_learner
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from onecycle import Callback, heap
+from onecycle import Callback
+from onecycle.core import heap
 from onecycle.testing import toy_learner
 
 IS_GLIBC = hasattr(heap.ctypes.CDLL(None), "gnu_get_libc_version") if os.name == "posix" else False

@@ -23,11 +23,11 @@ from onecycle import (
     Learner,
     OneCycleSchedule,
     ParamScheduler,
-    captured_step,
     cosine,
     linear,
 )
 from onecycle.callbacks import cuda_graph
+from onecycle.cuda_graphs import step as captured_step
 
 Fit = Callable[[Learner, list[Callback]], None]
 

@@ -23,7 +23,14 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from onecycle import Callback, CancelFit, Checkpoint, Learner, SeededDataset, checkpoint_files
+from onecycle import (
+    Callback,
+    CancelFit,
+    Checkpoint,
+    Learner,
+    SeededDataset,
+)
+from onecycle.checkpoints import fit_files
 from onecycle.core.restore import RngState
 from onecycle.data.loaders import start_pass
 
@@ -200,7 +207,7 @@ def resumed_differs(folder: Path, workers: int, *, seeded: bool) -> list[str]:
         stopped.fit(
             2, 0.1, cbs=[Checkpoint(folder, "3 updates", keep=9), Callback(after_step=stop)]
         )
-    newest = checkpoint_files.find(folder)[0]
+    newest = fit_files.find(folder)[0]
     again = learner(workers, seeded=seeded)
     torch.manual_seed(9), random.seed(9), np.random.seed(9)
     with again.no_bar():

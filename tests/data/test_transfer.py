@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from onecycle import Learner, TensorLoader, transfer
+from onecycle import Learner, TensorLoader
+from onecycle.data import transfer
 from onecycle.data.transfer import AHEAD, LARGE, to_device
 
 CUDA = torch.device("cuda", 0)

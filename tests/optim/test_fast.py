@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-from onecycle import Callback, fast_step
+from onecycle import Callback
+from onecycle.optim import fast as fast_step
 from onecycle.optim.fast import FastStepper
 from onecycle.optim.stepper import Stepper
 from onecycle.testing import toy_learner
