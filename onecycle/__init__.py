@@ -12,7 +12,7 @@ from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.landing import LandOnInterrupt
 from onecycle.callbacks.loggers import CSVLogger
-from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
+from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.memory_format import ChannelsLast
 from onecycle.callbacks.mixing import CutMix, LabelSmoothing, MixUp
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
@@ -49,6 +49,7 @@ from onecycle.errors import (
     UnknownEventError,
 )
 from onecycle.learner import Learner
+from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import minimum, slide, steep, valley
 from onecycle.range_test.sweeps import RangeTests
 from onecycle.record.metrics import (

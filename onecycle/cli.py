@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from onecycle import vision
-from onecycle.callbacks.lr_finder import LRFindResult
 from onecycle.data.loaders import DataLoaders, n_batches
 from onecycle.learner import Learner
+from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import minimum, slide, steep, valley
 from onecycle.record.metrics import accuracy
 

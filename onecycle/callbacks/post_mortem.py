@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from onecycle.callbacks.recorder import recorder_of
 from onecycle.checkpoints.snapshot import preserved
+from onecycle.optim.compiled import uncompiled
 from onecycle.optim.groups import listed
 from onecycle.record.smoothing import smooth
-from onecycle.training.summary import uncompiled
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop

@@ -18,9 +18,9 @@ from onecycle.record.smoothing import smooth
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from onecycle.callbacks.lr_finder import LRFindResult
     from onecycle.core.loop import Loop
     from onecycle.core.state import LoopState
+    from onecycle.range_test.result import LRFindResult
     from onecycle.range_test.sweeps import RangeTests
 
 log = logging.getLogger("onecycle")

@@ -24,7 +24,7 @@ from onecycle.checkpoints import fit_files as files
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.loop import log
 from onecycle.core.restore import RngState
-from onecycle.data.loaders import can_skip
+from onecycle.data.passes import can_skip
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop

@@ -21,7 +21,9 @@ from onecycle.core.handlers import Handlers, clean_up, explain, fire, report, wh
 from onecycle.core.heap import kept_heap
 from onecycle.core.restore import RngState, hold_loaders, kept_grad_mode, preserved_rng, surely
 from onecycle.core.state import LoopState
-from onecycle.data.loaders import n_batches, split_batch, start_pass
+from onecycle.data.loaders import n_batches
+from onecycle.data.nested import split_batch
+from onecycle.data.passes import start_pass
 from onecycle.data.transfer import to_device
 from onecycle.errors import (
     Cancel,

@@ -58,3 +58,45 @@ def concatenate(batches: Sequence[Any]) -> Any:
 def _sequence_like(example: Any, parts: list[Any]) -> Any:
     kind = type(example)
     return kind(*parts) if hasattr(example, "_fields") else kind(parts)
+
+
+def split_batch(batch: Any, n_inp: int | None = None) -> tuple[Any, Any]:
+    """Split a batch into what the model gets and what the loss function compares with.
+
+    Args:
+        batch: A tuple or list, a dict, or anything else as the one input.
+        n_inp: How many leading items of a tuple are inputs, in [1, its length]; None for all but
+            the last.
+
+    Returns:
+        ``(xb, yb)``: each one item, a tuple of several, or None for no targets. A dict is both:
+        the model gets it as keywords; loss function and metrics get it whole.
+
+    Raises:
+        ValueError: ``n_inp`` does not fit the batch, or the batch is an empty tuple.
+
+    Example:
+        >>> split_batch(("image", "mask", "label"))
+        (('image', 'mask'), 'label')
+        >>> split_batch(("image", "mask", "label"), n_inp=1)
+        ('image', ('mask', 'label'))
+        >>> split_batch("image")
+        ('image', None)
+    """
+    if isinstance(batch, (tuple, list)):
+        if n_inp is None and len(batch) == 2:
+            return batch[0], batch[1]
+        items = tuple(batch)
+    elif isinstance(batch, Mapping):
+        if n_inp is not None:
+            raise ValueError(f"n_inp={n_inp} counts the items of a tuple; the batch is a dict")
+        return batch, batch
+    else:
+        items = (batch,)
+    if not items:
+        raise ValueError("expected a batch of at least one item; got an empty one")
+    n = max(len(items) - 1, 1) if n_inp is None else n_inp
+    if not 1 <= n <= len(items):
+        raise ValueError(f"expected n_inp in [1, {len(items)}] for this batch; got {n}")
+    xb, yb = items[:n], items[n:]
+    return xb[0] if n == 1 else xb, (yb or None) if len(yb) != 1 else yb[0]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from onecycle.optim.bound import BoundStepper, Group
 from onecycle.optim.fast import FastStepper
 from onecycle.optim.stepper import Stepper
+
+if TYPE_CHECKING:
+    pass
 
 log = logging.getLogger("onecycle")
 
@@ -240,3 +245,10 @@ def _missing_compiler(device: torch.device) -> str | None:
         except Exception as error:
             return f"torch found no C++ compiler ({type(error).__name__})"
     return None
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Run what ``torch.compile`` compiled as it is written, so that no hook is compiled into it."""
+    # Nothing is compiled where nobody imported the compiler, which takes seconds.
+    is_used = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if is_used else nullcontext()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch.utils.data import DataLoader
 
 from onecycle.core.restore import preserved_rng
-from onecycle.data.loaders import start_pass
+from onecycle.data.passes import start_pass
 from onecycle.record.metrics import MetricSet, batch_size_of
 
 if TYPE_CHECKING:

@@ -36,43 +36,6 @@ TURN = 3.0
 MIN_FALL = 0.01
 
 
-class Smoother:
-    """Average losses exponentially, corrected for the start at zero.
-
-    With ``a_0 = 0`` and ``a_t = beta * a_(t-1) + (1 - beta) * loss_t`` the smoothed loss is
-    ``a_t / (1 - beta**t)``: a weighted mean of the losses so far, whose first value is the
-    first loss itself.
-
-    Args:
-        beta: Weight of the past, in [0, 1). 0.98 remembers about 50 losses.
-
-    Raises:
-        ValueError: If ``beta`` is outside [0, 1).
-
-    Example:
-        >>> smoother = Smoother(beta=0.5)
-        >>> [round(smoother.update(loss), 3) for loss in (4.0, 1.0, 1.0)]
-        [4.0, 2.0, 1.429]
-
-    Source:
-        The bias correction is that of Kingma and Ba, "Adam", 2015, section 3
-        (arXiv:1412.6980).
-    """
-
-    def __init__(self, beta: float = 0.98) -> None:
-        if not 0 <= beta < 1:
-            raise ValueError(f"beta is expected in [0, 1), got {beta}; 0 does not smooth at all")
-        self.beta = beta
-        self._mean = 0.0
-        self._count = 0
-
-    def update(self, value: float) -> float:
-        """Take in one loss and return the smoothed loss. After a NaN it stays NaN."""
-        self._count += 1
-        self._mean = self.beta * self._mean + (1 - self.beta) * value
-        return float(self._mean / (1 - self.beta**self._count))
-
-
 class StopRule:
     """Say when the losses of a range test diverge.
 

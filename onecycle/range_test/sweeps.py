@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onecycle import plots
-from onecycle.callbacks.lr_finder import LRFindResult
 from onecycle.checkpoints.snapshot import preserved
+from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.varied import check_settings, put_in_force
 
 if TYPE_CHECKING:

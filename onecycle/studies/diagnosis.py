@@ -11,10 +11,10 @@ import numpy as np
 
 from onecycle import plots
 from onecycle.arguments import check_count, check_positive
-from onecycle.callbacks.lr_finder import LRFindResult
 from onecycle.callbacks.monitor import Monitor, validated_name
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.data.loaders import n_batches
+from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import CLEAR, Array, minimum
 
 if TYPE_CHECKING:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onecycle.errors import CancelValid
+from onecycle.optim.compiled import uncompiled
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -165,13 +165,6 @@ def _output_shapes(learn: Loop, modules: Sequence[nn.Module]) -> dict[nn.Module,
         with suppress(CancelValid):
             learn.infer(learn.dls.train, stop, with_loss=False)
     return outputs
-
-
-def uncompiled() -> AbstractContextManager[Any]:
-    """Run what ``torch.compile`` compiled as it is written, so that no hook is compiled into it."""
-    # Nothing is compiled where nobody imported the compiler, which takes seconds.
-    is_used = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if is_used else nullcontext()
 
 
 def _shapes(output: Any) -> str:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onecycle.assembly import move_to, param_groups
-from onecycle.callbacks.lr_finder import LRFinder, LRFindResult
+from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.param_scheduler import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
@@ -33,9 +32,10 @@ from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.data.nested import concatenate, map_tensors
 from onecycle.data.transfer import to_device
-from onecycle.optim.build import OptFunc, Splitter
+from onecycle.optim.build import OptFunc, Splitter, move_to, param_groups
 from onecycle.optim.compiled import choose_stepper
 from onecycle.optim.groups import GroupValues
+from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import Rule, minimum, valley
 from onecycle.range_test.sweeps import RangeTests, range_tests
 from onecycle.record.metrics import MetricSet, as_metrics, batch_size_of

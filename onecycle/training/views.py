@@ -14,7 +14,7 @@ from onecycle.arguments import check_count, check_fraction
 from onecycle.callbacks.images import Augmentation, check_images, reflected
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import preserved_rng
-from onecycle.data.loaders import order_seed
+from onecycle.data.passes import order_seed
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop

@@ -21,13 +21,11 @@ from onecycle.data.loaders import (
     DataLoaders,
     TensorLoader,
     as_dataloaders,
-    can_skip,
     n_batches,
-    order_seed,
-    split_batch,
-    start_pass,
     with_batch_size,
 )
+from onecycle.data.nested import split_batch
+from onecycle.data.passes import can_skip, order_seed, start_pass
 
 N, BATCH = 23, 4
 NUMBERS = TensorDataset(torch.arange(N))

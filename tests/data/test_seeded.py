@@ -32,7 +32,7 @@ from onecycle import (
 )
 from onecycle.checkpoints import fit_files
 from onecycle.core.restore import RngState
-from onecycle.data.loaders import start_pass
+from onecycle.data.passes import start_pass
 
 N = 12
 X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))

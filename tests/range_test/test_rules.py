@@ -4,16 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from onecycle.range_test.rules import (
-    MIN_POINTS,
-    Smoother,
-    StopRule,
-    minimum,
-    slide,
-    steep,
-    suggest,
-    valley,
-)
+from onecycle.range_test.rules import MIN_POINTS, StopRule, minimum, slide, steep, suggest, valley
+from onecycle.record.smoothing import Smoother
 
 LRS = 1e-7 * 1e8 ** (np.arange(100) / 100)
 RULES = (valley, slide, minimum, steep)

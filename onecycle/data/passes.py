@@ -1,0 +1,203 @@
+"""In which order a loader is passed: a function of the seed and the epoch, from any batch on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from onecycle.data.loaders import TensorLoader
+from onecycle.data.seeded import SeededDataset, SeededIndex
+
+#: torch's samplers that draw from a `generator`, when the first index is asked for.
+_RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+_UINT64 = 2**64 - 1
+
+
+def order_seed(seed: int, epoch: int) -> int:
+    """Mix a seed and an epoch into the seed of that epoch's data order.
+
+    Neighbouring seeds and epochs give unrelated orders; with ``seed + epoch``, epoch 1 of seed 0
+    would be epoch 0 of seed 1.
+
+    Args:
+        seed: Any integer; its low 64 bits count.
+        epoch: Epochs begun before this one, over the life of the learner.
+
+    Returns:
+        An integer in [0, 2**63).
+
+    Source:
+        splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
+        OOPSLA 2014.
+
+    Example:
+        >>> order_seed(0, 1) != order_seed(1, 0)
+        True
+    """
+    return _splitmix64(_splitmix64(seed) + epoch) >> 1
+
+
+def _splitmix64(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & _UINT64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _UINT64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _UINT64
+    return x ^ (x >> 31)
+
+
+def start_pass(dl: Iterable[Any], *, seed: int, epoch: int, skip: int = 0) -> Iterator[Any]:
+    """Start one pass over a loader, in the order that belongs to (seed, epoch).
+
+    A `TensorLoader`, and a torch DataLoader whose indices come from torch's ``RandomSampler``
+    (``shuffle=True``), ``SubsetRandomSampler`` or ``WeightedRandomSampler``, are shuffled by a
+    generator made here. It replaces theirs while the pass starts; a generator
+    of the user's own is put back without a number drawn from it. Neither does a DataLoader draw
+    from torch's default generator then. Any other iterable keeps its own order. The samples of a
+    `SeededDataset` are told what to seed their randomness with.
+
+    Args:
+        dl: The loader.
+        seed: Seed of the learner.
+        epoch: Epochs begun before this one, over the life of the learner.
+        skip: Batches to pass over, at least 0. `can_skip` tells whether that is free; otherwise
+            they are drawn and dropped before this function returns.
+
+    Returns:
+        An iterator over the batches that are left, the same ones in the same order as without
+        ``skip``. The first of them is loaded when it is asked for, not before: random states
+        can be restored in between.
+
+    Raises:
+        ValueError: ``skip`` is negative, or the loader's samplers cannot be followed by a
+            `SeededDataset`.
+
+    Example:
+        >>> loader = TensorLoader(torch.arange(6), batch_size=2, shuffle=True)
+        >>> whole = [x.tolist() for x, in start_pass(loader, seed=0, epoch=3)]
+        >>> rest = [x.tolist() for x, in start_pass(loader, seed=0, epoch=3, skip=1)]
+        >>> rest == whole[1:]
+        True
+    """
+    if skip < 0:
+        raise ValueError(f"expected a skip of at least 0 batches; got {skip}")
+    order = order_seed(seed, epoch)
+    by_index = skip if can_skip(dl) else 0
+    batches: Iterator[Any]
+    if isinstance(dl, TensorLoader):
+        batches = dl.batches(_generator(order), by_index)
+    elif isinstance(dl, DataLoader):
+        batches = _dataloader_pass(dl, order, by_index)
+    else:
+        batches = islice(dl, by_index, None)
+    for _ in islice(batches, skip - by_index):
+        pass
+    return batches
+
+
+def can_skip(dl: Iterable[Any]) -> bool:
+    """Return whether `start_pass` can skip batches by index, without loading them.
+
+    So it is for a `TensorLoader`, a list or tuple, and a map-style DataLoader whose batches are
+    made by torch's own samplers. Elsewhere skipping costs as much as loading.
+
+    Example:
+        >>> can_skip([1, 2, 3]), can_skip({"not": "indexed"})
+        (True, False)
+    """
+    if isinstance(dl, DataLoader):
+        # Exact types: a subclass may count, cache or filter in its own way.
+        own = (*_RANDOM_SAMPLERS, SequentialSampler, DistributedSampler)
+        return type(dl.batch_sampler) is BatchSampler and type(_index_sampler(dl)) in own
+    return isinstance(dl, (TensorLoader, list, tuple))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _index_sampler(dl: DataLoader[Any]) -> Sampler[Any] | Iterable[Any]:
+    """Return what draws single indices; with a batch sampler, `dl.sampler` is a mere default."""
+    batch_sampler = dl.batch_sampler
+    return batch_sampler.sampler if isinstance(batch_sampler, BatchSampler) else dl.sampler
+
+
+def _check_seeded(dl: DataLoader[Any]) -> bool:
+    """Tell whether the samples need seeds; refuse a loader by which they would not get them."""
+    if isinstance(dl.dataset, SeededDataset):
+        if type(dl.batch_sampler) is not BatchSampler:
+            raise ValueError(
+                "a SeededDataset gets its seeds with the indices of torch's own BatchSampler; this "
+                f"DataLoader has {type(dl.batch_sampler).__name__}: make it with batch_size="
+            )
+        return True
+    inner: list[Dataset[Any]] = [dl.dataset]
+    for dataset in inner:  # which grows meanwhile
+        if isinstance(dataset, Subset):
+            inner.append(dataset.dataset)
+        elif isinstance(dataset, ConcatDataset):
+            inner += dataset.datasets
+        elif isinstance(dataset, SeededDataset):
+            raise ValueError(
+                f"a SeededDataset within {type(dl.dataset).__name__} gets no seeds: wrap the "
+                "outermost data set, as in SeededDataset(Subset(dataset, indices))"
+            )
+    return False
+
+
+def _dataloader_pass(dl: DataLoader[Any], order: int, skip: int) -> Iterator[Any]:
+    with _ordered(dl, order, skip):
+        batches = iter(dl)
+        # Samplers look at their attributes when the first index is drawn, not before.
+        first = list(islice(batches, 1))
+    if first:
+        yield first.pop()  # popped: the first batch is not kept alive by this frame
+    yield from batches
+
+
+@contextmanager
+def _ordered(dl: DataLoader[Any], order: int, skip: int) -> Iterator[None]:
+    """Let passes that start in here begin at batch `skip` of the given order."""
+    sampler, needs_seeds = _index_sampler(dl), _check_seeded(dl)
+    with ExitStack() as stack:
+        # The seed of the workers comes from the loader's generator, but persistent workers take
+        # one only in their first pass: from a shared generator, the order would depend on that.
+        stack.enter_context(_swapped(dl, "generator", _generator(order_seed(order, 0))))
+        if isinstance(sampler, _RANDOM_SAMPLERS):
+            stack.enter_context(_swapped(sampler, "generator", _generator(order)))
+        indices: Iterable[Any] = sampler
+        if skip and isinstance(dl.batch_sampler, BatchSampler):
+            indices = islice(sampler, skip * dl.batch_sampler.batch_size, None)
+        if needs_seeds:
+            # Seed 0 of this order is the workers'.
+            indices = (SeededIndex(i, order_seed(order, i + 1)) for i in indices)
+        if indices is not sampler:
+            stack.enter_context(_swapped(dl.batch_sampler, "sampler", indices))
+        yield
+
+
+@contextmanager
+def _swapped(owner: object, name: str, value: object) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

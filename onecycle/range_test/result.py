@@ -1,0 +1,140 @@
+"""`LRFindResult`: what a range test measured, and what it suggests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from onecycle import plots
+from onecycle.range_test.rules import Array, Rule
+from onecycle.range_test.spreads import Spreads, Vote, spread
+from onecycle.record.smoothing import smooth
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LRFindResult:
+    """What a learning-rate range test found.
+
+    Attributes:
+        lrs: The learning rate of each update (the last group's), shape ``(updates,)``.
+        losses: The training loss of each update.
+        smoothed: The losses, exponentially smoothed.
+        suggestions: By name of the rule the rate it suggests, or ``None``.
+        lr_min, lr_max: A pair for a cycle, or ``None``.
+        reason: Why there is no suggestion, in a sentence; ``None`` where there is one.
+        stop_reason: Why the test ended.
+        linear: Whether the rate rose linearly.
+        valid_losses: The loss on one validation batch after each update, not smoothed; ``None``
+            without ``valid=True``.
+        metrics: By name the metric on that batch, not smoothed; empty without ``valid=True``.
+        num_it: The updates that were planned.
+        rules: The rules that were asked.
+
+    Example:
+        >>> from onecycle.testing import toy_learner
+        >>> result = toy_learner(n_batches=100).lr_find(1e-4, show_plot=False)
+        >>> low, high = result.spreads["minimum"]
+        >>> low <= result.suggestion <= high
+        True
+    """
+
+    lrs: Array
+    losses: Array
+    smoothed: Array
+    suggestions: dict[str, float | None]
+    lr_min: float | None
+    lr_max: float | None
+    reason: str | None
+    stop_reason: str
+    linear: bool
+    valid_losses: Array | None = None
+    metrics: dict[str, Array] = field(default_factory=dict)
+    num_it: int = 0
+    rules: tuple[Rule, ...] = ()
+
+    @property
+    def suggestion(self) -> float | None:
+        """The first rule's suggestion."""
+        return next(iter(self.suggestions.values()), None)
+
+    @property
+    def spreads(self) -> dict[str, tuple[float, float] | None]:
+        """By name of the rule, between which rates another draw of batches might put it.
+
+        On 80 % of the curves resampled from the noise of this one: see
+        `onecycle.range_test.spreads`. ``None`` where there is no suggestion. Computed when it is
+        first asked for.
+        """
+        found = {} if self._resampled is None else self._resampled.rules
+        return {rule: found.get(rule) for rule in self.suggestions}
+
+    @property
+    def vote(self) -> Vote | None:
+        """What all rules say together, with its spread; ``None`` where there is no suggestion."""
+        return None if self._resampled is None else self._resampled.vote
+
+    @cached_property
+    def _resampled(self) -> Spreads | None:
+        if self.reason is not None:
+            return None
+        return spread(
+            self.lrs, self.losses, smoothed=self.smoothed, num_it=self.num_it, rules=self.rules
+        )
+
+    @property
+    def valid_smoothed(self) -> Array | None:
+        """The validation losses, smoothed as the training losses are; ``None`` without them."""
+        return None if self.valid_losses is None else smooth(self.valid_losses)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Plot loss against learning rate, with the suggestions and their spreads.
+
+        Of several rules the vote is marked too. What was measured on validation batches is drawn
+        smoothed, the metrics on a second y axis.
+
+        Args:
+            ax: Where to draw; by default a new figure.
+        """
+        said = self._said()
+        return plots.plot_lr_find(
+            self.lrs,
+            self.losses,
+            self.smoothed,
+            {name: lr for name, (lr, _) in said.items()},
+            None if self.lr_min is None or self.lr_max is None else (self.lr_min, self.lr_max),
+            spreads={name: interval for name, (_, interval) in said.items()},
+            valid_smoothed=self.valid_smoothed,
+            metrics={name: smooth(values) for name, values in self.metrics.items()},
+            log=not self.linear,
+            ax=ax,
+        )
+
+    def _said(self) -> dict[str, tuple[float, tuple[float, float]]]:
+        """Return each rule's rate and interval, and the vote's where there are several rules."""
+        said = {
+            rule: (lr, interval)
+            for (rule, lr), interval in zip(
+                self.suggestions.items(), self.spreads.values(), strict=True
+            )
+            if lr is not None and interval is not None
+        }
+        if len(said) > 1 and self.vote is not None:
+            said["vote"] = (self.vote.lr, (self.vote.low, self.vote.high))
+        return said
+
+    def __repr__(self) -> str:
+        """Show a line for each rule, with its spread."""
+        lines = [f"range test of {len(self.lrs)} updates: {self.stop_reason}"]
+        if self.reason is not None:
+            return f"{lines[0]}\n{self.reason}"
+        said = self._said()
+        width = max(map(len, (*said, "cycle")))
+        lines += [
+            f"{name:<{width}}  {lr:.2e}  ({low:.1e} to {high:.1e})"
+            for name, (lr, (low, high)) in said.items()
+        ]
+        return "\n".join([*lines, f"{'cycle':<{width}}  {self.lr_min:.2e} to {self.lr_max:.2e}"])
