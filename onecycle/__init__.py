@@ -4,33 +4,39 @@ A small `Learner` runs the batch loop and fires events; callbacks drive the hype
 collect the record. `onecycle.core.events` draws the loop.
 """
 
-from onecycle.callbacks.attribute_scheduler import AttributeScheduler
-from onecycle.callbacks.averaging import EMA, SWA
-from onecycle.callbacks.backend_flags import BackendFlags
-from onecycle.callbacks.cuda_graph import CudaGraph
-from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
-from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
-from onecycle.callbacks.landing import LandOnInterrupt
-from onecycle.callbacks.loggers import CSVLogger
-from onecycle.callbacks.lr_finder import LRFinder
-from onecycle.callbacks.memory_format import ChannelsLast
-from onecycle.callbacks.mixing import CutMix, LabelSmoothing, MixUp
-from onecycle.callbacks.non_finite import TerminateOnNonFinite
-from onecycle.callbacks.param_scheduler import (
+from onecycle.callbacks import (
+    EMA,
+    SWA,
+    AttributeScheduler,
+    BackendFlags,
+    ChannelsLast,
+    Checkpoint,
+    CSVLogger,
+    CudaGraph,
+    CutMix,
+    EarlyStopping,
+    EnsembleReport,
+    GradientAccumulation,
+    GradientClip,
+    LabelSmoothing,
+    LandOnInterrupt,
+    LRFinder,
+    MixedPrecision,
+    MixUp,
     MomentumCycler,
     OneCycleSchedule,
     ParamScheduler,
     PlannedScheduler,
+    PostMortem,
+    Progress,
+    Recorder,
+    ReduceLROnPlateau,
+    SaveModel,
+    SnapshotEnsemble,
+    TerminateOnNonFinite,
+    TorchScheduler,
+    speed_profile,
 )
-from onecycle.callbacks.post_mortem import PostMortem
-from onecycle.callbacks.precision import MixedPrecision
-from onecycle.callbacks.progress import Progress
-from onecycle.callbacks.recorder import Recorder
-from onecycle.callbacks.resume import Checkpoint
-from onecycle.callbacks.save_model import SaveModel
-from onecycle.callbacks.speed import speed_profile
-from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
-from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.data.seeded import SeededDataset

@@ -6,18 +6,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onecycle.arguments import check_count, check_positive
 from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
+from onecycle.callbacks.one_cycle import OneCycleSchedule
+from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
 from onecycle.callbacks.replan import Extend
 from onecycle.core.callback import Callback
+from onecycle.core.checks import check_budget, check_callbacks
 from onecycle.core.handlers import draw_loop
 from onecycle.optim.groups import GroupValues
 from onecycle.record.predictions import Predictions
+from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
+from onecycle.schedules.shapes import Schedule
 from onecycle.studies.comparison import NAMES, Compared, Comparison, compare
 from onecycle.studies.diagnosis import Diagnosis, diagnose
 from onecycle.studies.regularization import RegularizationReport, regularization_report
 from onecycle.studies.trials import Init
-from onecycle.training import freezing as recipes
+from onecycle.training.freezing import freeze_to
+from onecycle.training.landing import land
 from onecycle.training.summary import Summary, summarize
 from onecycle.training.trainer import Trainer
 from onecycle.training.views import Transform, predict_views
@@ -117,9 +124,23 @@ class Learner(Trainer):
             >>> learn.recorder.history["lr"].values[[0, 9, 18]].round(6).tolist()
             [0.1, 1.0, 0.1]
         """
-        recipes.fit_clr_beta(
-            self, n_epoch, lr, use_clr_beta, wd=wd, cbs=cbs, resume=resume, extend=extend
-        )
+        if len(use_clr_beta) not in (2, 4):
+            raise ValueError(
+                "expected (div, pct) or (div, pct, max_mom, min_mom), with pct in percent; "
+                f"got {use_clr_beta!r}"
+            )
+        div, pct, *moms = use_clr_beta
+        peaks = self.groups.expand("lr", lr)
+
+        def plan(n: int) -> dict[str, Schedule | Sequence[Schedule | None]]:
+            rates = [clr_beta(n, lr_max=peak, div=div, pct=pct) for peak in peaks]
+            if not moms:
+                return {"lr": rates}
+            momentum = clr_beta_momentum(n, pct=pct, max_mom=moms[0], min_mom=moms[1])
+            return {"lr": rates, "momentum": momentum}
+
+        cycle = PlannedScheduler(plan)
+        self._fit_by(cycle, n_epoch, wd=wd, cbs=cbs, resume=resume, extend=extend)
 
     def fit_flat_cos(
         self,
@@ -156,9 +177,10 @@ class Learner(Trainer):
             >>> learn.recorder.history["lr"].values.round(4).tolist()
             [0.1, 0.1, 0.1, 0.1, 0.1, 0.0854, 0.05, 0.0146, 0.0]
         """
-        recipes.fit_flat_cos(
-            self, n_epoch, lr, div_final, pct_start, wd=wd, cbs=cbs, resume=resume, extend=extend
-        )
+        rates = self.groups.expand("lr", self.lr if lr is None else lr)
+        each = [flat_cos(rate, div_final=div_final, pct_start=pct_start) for rate in rates]
+        flat = ParamScheduler({"lr": each})
+        self._fit_by(flat, n_epoch, wd=wd, cbs=cbs, resume=resume, extend=extend)
 
     def fit_sgdr(
         self,
@@ -200,17 +222,31 @@ class Learner(Trainer):
             >>> learn.recorder.history["lr"].values.round(3).tolist()
             [0.1, 0.05, 0.0, 0.1, 0.09, 0.065, 0.035, 0.01, 0.0]
         """
-        recipes.fit_sgdr(
-            self,
-            n_cycles,
-            cycle_len,
-            lr_max,
-            cycle_mult,
-            wd=wd,
-            cbs=cbs,
-            resume=resume,
-            extend=extend,
-        )
+        check_count("n_cycles", n_cycles)
+        check_count("cycle_len", cycle_len)
+        check_count("cycle_mult", cycle_mult)
+        peaks = self.groups.expand("lr_max", self.lr if lr_max is None else lr_max)
+
+        def plan(n: int) -> dict[str, Sequence[Schedule | None]]:
+            options = {"n_cycles": n_cycles, "cycle_mult": cycle_mult}
+            return {"lr": [sgdr(n, lr_max=peak, **options) for peak in peaks]}
+
+        n_epoch = sum(cycle_len * cycle_mult**k for k in range(n_cycles))
+        cycles = PlannedScheduler(plan)
+        self._fit_by(cycles, n_epoch, wd=wd, cbs=cbs, resume=resume, extend=extend)
+
+    def _fit_by(
+        self,
+        scheduler: ParamScheduler,
+        n_epoch: int,
+        *,
+        wd: float | None,
+        cbs: Sequence[Callback] | None,
+        resume: str | Path | None,
+        extend: Extend | None,
+    ) -> None:
+        check_callbacks(cbs or ())
+        self.fit(n_epoch, wd=wd, cbs=[scheduler, *(cbs or ())], resume=resume, extend=extend)
 
     def fine_tune(
         self,
@@ -254,9 +290,17 @@ class Learner(Trainer):
             >>> learn.total_epochs
             3
         """
-        recipes.fine_tune(
-            self, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, wd=wd, cbs=cbs
-        )
+        check_budget(epochs, None, None)
+        check_count("freeze_epochs", freeze_epochs, least=0)
+        half = check_positive("base_lr", base_lr) / 2
+        rates = slice(half / check_positive("lr_mult", lr_mult), half)
+        OneCycleSchedule(rates, div, pct_start=pct_start)  # refuses before the first stage has run
+        check_callbacks(cbs or ())
+        self.freeze()
+        if freeze_epochs:
+            self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, wd=wd, cbs=cbs)
+        self.unfreeze()
+        self.fit_one_cycle(epochs, rates, div, pct_start=pct_start, wd=wd, cbs=cbs)
 
     def land(
         self,
@@ -302,7 +346,7 @@ class Learner(Trainer):
             >>> learn.recorder.history["lr"].values[-6:].round(4).tolist()
             [0.1, 0.1, 0.0854, 0.05, 0.0146, 0.0]
         """
-        recipes.land(self, updates, reason=reason, cbs=cbs, resume=resume)
+        land(self, updates, reason=reason, cbs=cbs, resume=resume)
 
     @property
     def is_landing(self) -> bool:
@@ -315,7 +359,7 @@ class Learner(Trainer):
         Args:
             train_bn: As in `freeze_to`.
         """
-        recipes.freeze_to(self, -1, train_bn=train_bn)
+        freeze_to(self, -1, train_bn=train_bn)
 
     def freeze_to(self, n: int, *, train_bn: bool = True) -> None:
         """Let only the splitter's groups from the n-th on train; sets ``requires_grad``.
@@ -338,11 +382,11 @@ class Learner(Trainer):
             >>> [p.requires_grad for p in learn.model.parameters()]
             [False, False, True, True]
         """
-        recipes.freeze_to(self, n, train_bn=train_bn)
+        freeze_to(self, n, train_bn=train_bn)
 
     def unfreeze(self) -> None:
         """Let all groups train, normalization layers included; sets ``requires_grad``."""
-        recipes.freeze_to(self, 0, train_bn=True)
+        freeze_to(self, 0, train_bn=True)
 
     def tta(
         self,
@@ -513,8 +557,7 @@ class Learner(Trainer):
             >>> found.answer, found.plateaus[0.01].is_open
             ('yes', True)
         """
-        learn = self
-        return diagnose(learn, end_lr, num_it, wds=wds, metric=metric, lr_usual=lr_usual)
+        return diagnose(self, end_lr, num_it, wds=wds, metric=metric, lr_usual=lr_usual)
 
     def regularization_report(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -13,11 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from onecycle.arguments import check_fraction, check_momentum
 from onecycle.core.callback import Callback, Stage
-from onecycle.core.loop import log
 from onecycle.errors import CancelValid
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
+
+log = logging.getLogger("onecycle")
 
 
 class WeightAverage:

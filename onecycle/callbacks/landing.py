@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -11,11 +12,12 @@ from onecycle.arguments import check_count
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.replan import Replan, anneal
 from onecycle.core.callback import Callback
-from onecycle.core.loop import log
 from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
+
+log = logging.getLogger("onecycle")
 
 #: A landing ends at the rate it began with, divided by this.
 DIV_FINAL = 1e5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from onecycle.callbacks.monitor import EpochValue, recorded_names
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback, Stage
-from onecycle.core.loop import log
 from onecycle.files import atomic_write
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
+
+log = logging.getLogger("onecycle")
 
 
 class CSVLogger(Callback):

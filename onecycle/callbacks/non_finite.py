@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,13 +13,14 @@ from torch.nn.parameter import is_lazy
 from onecycle.callbacks.post_mortem import PostMortem, examine
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback
-from onecycle.core.loop import log
 from onecycle.errors import CancelFit, CancelStep
 from onecycle.optim.groups import listed
 from onecycle.optim.stepper import ScaledStepper
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
+
+log = logging.getLogger("onecycle")
 
 
 class TerminateOnNonFinite(Callback):

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from onecycle.callbacks.attribute_scheduler import AttributeScheduler
 from onecycle.callbacks.gradients import GradientAccumulation
-from onecycle.callbacks.param_scheduler import OneCycleSchedule, ParamScheduler
+from onecycle.callbacks.one_cycle import OneCycleSchedule
+from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.core.callback import Callback, Stage
-from onecycle.core.loop import log
 from onecycle.data.loaders import n_batches
 from onecycle.schedules.shapes import Schedule, constant, cosine, join_steps
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
+
+log = logging.getLogger("onecycle")
 
 #: How a resumed fit goes on by a plan that has changed.
 Extend = Literal["keep", "restretch", "tail"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from onecycle.callbacks.monitor import Mode, Monitor
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback, Stage
-from onecycle.core.loop import log
 
 if TYPE_CHECKING:
     from onecycle.learner import Learner
+
+log = logging.getLogger("onecycle")
 
 
 class SaveModel(Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,12 +12,13 @@ from onecycle.callbacks.monitor import Mode, Monitor
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback
-from onecycle.core.loop import log
 from onecycle.errors import CancelFit, ScheduleConflictError
 from onecycle.optim.groups import listed
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
+
+log = logging.getLogger("onecycle")
 
 
 class _Patience(Callback):

@@ -40,7 +40,7 @@ class SeededDataset(Dataset[Any]):
 
     Example:
         >>> from torch.utils.data import DataLoader
-        >>> from onecycle.data.loaders import start_pass
+        >>> from onecycle.data.passes import start_pass
         >>> class Noisy(Dataset):
         ...     def __len__(self):
         ...         return 6

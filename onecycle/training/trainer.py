@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from onecycle.callbacks.lr_finder import LRFinder
-from onecycle.callbacks.param_scheduler import MomentumCycler, OneCycleSchedule, Policy
+from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.replan import Extend
@@ -27,7 +28,7 @@ from onecycle.core.checks import (
     check_callbacks,
     check_parts,
 )
-from onecycle.core.loop import Loop, log
+from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.data.nested import concatenate, map_tensors
@@ -41,6 +42,8 @@ from onecycle.range_test.sweeps import RangeTests, range_tests
 from onecycle.record.metrics import MetricSet, as_metrics, batch_size_of
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.shapes import Schedule
+
+log = logging.getLogger("onecycle")
 
 
 class Trainer(Loop):

@@ -3,8 +3,7 @@
 Nothing else imports torchvision, and this does so only where it is used.
 """
 
-from onecycle.callbacks.images import Augmentation
-from onecycle.vision.augment import Cutout, RandomCrop, RandomFlip
+from onecycle.vision.augment import Augmentation, Cutout, RandomCrop, RandomFlip
 from onecycle.vision.datasets import cifar10, digits, image_folder, mnist
 from onecycle.vision.models import digits_cnn, lenet, resnet9, resnet56
 

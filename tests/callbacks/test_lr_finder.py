@@ -601,7 +601,7 @@ class TestResult:
     ) -> None:
         calls = []
         monkeypatch.setattr(
-            "onecycle.callbacks.lr_finder.spread",
+            "onecycle.range_test.result.spread",
             lambda *args, **options: calls.append(1) or spread(*args, **options),
         )
         learn = toy_learner(100, 32, opt_func=partial(SGD, momentum=0.9), metrics=[])

@@ -39,7 +39,7 @@ from onecycle import (
     accuracy,
     linear,
 )
-from onecycle.callbacks import resume as resume_module
+from onecycle.callbacks import checkpoint as checkpoint_module
 from onecycle.checkpoints import fit_files, snapshot
 from onecycle.testing import toy_learner
 
@@ -548,7 +548,7 @@ def test_checkpoints_are_taken_as_often_as_asked(every, updates, tmp_path):
 
 def test_minutes_are_those_since_the_last_checkpoint(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(resume_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint_module.time, "monotonic", lambda: now[0])
 
     def tick(learn):
         now[0] += 30

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from onecycle import Callback, Learner, Progress, Recorder, TensorLoader
-from onecycle.callbacks.param_scheduler import OneCycleSchedule
+from onecycle.callbacks.one_cycle import OneCycleSchedule
 from onecycle.testing import toy_learner
 from onecycle.training.summary import Layer, summarize
 

@@ -18,8 +18,8 @@ from onecycle import (
     RandomFlip,
     linear,
 )
-from onecycle.callbacks.images import reflected
 from onecycle.vision import Augmentation
+from onecycle.vision.augment import reflected
 
 ALL = [RandomFlip(0.3), RandomCrop(2), Cutout(3), Cutout(4)]
 IDS = ["flip", "crop", "cutout-odd", "cutout-even"]
