@@ -1,9 +1,10 @@
-"""The house: imports run strictly downward, nothing is delegated or patched."""
+"""The house: a folder is one idea, imports run downward, nothing is delegated or patched."""
 
 import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,182 +12,155 @@ import pytest
 import onecycle
 
 PACKAGE = Path(onecycle.__file__).parent
+TOP = "__init__"
 
-GROUND = -1
-LEVELS = {
-    "arguments": GROUND,
-    "errors": GROUND,
-    "events": GROUND,
-    "files": GROUND,
-    "heap": GROUND,
-    "capture": 0,
-    "schedules": 0,
-    "explanations": 0,
-    "history": 0,
-    "metrics": 0,
-    "nested": 0,
-    "plots": 0,
-    "predictions": 0,
-    "schedule_plot": 0,
-    "seeded": 0,
-    "settings": 2,
-    "smoothing": 0,
-    "suggestions": 0,
-    "data": 1,
-    "callback": 0,
-    "checks": 1,
-    "handlers": 1,
-    "hyperparams": 1,
-    "monitor": 1,
-    "optimizers": 1,
-    "policies": 1,
-    "state": 1,
-    "stepper": 1,
-    "restore": 1,
-    "spreads": 1,
-    "summary": 1,
-    "torch_schedules": 1,
-    "transfer": 1,
-    "assembly": 2,
-    "bound_step": 2,
-    "captured_step": 4,
-    "compiled": 4,
-    "fast_step": 3,
-    "graphed": 2,
-    "loop": 2,
-    "post_mortem": 2,
-    "model_files": 1,
-    "checkpoint_files": 2,
-    "valid_probe": 2,
-    "callbacks": 2,
-    "callbacks.images": 2,
-    "callbacks.recorder": 2,
-    "callbacks.param_schedule": 2,
-    "callbacks.attribute_schedule": 2,
-    "callbacks.gradients": 2,
-    "callbacks.cuda_graph": 5,
-    "callbacks.landing": 4,
-    "callbacks.resume": 4,
-    "trials": 4,
-    "recipes": 4,
-    "comparison": 5,
-    "regularization": 5,
-    "speed": 4,
-    "diagnosis": 4,
-    "experiments": 4,
-    "tta": 4,
-    "studies": 6,
-    "learner": 7,
-    "vision.augment": 5,
-    "vision.datasets": 5,
-    "vision.models": 5,
-    "vision": 6,
-    "testing": 8,
-    "cli": 8,
-    "__main__": 9,
-    "": 9,
+#: Rooms from the ground up. Those of a line do not know each other.
+ORDER = (
+    "errors, arguments, files, explanations, plots, processes",
+    "schedules, data",
+    "optim, record",
+    "core",
+    "parallel, checkpoints, cuda_graphs, vision",
+    "range_test",
+    "callbacks",
+    "training",
+    "studies, insight",
+    "learner",
+    "testing, cli",
+    f"{TOP}, __main__",
+)
+FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms.split(", ")}
+
+MODULES = {
+    ".".join(part for part in path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
 }
+SOURCES = {
+    (name if name == TOP else name.removesuffix(f".{TOP}")): path.read_text()
+    for name, path in MODULES.items()
+}
+TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 
 
-def level_of(module: str) -> int:
-    """Return the level of a module, named without the package."""
-    if module.startswith("callbacks.") and module not in LEVELS:
-        return 3
-    return LEVELS[module]
+def imported(tree: ast.Module, modules: Iterable[str]) -> list[tuple[str, int]]:
+    """List the modules of the package that a module imports, and in which line.
 
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
-
-
-def imported(tree: ast.Module) -> list[tuple[str, int]]:
-    """List what a module imports from the package, and where, without what is for types only."""
+    Imports within functions and for types count too. One of a submodule is none of its folder.
+    """
     found: list[tuple[str, int]] = []
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
     for node in ast.walk(tree):
-        if id(node) in for_types:
+        if isinstance(node, ast.Import):
+            names = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [(node.module or "", alias.name) for alias in node.names]
+        else:
             continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "onecycle":
-            base = (node.module or "").removeprefix("onecycle").removeprefix(".")
-            for alias in node.names:
-                inner = f"{base}.{alias.name}".removeprefix(".")
-                path = PACKAGE / inner.replace(".", "/")
-                is_module = path.with_suffix(".py").exists() or path.is_dir()
-                found.append((inner if is_module else base, node.lineno))
-        elif isinstance(node, ast.Import):
-            found += [
-                (alias.name.removeprefix("onecycle").removeprefix("."), node.lineno)
-                for alias in node.names
-                if alias.name.split(".")[0] == "onecycle"
-            ]
+        for base, name in names:
+            package, _, inner = base.partition(".")
+            if package == "onecycle":
+                whole = f"{inner}.{name}".strip(".")
+                found.append((whole if whole in modules else inner or TOP, node.lineno))
     return found
 
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
-def upward_imports(name: str, tree: ast.Module) -> list[str]:
-    """List the imports of a module that do not run downward."""
-    return [
-        f"line {line}: {name or 'onecycle'} imports {other or 'onecycle'}"
-        for other, line in imported(tree)
-        if level_of(other) >= level_of(name)
-    ]
+def faults(modules: Mapping[str, ast.Module]) -> list[str]:
+    """List what breaks the order: unknown rooms, imports up or across, circles."""
+    found = [f"{name}: no room of this name" for name in modules if room_of(name) not in FLOOR]
+    below: dict[str, set[str]] = {}
+    for name, tree in modules.items():
+        below[name] = set()
+        for other, line in imported(tree, modules):
+            mine, theirs = room_of(name), room_of(other)
+            below[name].add(other)
+            if mine != theirs and FLOOR.get(theirs, -1) >= FLOOR.get(mine, -1):
+                found.append(f"{name}:{line} imports {other}, which is not below it")
+    return found + [f"circle: {' > '.join(circle)}" for circle in circles(below)]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_a_module_imports_only_from_lower_levels(path: Path) -> None:
-    assert upward_imports(module_name(path), ast.parse(path.read_text())) == []
+def circles(below: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return a circle for each module that can be reached from itself."""
+    found: dict[frozenset[str], list[str]] = {}
+    for start in below:
+        paths, seen = [[start]], {start}
+        while paths:
+            path = paths.pop()
+            for other in sorted(below.get(path[-1], ())):
+                if other == start:
+                    found.setdefault(frozenset(path), path)
+                elif other not in seen:
+                    seen.add(other)
+                    paths.append([*path, other])
+    return list(found.values())
+
+
+def test_imports_run_downward_without_a_circle() -> None:
+    assert faults(TREES) == []
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("module", "source"),
     [
-        "from onecycle.learner import Learner",
-        "import onecycle.learner",
-        "from onecycle import Learner",
-        "from onecycle.optim.stepper import Stepper",
-        "def f():\n    from onecycle.core.loop import Loop",
+        ("core.heap", "from onecycle.learner import Learner"),
+        ("core.heap", "import onecycle.learner"),
+        ("core.heap", "from onecycle import Learner"),
+        ("core.heap", "from onecycle.callbacks import Recorder"),
+        ("core.heap", "if TYPE_CHECKING:\n    from onecycle.training.trainer import Trainer"),
+        ("core.heap", "def f():\n    from onecycle.vision import augment"),
+        ("optim.groups", "from onecycle.record.history import History"),
+        ("files", "from onecycle.errors import CheckpointError"),
+        ("helpers", "import torch"),
+        ("new_flat_module", "import torch"),
+        ("events", "import torch"),
     ],
 )
-def test_an_upward_or_sideways_import_is_found(source: str) -> None:
-    assert len(upward_imports("restore", ast.parse(source))) == 1
+def test_what_breaks_the_order_is_found(module: str, source: str) -> None:
+    found = faults({**TREES, module: ast.parse(source)})
+    assert found
+    assert found[0].startswith(module)
 
 
-def test_an_import_for_types_is_allowed_upward() -> None:
-    source = "if TYPE_CHECKING:\n    from onecycle.core.loop import Loop"
-    assert upward_imports("restore", ast.parse(source)) == []
+@pytest.mark.parametrize("length", [1, 2, 3, 7])
+def test_a_circle_of_any_length_is_found(length: int) -> None:
+    ring = {
+        f"core.ring{i}": ast.parse(f"from onecycle.core.ring{(i + 1) % length} import name")
+        for i in range(length)
+    }
+    assert len(faults({**TREES, **ring})) == 1
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_nothing_is_imported_by_star_or_delegated(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    stars = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
-    ]
-    for_types = [
+def test_an_import_of_a_submodule_is_none_of_its_folder() -> None:
+    folder = {
+        "core.deep": ast.parse("from onecycle.core.deep.inner import name"),
+        "core.deep.inner": ast.parse("import torch"),
+        "core.user": ast.parse("from onecycle.core.deep import inner"),
+    }
+    assert faults({**TREES, **folder}) == []
+
+
+def for_types(tree: ast.Module) -> set[ast.AST]:
+    """Return the nodes that only a type checker reads."""
+    return {
         inner
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for inner in ast.walk(node)
+    }
+
+
+def test_nothing_is_imported_by_star_or_relatively_or_delegated() -> None:
+    delegating = ("__getattr__", "__getattribute__", "__setattr__")
+    found = [
+        f"{name}:{node.lineno}"
+        for name, tree in TREES.items()
+        for node in set(ast.walk(tree)) - for_types(tree)
+        if (isinstance(node, ast.ImportFrom) and (node.level or node.names[0].name == "*"))
+        or (isinstance(node, ast.FunctionDef) and node.name in delegating)
     ]
-    delegation = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-        and node.name in ("__getattr__", "__getattribute__", "__setattr__")
-        and node not in for_types
-    ]
-    assert stars == []
-    assert delegation == []
+    assert found == []
 
 
 def code_lines(node: ast.AST, source: list[str]) -> int:
@@ -201,17 +175,29 @@ def code_lines(node: ast.AST, source: list[str]) -> int:
     return len(lines)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_no_file_is_over_400_lines_and_no_function_over_40(path: Path) -> None:
-    source = path.read_text().splitlines()
-    tree = ast.parse(path.read_text())
-    long = [
-        f"{node.name}: {code_lines(node, source)}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and code_lines(node, source) > 40
-    ]
+def lengths() -> dict[str, int]:
+    return {name: code_lines(tree, SOURCES[name].splitlines()) for name, tree in TREES.items()}
+
+
+def test_no_file_is_over_400_lines_and_no_function_over_40() -> None:
+    long = [f"{name}: {lines}" for name, lines in lengths().items() if lines > 400]
+    for name, tree in TREES.items():
+        source = SOURCES[name].splitlines()
+        long += [
+            f"{name}.{node.name}: {code_lines(node, source)}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and code_lines(node, source) > 40
+        ]
     assert long == []
-    assert code_lines(tree, source) <= (300 if module_name(path) == "loop" else 400)
+
+
+def test_the_core_is_a_minimal_loop_of_at_most_1000_lines() -> None:
+    assert sum(lines for name, lines in lengths().items() if room_of(name) == "core") <= 1000
+
+
+def test_at_most_13_files_lie_outside_the_rooms() -> None:
+    files = [path.name for path in PACKAGE.iterdir() if path.is_file()]
+    assert len(files) <= 13, files
 
 
 def test_importing_onecycle_loads_neither_torchvision_nor_matplotlib() -> None:

@@ -16,7 +16,7 @@ from onecycle.core.callback import Callback
 from onecycle.record.metrics import MetricFunction, accuracy, as_metrics
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.core.loop import Loop
     from onecycle.record.predictions import Predictions
 
 #: Rates that differ by less are the same: a schedule that holds a rate may round it.
@@ -85,12 +85,12 @@ class SnapshotEnsemble(Callback):
         self._rate = math.inf
         self._fell = self._cancelled = False
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         """Begin a new ensemble."""
         self._begin()
         self._slot = learn.groups.slots("lr", len(learn.groups) - 1)[0]
 
-    def before_batch(self, learn: Learner) -> None:
+    def before_batch(self, learn: Loop) -> None:
         """Take a member, if the rate that is now set begins a new cycle."""
         rate = self._slot.get()
         if math.isclose(rate, self._rate, rel_tol=_SAME_RATE):
@@ -100,16 +100,16 @@ class SnapshotEnsemble(Callback):
         self._fell = rate < self._rate < math.inf
         self._rate = rate
 
-    def after_cancel_fit(self, learn: Learner) -> None:
+    def after_cancel_fit(self, learn: Loop) -> None:
         """Remember that the last cycle did not come to its end."""
         self._cancelled = True
 
-    def after_fit(self, learn: Learner) -> None:
+    def after_fit(self, learn: Loop) -> None:
         """Take the last member."""
         if learn.n_updates and not self._cancelled:
             self.members.append(_copied_state(learn.model))
 
-    def get_preds(self, learn: Learner, dl: Iterable[Any] | None = None) -> Predictions:
+    def get_preds(self, learn: Any, dl: Iterable[Any] | None = None) -> Predictions:
         """Predict a whole loader with every member; leaves the learner as it was.
 
         Args:
@@ -129,7 +129,7 @@ class SnapshotEnsemble(Callback):
 
     def evaluate(
         self,
-        learn: Learner,
+        learn: Any,
         dl: Iterable[Any] | None = None,
         *,
         metric: MetricFunction = accuracy,
@@ -155,7 +155,7 @@ class SnapshotEnsemble(Callback):
         gain = min(members) - ensemble if less_is_better else ensemble - max(members)
         return EnsembleReport(name, tuple(members), ensemble, gain)
 
-    def _member_preds(self, learn: Learner, dl: Iterable[Any] | None) -> list[Predictions]:
+    def _member_preds(self, learn: Any, dl: Iterable[Any] | None) -> list[Predictions]:
         if not self.members:
             raise ValueError(
                 "the ensemble has no member: pass it to a fit, as in "

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from onecycle.callbacks.monitor import Mode, Monitor
 from onecycle.callbacks.recorder import Recorder
+from onecycle.checkpoints.model_files import read_model, write_model
 from onecycle.core.callback import Callback, Stage
 
 if TYPE_CHECKING:
-    from onecycle.learner import Learner
+    from onecycle.core.loop import Loop
 
 log = logging.getLogger("onecycle")
 
@@ -83,14 +84,14 @@ class SaveModel(Callback):
         self._best_path: str | None = None
         self._n_tried = self._n_failed = 0
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         """Begin anew, after checking that this fit records the monitored value."""
         self._best_path = None
         self._n_tried = self._n_failed = 0
         if self.every is None:
             self._monitor.begin(learn)
 
-    def after_epoch(self, learn: Learner) -> None:
+    def after_epoch(self, learn: Loop) -> None:
         """Save, if this epoch is the best or its turn has come."""
         epoch = learn.total_epochs + 1
         path = self.path.format(epoch=epoch)
@@ -102,7 +103,7 @@ class SaveModel(Callback):
         if value is not None and self._monitor.is_better(value) and self._save(learn, path):
             self._monitor.best, self._best_path = value, path
 
-    def after_fit(self, learn: Learner) -> None:
+    def after_fit(self, learn: Loop) -> None:
         """Load the best weights, and say again what could not be written."""
         if self._n_failed:
             log.warning(
@@ -112,16 +113,16 @@ class SaveModel(Callback):
                 self.path,
             )
         if self.restore_best and self._best_path is not None:
-            learn.load(self._best_path, with_opt=False)
+            read_model(self._best_path, learn.model, None)
 
-    def _save(self, learn: Learner, path: str) -> bool:
+    def _save(self, learn: Loop, path: str) -> bool:
         """Save the model; tell whether that worked."""
         self._n_tried += 1
         with ExitStack() as weights:
             for callback in learn.cbs:
                 weights.enter_context(callback.as_validated(learn))
             try:
-                learn.save(path)
+                write_model(path, learn.model, learn.opt)
             except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
                 self._n_failed += 1
                 if self._n_failed == 1:
