@@ -2,12 +2,13 @@
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import SupportsFloat
 
 
 def check_finite(name: str, value: float) -> float:
     """Return a finite number as a float, or refuse it."""
-    if not isinstance(value, SupportsFloat):
+    if not isinstance(value, SupportsFloat) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number; got {value!r}")
     number = float(value)
     if not math.isfinite(number):
@@ -48,9 +49,27 @@ def check_momentum(name: str, value: float) -> float:
     return number
 
 
+def check_momenta(moms: Sequence[float]) -> tuple[float, float, float]:
+    """Return three momenta, each within [0, 1), or refuse them."""
+    reason = ""
+    if isinstance(moms, list | tuple) and len(moms) == 3:
+        try:
+            start, peak, end = (check_momentum("a momentum", mom) for mom in moms)
+        except (TypeError, ValueError) as error:
+            reason = f": {error}"
+        else:
+            return start, peak, end
+    raise ValueError(
+        "moms must be three numbers in [0, 1), at the start, the peak and the end, like "
+        f"(0.95, 0.85, 0.95); got {moms!r}{reason}"
+    )
+
+
 def check_count(name: str, value: int, *, least: int = 1) -> int:
     """Return an integer that is not below the least, or refuse it."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer; got {value!r}") from None

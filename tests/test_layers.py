@@ -163,6 +163,17 @@ def test_nothing_is_imported_by_star_or_relatively_or_delegated() -> None:
     assert found == []
 
 
+def test_schedules_import_no_torch() -> None:
+    found = [
+        f"{name}:{node.lineno}"
+        for name, tree in TREES.items()
+        for node in set(ast.walk(tree)) - for_types(tree)
+        if room_of(name) == "schedules" and isinstance(node, ast.Import | ast.ImportFrom)
+        if "torch" in ast.unparse(node).replace("torch_like", "").split(".")[0].split()
+    ]
+    assert found == []
+
+
 def code_lines(node: ast.AST, source: list[str]) -> int:
     """Count the lines of a piece of code without docstrings and blank lines."""
     first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", len(source))

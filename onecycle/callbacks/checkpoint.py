@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onecycle.arguments import check_count
 from onecycle.callbacks.replan import (
     plan_of,
 )
@@ -66,10 +67,8 @@ class Checkpoint(Callback):
     during = "train"
 
     def __init__(self, folder: str | Path, every: str = "1 epoch", keep: int = 3) -> None:
-        self.folder, self.keep = Path(folder), keep
+        self.folder, self.keep = Path(folder), check_count("keep", keep)
         self._number, self._unit = _parse(every)
-        if not isinstance(keep, int) or keep < 1:
-            raise ValueError(f"keep must be a whole number of files, from 1; got {keep!r}")
         if self.folder.is_file():
             raise ValueError(f"expected a folder for checkpoints; {str(folder)!r} is a file")
         self._saved_at = 0  # updates of this fit

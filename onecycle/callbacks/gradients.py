@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from onecycle.arguments import check_count
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CancelStep
 from onecycle.record.metrics import batch_size_of
@@ -44,11 +45,7 @@ class GradientAccumulation(Callback):
     stage = Stage.PREPARE
 
     def __init__(self, n_batches: int) -> None:
-        if not isinstance(n_batches, int) or isinstance(n_batches, bool):
-            raise TypeError(f"n_batches must be an integer; got {n_batches!r}")
-        if n_batches < 1:
-            raise ValueError(f"n_batches must be at least 1; got {n_batches}")
-        self.n_batches = n_batches
+        self.n_batches = check_count("n_batches", n_batches)
         self._full = self._samples = 0
         self._loss: Any = 0.0
 

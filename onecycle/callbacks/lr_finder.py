@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from onecycle.arguments import check_count
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CancelFit
 from onecycle.range_test.probe import ValidProbe
 from onecycle.range_test.result import LRFindResult
-from onecycle.range_test.rules import Array, Rule, StopRule, suggest
+from onecycle.range_test.rules import Rule, StopRule, suggest
 from onecycle.record.smoothing import Smoother, smooth
-from onecycle.schedules.shapes import exponential, linear
+from onecycle.schedules.shapes import Array, exponential, linear
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -69,9 +70,8 @@ class LRFinder(Callback):
             raise ValueError(
                 f"expected 0 < start_lr < end_lr; got start_lr={start_lr} and end_lr={end_lr}"
             )
-        if num_it < 2:
-            raise ValueError(f"num_it must be at least 2 updates; got {num_it}")
-        self.num_it, self.linear, self.valid = num_it, linear, valid
+        self.num_it = check_count("num_it", num_it, least=2)
+        self.linear, self.valid = linear, valid
         self.lrs = _rates(start_lr, end_lr, num_it, is_linear=linear)
         self.stop_reason: str | None = None
         self._smoother = Smoother()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from onecycle.arguments import check_count
 from onecycle.callbacks.post_mortem import PostMortem, examine
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback
@@ -72,9 +73,7 @@ class TerminateOnNonFinite(Callback):
     def __init__(self, action: Literal["stop", "skip"] = "stop", *, max_skips: int = 10) -> None:
         if action not in ("stop", "skip"):
             raise ValueError(f"action must be 'stop' or 'skip'; got {action!r}")
-        if not isinstance(max_skips, int) or max_skips < 1:
-            raise ValueError(f"max_skips must be a whole number, from 1; got {max_skips!r}")
-        self.action, self.max_skips = action, max_skips
+        self.action, self.max_skips = action, check_count("max_skips", max_skips)
         self.post_mortem: PostMortem | None = None
         self._block = 1
         self._unread: list[tuple[int, Tensor]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from onecycle.arguments import check_fraction
+from onecycle.arguments import check_fraction, check_momenta
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.optim.groups import GroupValues
 from onecycle.schedules.policies import (
@@ -143,7 +143,7 @@ class MomentumCycler(ParamScheduler):
         policy: Policy = "cosine",
     ) -> None:
         super().__init__({})
-        self.moms, self.policy = check_moms(moms), check_policy(policy)
+        self.moms, self.policy = check_momenta(moms), check_policy(policy)
         self._pct_start = _rise(policy, pct_start)
         if policy in ("smith", "torch") and moms[0] != moms[2]:
             raise ValueError(
@@ -186,12 +186,3 @@ def _rise(policy: Policy, pct_start: float | None) -> float:
             f"as it rises; got {pct_start} (join makes a schedule of any phases)"
         )
     return pct_start
-
-
-def check_moms(moms: object) -> tuple[float, float, float]:
-    """Return three momenta, each in [0, 1), or refuse them."""
-    if isinstance(moms, list | tuple) and len(moms) == 3:
-        start, peak, end = moms
-        if all(isinstance(mom, int | float) and 0 <= mom < 1 for mom in moms):
-            return start, peak, end
-    raise ValueError(f"moms must be three numbers in [0, 1), like (0.95, 0.85, 0.95): {moms!r}")

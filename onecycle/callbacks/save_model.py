@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onecycle.arguments import check_count
 from onecycle.callbacks.monitor import Mode, Monitor
 from onecycle.callbacks.recorder import Recorder
 from onecycle.checkpoints.model_files import read_model, write_model
@@ -72,8 +73,7 @@ class SaveModel(Callback):
     ) -> None:
         _check_path(path)
         if every is not None:
-            if not isinstance(every, int) or every < 1:
-                raise ValueError(f"every must be a whole number of epochs, from 1; got {every!r}")
+            check_count("every", every)
             if (monitor, mode, min_delta) != ("valid_loss", "auto", 0.0):
                 raise ValueError(
                     "every= saves without looking at a value: leave out monitor, mode and "

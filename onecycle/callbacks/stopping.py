@@ -27,9 +27,7 @@ class _Patience(Callback):
     requires = (Recorder,)
 
     def __init__(self, monitor: str, mode: Mode, min_delta: float, patience: int) -> None:
-        if not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience must be a whole number of epochs, from 1; got {patience!r}")
-        self.patience = patience
+        self.patience = check_count("patience", patience)
         self._monitor = Monitor(monitor, mode, min_delta)
         self._waited = 0
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from onecycle.arguments import check_count
 from onecycle.core.callback import Callback
 from onecycle.errors import MissingCallbackError
 
@@ -153,9 +154,7 @@ def check_budget(n_epoch: int | None, steps_per_epoch: int | None, max_updates: 
     """
     limits = {"n_epoch": n_epoch, "steps_per_epoch": steps_per_epoch, "max_updates": max_updates}
     for name, limit in limits.items():
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
-            raise TypeError(f"{name} must be an integer; got {limit!r}")
-        if limit is not None and limit < 1:
-            raise ValueError(f"{name} must be at least 1; got {limit}")
+        if limit is not None:
+            check_count(name, limit)
     if n_epoch is None and max_updates is None:
         raise ValueError("n_epoch=None needs max_updates=: nothing else would end the fit")

@@ -19,6 +19,8 @@ from torch.utils.data import (
     IterableDataset,
 )
 
+from onecycle.arguments import check_count
+
 #: What a DataLoader of another batch size has in common with the one it is made from.
 _KEPT_OPTIONS = (
     "dataset",
@@ -278,8 +280,7 @@ def with_batch_size(dl: Iterable[Any], batch_size: int) -> TensorLoader | DataLo
         >>> len(with_batch_size(loader, 5)), len(loader)
         (2, 5)
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
+    check_count("batch_size", batch_size)
     if isinstance(dl, TensorLoader):
         other = copy(dl)
         other.batch_size = batch_size

@@ -169,7 +169,7 @@ class ParamGroups:
             group = self.opt.param_groups[member[0]]
             without = [p for p in group["params"] if id(p) in self._exempt]
             may_decay = "weight_decay" in group and (everywhere or group["weight_decay"])
-            if len(member) > 1 or not without or not may_decay:
+            if not without or not may_decay:
                 continue
             if len(without) == len(group["params"]):
                 group |= {"weight_decay": 0.0, "no_decay": True}

@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from onecycle import plots
-from onecycle.range_test.rules import Array, Rule
+from onecycle.range_test.rules import Rule
 from onecycle.range_test.spreads import Spreads, Vote, spread
 from onecycle.record.smoothing import smooth
+from onecycle.schedules.shapes import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,3 +139,8 @@ class LRFindResult:
             for name, (lr, (low, high)) in said.items()
         ]
         return "\n".join([*lines, f"{'cycle':<{width}}  {self.lr_min:.2e} to {self.lr_max:.2e}"])
+
+
+def written(lr: float | None) -> str:
+    """Write a learning rate for a table; "none" where there is none."""
+    return "none" if lr is None else f"{lr:.2e}"

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from onecycle.range_test.noise import deviation
+from onecycle.schedules.shapes import Array
+
 Rule = Callable[[Array, Array], float]
 
 #: Fewer points than this say nothing about a curve.
@@ -387,10 +389,8 @@ def _turning_point(losses: Array) -> tuple[int, str | None]:
     means = np.convolve(losses, np.full(window, 1 / window), "valid")
     low = int(means.argmin())
     high = means[: low + 1].max()
-    # Differences of neighbours see the noise and hardly the trend; those after the lowest mean
-    # see the divergence, and are left out.
-    steps = np.diff(losses[: max(low + window, MIN_POINTS)])
-    noise = math.sqrt(np.mean(steps**2) / 2)
+    # What comes after the lowest mean is divergence, and left out.
+    noise = deviation(losses[: max(low + window, MIN_POINTS)])
     error = noise / math.sqrt(window)
     if high - means[low] <= max(CLEAR * error, MIN_FALL * abs(high)):
         return 0, (

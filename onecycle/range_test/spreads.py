@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onecycle.range_test.rules import Array, Rule, select_points
+from onecycle.range_test.noise import residuals
+from onecycle.range_test.rules import Rule, select_points
 from onecycle.record.smoothing import smooth
+from onecycle.schedules.shapes import Array
 
 #: How many curves are resampled.
 N_RESAMPLES = 200
@@ -98,7 +100,7 @@ def spread(
     rates, *_ = select_points(lrs, losses, smoothed, num_it)
     first = num_it // 10
     raw = np.asarray(losses, np.float64)[: first + len(rates)]
-    noise = _noise(raw)
+    noise = residuals(raw)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(N_RESAMPLES, len(raw)))
     # A mean of three keeps a third of the noise's variance: what was taken out had two thirds.
     curves = [smooth(row)[first:] for row in raw - noise + math.sqrt(1.5) * noise * signs]
@@ -109,13 +111,6 @@ def spread(
         {name: _interval(column) for name, column in zip(names, said.T, strict=True)},
         Vote(float(np.median(votes)), *_interval(votes)),
     )
-
-
-def _noise(losses: Array) -> Array:
-    """Return what sets each loss apart from the mean of itself and its neighbours; 0 at an end."""
-    noise = np.zeros_like(losses)
-    noise[1:-1] = losses[1:-1] - (losses[:-2] + losses[1:-1] + losses[2:]) / 3
-    return noise
 
 
 def _interval(rates: Array) -> tuple[float, float]:

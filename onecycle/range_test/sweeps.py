@@ -9,7 +9,7 @@ import numpy as np
 
 from onecycle import plots
 from onecycle.checkpoints.snapshot import preserved
-from onecycle.range_test.result import LRFindResult
+from onecycle.range_test.result import LRFindResult, written
 from onecycle.range_test.varied import check_settings, put_in_force
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ class RangeTests(Mapping[float, LRFindResult]):
         ]
         for setting, test in self.items():
             lines.append(
-                f"{setting:>{width}g}  {_rate(test.suggestion):>10}  {_spread(test):>20}"
-                f"  {_rate(test.lr_max):>8}"
+                f"{setting:>{width}g}  {written(test.suggestion):>10}  {_spread(test):>20}"
+                f"  {written(test.lr_max):>8}"
                 f"  {_lowest(test):>20.4g}  {test.stop_reason}"
             )
         return "\n".join(lines)
@@ -124,10 +124,6 @@ def range_tests(
             put_in_force(learn, name, setting)
             results[setting] = test()
     return RangeTests(name, results)
-
-
-def _rate(lr: float | None) -> str:
-    return "none" if lr is None else f"{lr:.2e}"
 
 
 def _spread(test: LRFindResult) -> str:

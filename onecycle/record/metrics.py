@@ -16,6 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from onecycle.arguments import check_count
+
 MetricFunction = Callable[[Any, Any], Tensor | float]
 
 #: Names under which the record keeps something else.
@@ -102,8 +104,7 @@ def top_k_accuracy(k: int = 5) -> MetricFunction:
         >>> top_2.__name__
         'top_2_accuracy'
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    check_count("k", k)
     name = f"top_{k}_accuracy"
 
     def metric(pred: Tensor, target: Tensor) -> Tensor:

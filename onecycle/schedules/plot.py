@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onecycle.arguments import check_count
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch.optim.lr_scheduler import LRScheduler
@@ -58,8 +60,7 @@ def plot_schedule(
     """
     import matplotlib.pyplot as plt
 
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2; got {steps}")
+    check_count("steps", steps, least=2)
     curves = _named_curves(schedule_or_torch_scheduler)
     of_torch = {_is_torch_scheduler(curve) for curve in curves.values()}
     if len(of_torch) != 1:

@@ -19,6 +19,7 @@ from onecycle.arguments import (
     check_count,
     check_finite,
     check_fraction,
+    check_momenta,
     check_momentum,
     check_not_negative,
     check_one_of,
@@ -104,7 +105,7 @@ def momentum_cycle(
         >>> momentum_cycle()([0.0, 0.25, 1.0])
         array([0.95, 0.85, 0.95])
     """
-    return _up_and_down(_three_momenta(moms), pct_start, anneal)
+    return _up_and_down(check_momenta(moms), pct_start, anneal)
 
 
 def three_phase(
@@ -174,7 +175,7 @@ def three_phase_momentum(
         >>> three_phase_momentum()([0.0, 0.45, 0.9, 1.0])
         array([0.95, 0.85, 0.95, 0.95])
     """
-    start, low, end = _three_momenta(moms)
+    start, low, end = check_momenta(moms)
     up, down, tail = _lengths(fraction_up=fraction_up, fraction_down=fraction_down)
     return join([(up, linear(start, low)), (down, linear(low, end)), (tail, constant(end))])
 
@@ -509,14 +510,6 @@ def _up_and_down(levels: Sequence[float], pct_start: float, anneal: Anneal) -> J
     shape = Cosine if anneal == "cosine" else Linear
     start, peak, end = levels
     return join([(first, shape(start, peak)), (1.0 - first, shape(peak, end))])
-
-
-def _three_momenta(moms: Sequence[float]) -> tuple[float, float, float]:
-    """Return three checked momenta."""
-    if len(moms) != 3:
-        raise ValueError(f"moms has three values (start, at the maximum rate, end); got {moms!r}")
-    start, peak, end = (check_momentum("a momentum", mom) for mom in moms)
-    return start, peak, end
 
 
 def _lengths(**given: float) -> tuple[float, float, float]:

@@ -198,9 +198,7 @@ class Between(Schedule):
         self._set(start=check_finite("start", self.start), end=check_finite("end", self.end))
 
     def _values(self, p: Array) -> Array:
-        # Fixed at the ends, where a cosine or a power may be off by a last bit.
-        w = np.where(p == 0.0, 1.0, np.where(p == 1.0, 0.0, self._weights(p)))
-        return self._mix(w)
+        return self._mix(self._weights(p))
 
     def _weights(self, p: Array) -> Array:
         """Give the weight of ``start``, which falls from 1 to 0."""
@@ -233,8 +231,7 @@ class Exponential(Between, kind="exponential"):
 
     def _mix(self, w: Array) -> Array:
         # The geometric mean, and not start * (end / start) ** p: no ratio can overflow.
-        mean = np.power(self.start, w) * np.power(self.end, 1.0 - w)
-        return np.where(w == 1.0, self.start, np.where(w == 0.0, self.end, mean))
+        return np.asarray(np.power(self.start, w) * np.power(self.end, 1.0 - w))
 
 
 @dataclass(frozen=True)

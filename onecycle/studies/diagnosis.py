@@ -14,8 +14,10 @@ from onecycle.arguments import check_count, check_positive
 from onecycle.callbacks.monitor import Monitor, validated_name
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.data.loaders import n_batches
-from onecycle.range_test.result import LRFindResult
-from onecycle.range_test.rules import CLEAR, Array, minimum
+from onecycle.range_test.noise import deviation_above
+from onecycle.range_test.result import LRFindResult, written
+from onecycle.range_test.rules import CLEAR, minimum
+from onecycle.schedules.shapes import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +124,7 @@ class Diagnosis:
         for wd, plateau in self.plateaus.items():
             best, end = _best(plateau, self.metric), plateau.smoothed[-1]
             lines.append(
-                f"{wd:>12g}  {_rate(plateau.lr_lo):>12}  {_rate(plateau.lr_hi):>8}"
+                f"{wd:>12g}  {written(plateau.lr_lo):>12}  {written(plateau.lr_hi):>8}"
                 f"  {_ratio(plateau, self.lr_usual):>7}  {plateau.share:>5.0%}"
                 f"  {best:>{width + 5}.4g}{end:>12.4g}"
             )
@@ -196,7 +198,7 @@ def find_plateau(test: LRFindResult, metric: str, *, window: int, num_it: int) -
     values = np.where(np.isfinite(values), values, np.nan)
     window = min(window, len(values))
     start = float(values[:window].mean())
-    noise = _noise(values, start)
+    noise = deviation_above(values, start)
     values = np.where(values > start, values, start)
     ones = np.ones(window)
     smoothed = np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
@@ -213,14 +215,6 @@ def find_plateau(test: LRFindResult, metric: str, *, window: int, num_it: int) -
         is_open=bool(last == num_it - 1),
         share=float(high[first : last + 1].mean()),
     )
-
-
-def _noise(values: Array, start: float) -> float:
-    """Return the standard deviation from neighbour to neighbour, of values where more is better."""
-    # What is lost far below the start tells nothing about the noise.
-    known = np.where(np.isnan(values), start, values)
-    steps = np.diff(np.maximum(known, 2 * start - known.max()))
-    return math.sqrt(np.mean(steps**2) / 2) if len(steps) else math.inf
 
 
 def _own_decay(learn: Trainer) -> float:
@@ -297,10 +291,6 @@ def _less_is_better(metric: str) -> bool:
 def _best(plateau: Plateau, metric: str) -> float:
     best = plateau.smoothed.min() if _less_is_better(metric) else plateau.smoothed.max()
     return float(best)
-
-
-def _rate(lr: float | None) -> str:
-    return "none" if lr is None else f"{lr:.2e}"
 
 
 def _ratio(plateau: Plateau, lr_usual: float | None) -> str:

@@ -12,9 +12,9 @@ import numpy as np
 from onecycle.callbacks.monitor import Monitor, validated_name
 from onecycle.core.checks import check_budget
 from onecycle.optim.groups import GroupValues
-from onecycle.range_test.rules import Array
 from onecycle.range_test.varied import check_settings, put_in_force
 from onecycle.record.history import History
+from onecycle.schedules.shapes import Array
 from onecycle.studies.trials import Init, check_seeds, run_trials
 
 if TYPE_CHECKING:

@@ -159,7 +159,7 @@ class TestRates:
             ({"start_lr": 1.0, "end_lr": 1.0}, "0 < start_lr < end_lr"),
             ({"end_lr": math.inf}, "0 < start_lr < end_lr"),
             ({"start_lr": math.nan}, "0 < start_lr < end_lr"),
-            ({"num_it": 1}, "at least 2 updates; got 1"),
+            ({"num_it": 1}, "num_it must be at least 2; got 1"),
         ],
     )
     def test_that_cannot_rise_are_refused(self, arguments: Any, message: str) -> None:

@@ -592,7 +592,7 @@ def test_keep_leaves_the_newest_files_and_nothing_of_killed_writers(tmp_path):
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(arguments, tmp_path):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises((ValueError, TypeError), match="must be"):
         Checkpoint(tmp_path, *arguments)
 
 

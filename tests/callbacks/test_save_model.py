@@ -205,7 +205,7 @@ def test_folder_as_path_is_refused(tmp_path):
 def test_arguments_that_contradict_each_other_are_refused():
     with pytest.raises(ValueError, match="leave out monitor"):
         SaveModel("a.pt", "accuracy", every=2)
-    with pytest.raises(ValueError, match="whole number of epochs"):
+    with pytest.raises(ValueError, match="every must be at least 1; got 0"):
         SaveModel("a.pt", every=0)
     with pytest.raises(ValueError, match="mode must be"):
         SaveModel("a.pt", mode="best")

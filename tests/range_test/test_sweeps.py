@@ -139,8 +139,7 @@ class TestRefused:
         [
             ({"wds": [0.1], "moms": [0.9]}, "one thing is varied at a time"),
             ({"moms": [0.9], "batch_sizes": [4]}, "one thing is varied at a time"),
-            ({"batch_sizes": [4, 0]}, "a whole number of at least 1; got 0"),
-            ({"batch_sizes": [4.0]}, "a whole number of at least 1; got 4.0"),
+            ({"batch_sizes": [4, 0]}, "batch_size must be at least 1; got 0"),
             ({"wds": []}, "a list of 1 or more values of weight_decay"),
             ({"wds": 0.1}, "a list of 1 or more values of weight_decay"),
             ({"wds": [0.1, 0.2, 0.1]}, "comes twice"),
@@ -156,6 +155,10 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             sweep(learn, **setting)
         assert seen == []
+
+    def test_what_is_no_integer_is(self) -> None:
+        with pytest.raises(TypeError, match=r"batch_size must be an integer; got 4.0"):
+            sweep(toy_learner(), batch_sizes=[4.0])
 
     def test_what_is_no_number_is(self) -> None:
         with pytest.raises(TypeError, match="must be a number"):

@@ -1,6 +1,4 @@
 import copy
-import subprocess
-import sys
 
 import matplotlib
 import numpy as np
@@ -190,15 +188,3 @@ def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(TypeError, match=r"a schedule is called with positions; got 0\.1"):
         plot_schedule(0.1)
     assert plt.get_fignums() == []
-
-
-def test_importing_plots_loads_neither_matplotlib_nor_torch():
-    path = sys.modules[plot_schedule.__module__].__file__
-    code = (
-        "import runpy, sys; runpy.run_path(sys.argv[1]); "
-        "print({'matplotlib', 'torch'} & set(sys.modules))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "set()"

@@ -434,13 +434,12 @@ WRONG = {
         lambda: torch_one_cycle(10, max_lr=1.0, anneal_strategy="cosine")
     ],
     "total_steps must be at least 1; got 0": [lambda: torch_one_cycle(0, max_lr=1.0)],
-    "a momentum is a fraction between 0 and 1; got 95 (did you mean 0.95?)": [
-        lambda: momentum_cycle((95, 85, 95))
-    ],
+    "moms must be three numbers in [0, 1), at the start, the peak and the end, like "
+    "(0.95, 0.85, 0.95); got (95, 85, 95): a momentum is a fraction between 0 and 1; got 95 "
+    "(did you mean 0.95?)": [lambda: momentum_cycle((95, 85, 95))],
     "max must be below 1; got 1": [lambda: torch_one_cycle(9, max_lr=1).momentum(max=1)],
-    "moms has three values (start, at the maximum rate, end); got (0.95, 0.85)": [
-        lambda: momentum_cycle((0.95, 0.85))
-    ],
+    "moms must be three numbers in [0, 1), at the start, the peak and the end, like "
+    "(0.95, 0.85, 0.95); got (0.95, 0.85)": [lambda: momentum_cycle((0.95, 0.85))],
     "fraction_up is a fraction between 0 and 1; got 45 (did you mean 0.45?)": [
         lambda: three_phase(1.0, fraction_up=45)
     ],

@@ -153,7 +153,7 @@ class TestRefused:
             ({"wds": [0.1, 0.1]}, "comes twice"),
             ({"wds": [0.1, -0.1]}, "must be finite and not negative"),
             ({"dropouts": [0.1, 1.5]}, "a dropout is a fraction between 0 and 1"),
-            ({"batch_sizes": [4, 0]}, "batch_size must be a whole number"),
+            ({"batch_sizes": [4, 0]}, "batch_size must be at least 1"),
             ({"wds": [0.0, 0.1], "seeds": [3]}, "the spread needs 2 seeds or more"),
             ({"wds": [0.0, 0.1], "metric": "accuracy"}, "must be one of valid_loss, mse"),
             ({"wds": [0.0, 0.1], "n_epoch": 0}, "n_epoch"),

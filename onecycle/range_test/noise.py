@@ -1,0 +1,51 @@
+"""How noisy a curve is: three estimates, for what rises and falls, and for what is resampled."""
+
+import math
+
+import numpy as np
+
+from onecycle.schedules.shapes import Array
+
+
+def deviation(values: Array) -> float:
+    """Estimate the standard deviation of the noise from the steps between neighbours.
+
+    They see the noise and hardly the trend.
+
+    Args:
+        values: Of shape ``(points,)``, finite.
+
+    Returns:
+        The deviation; infinite for fewer than two points.
+
+    Example:
+        >>> deviation(np.array([1.0, 3.0, 1.0, 3.0]))
+        1.4142135623730951
+    """
+    steps = np.diff(values)
+    return math.sqrt(np.mean(steps**2) / 2) if len(steps) else math.inf
+
+
+def deviation_above(values: Array, start: float) -> float:
+    """Estimate the noise of values where more is better, without what breaks in at the end.
+
+    What is lost far below the start tells nothing about the noise.
+
+    Args:
+        values: Of shape ``(points,)``; NaN where nothing is known.
+        start: The value that the curve began with.
+    """
+    known = np.where(np.isnan(values), start, values)
+    return deviation(np.maximum(known, 2 * start - known.max()))
+
+
+def residuals(values: Array) -> Array:
+    """Return what sets each value apart from the mean of itself and its neighbours; 0 at an end.
+
+    Example:
+        >>> residuals(np.array([0.0, 3.0, 0.0, 0.0])).tolist()
+        [0.0, 2.0, -1.0, 0.0]
+    """
+    found = np.zeros_like(values)
+    found[1:-1] = values[1:-1] - (values[:-2] + values[1:-1] + values[2:]) / 3
+    return found
