@@ -1,0 +1,18 @@
+"""Pictures: data and axes in, axes out.
+
+Nothing here shows or saves a figure, keeps state or changes matplotlib's settings; matplotlib is
+imported when a picture is drawn.
+"""
+
+from onecycle.plots.history import plot_bands, plot_loss, plot_metrics, plot_sched
+from onecycle.plots.range_test import plot_lr_find, plot_plateaus, plot_range_tests
+
+__all__ = [
+    "plot_bands",
+    "plot_loss",
+    "plot_lr_find",
+    "plot_metrics",
+    "plot_plateaus",
+    "plot_range_tests",
+    "plot_sched",
+]
