@@ -1,4 +1,10 @@
-"""`Learner`: the verbs that a person calls. How they run is in `onecycle.core.loop`."""
+"""`Learner`: the verbs that a person calls, each written once.
+
+Here are the recipes, freezing, landing, the studies and what shows. Inherited from
+`onecycle.training.trainer.Trainer`: ``fit``, ``fit_one_cycle``, ``lr_find``, ``validate``,
+``get_preds``, ``predict``, ``save``, ``load``, ``recorder``, ``removed_cbs`` and ``no_bar``; from
+`onecycle.core.loop.Loop`, which runs them all: ``added_cbs``.
+"""
 
 from __future__ import annotations
 

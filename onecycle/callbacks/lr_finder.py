@@ -1,4 +1,4 @@
-"""`LRFinder`: the learning-rate range test, and its result."""
+"""`LRFinder`: the learning-rate range test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules at work: `ParamScheduler`, and the two halves of the 1cycle policy."""
+"""Schedules at work: `ParamScheduler` sets hyperparameters by the position in the fit."""
 
 from __future__ import annotations
 

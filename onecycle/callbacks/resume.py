@@ -1,4 +1,4 @@
-"""`Checkpoint`: save all of a fit now and then; and how ``resume=`` goes on with it."""
+"""`Resume`: how ``resume=`` goes on with what `Checkpoint` saved."""
 
 from __future__ import annotations
 

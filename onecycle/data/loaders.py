@@ -1,8 +1,7 @@
-"""Loaders: what is iterated, in which order, and how a batch is taken apart.
+"""Loaders: what is iterated, and how many batches there are.
 
 Anything that can be iterated more than once is a loader: a torch DataLoader, a `TensorLoader`,
-a list of batches. The order of a pass is a function of (seed, epoch) where the loader lets us
-set it, so that a fit which was interrupted can go on with the batches it has not seen.
+a list of batches.
 """
 
 from __future__ import annotations

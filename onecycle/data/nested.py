@@ -1,4 +1,4 @@
-"""Tensors nested in tuples, lists and dicts: what models take and return."""
+"""A batch taken apart, and tensors nested in tuples, lists and dicts: what models take and give."""
 
 from __future__ import annotations
 

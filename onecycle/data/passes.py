@@ -1,4 +1,8 @@
-"""In which order a loader is passed: a function of the seed and the epoch, from any batch on."""
+"""In which order a loader is passed, and from which batch on.
+
+The order of a pass is a function of (seed, epoch) where the loader lets us set it, so that a fit
+which was interrupted can go on with the batches it has not seen.
+"""
 
 from __future__ import annotations
 

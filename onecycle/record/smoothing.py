@@ -1,4 +1,4 @@
-"""The smoothing that the plots and the range test share."""
+"""Smoothing: of a whole series, for plots, and of losses as they come, for the range test."""
 
 import math
 
