@@ -6,6 +6,15 @@ from collections.abc import Sequence
 from typing import SupportsFloat
 
 
+def shown(value: object) -> str:
+    """Write a value for a message: as its repr where that is one short line, else as its type."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = ""
+    return text if 0 < len(text) <= 100 and "\n" not in text else f"a {type(value).__name__}"
+
+
 def check_finite(name: str, value: float) -> float:
     """Return a finite number as a float, or refuse it."""
     if not isinstance(value, SupportsFloat) or isinstance(value, bool):

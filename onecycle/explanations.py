@@ -1,4 +1,4 @@
-"""What is added to an error of the model, the loss or the memory: what came, and what to do."""
+"""What is added to an error: what came, and what to do; and what names from elsewhere mean here."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def explain_loss_error(error: Exception, pred: Any, targets: tuple[Any, ...]) ->
     """
     if not is_out_of_memory(error):
         came = " and target ".join(map(describe, (pred, *targets)))
-        _add(error, f"the loss function got pred {came}", _loss_advice(pred, targets))
+        wants_labels = "Long" in str(error)  # torch's word for the labels of a class
+        advice = _loss_advice(pred, targets, wants_labels=wants_labels)
+        _add(error, f"the loss function got pred {came}", advice)
 
 
 def explain_backward_error(error: Exception, loss: Tensor) -> None:
@@ -150,6 +152,58 @@ def accidental_broadcast(pred: Any, targets: tuple[Any, ...]) -> str | None:
     )
 
 
+#: What the events of Keras, Lightning, transformers and fastai are called here.
+_EVENTS_ELSEWHERE = {
+    "before_fit": "on_fit_start on_train_start on_train_begin begin_fit on_sanity_check_start",
+    "after_fit": "on_fit_end on_train_end after_train_end",
+    "cleanup_fit": "on_exception on_teardown cleanup",
+    "before_epoch": "on_epoch_begin on_epoch_start on_train_epoch_start begin_epoch",
+    "after_epoch": "on_epoch_end on_train_epoch_end end_epoch",
+    "before_train": "begin_train",
+    "before_batch": "on_batch_begin on_batch_start on_train_batch_begin on_train_batch_start "
+    "on_validation_batch_start on_test_batch_begin on_step_begin begin_batch",
+    "after_pred": "on_loss_begin",
+    "before_backward": "on_before_backward on_backward_begin",
+    "after_backward": "on_after_backward on_backward_end",
+    "before_step": "on_before_optimizer_step on_pre_optimizer_step on_optimizer_step_start",
+    "after_step": "on_before_zero_grad on_optimizer_step on_step_end",
+    "after_batch": "on_batch_end on_train_batch_end on_validation_batch_end on_test_batch_end "
+    "on_substep_end end_batch",
+    "before_validate": "on_validation_start on_validation_epoch_start on_validation_begin "
+    "on_test_begin begin_validate",
+    "after_validate": "on_validation_end on_validation_epoch_end on_test_end on_evaluate "
+    "end_validate",
+}
+_SUBCLASS = (
+    "a learner calls predict_batch(self, batch) and compute_loss(self, pred, batch), which a "
+    "subclass of Learner may override"
+)
+_STAGE = "the order is that of stage (Stage.PREPARE, RECORD, REACT or SAVE), then that of the list"
+_ELSEWHERE = {
+    "training_step": _SUBCLASS,
+    "validation_step": _SUBCLASS,
+    "test_step": _SUBCLASS,
+    "configure_optimizers": "give the learner opt_func= or opt=",
+    "order": _STAGE,
+    "run_after": _STAGE,
+    "run_before": _STAGE,
+    "on_save_checkpoint": "here it is 'state_dict', which returns what must survive a restart",
+    "on_load_checkpoint": "here it is 'load_state_dict'",
+}
+for _here, _there in _EVENTS_ELSEWHERE.items():
+    _ELSEWHERE |= dict.fromkeys(_there.split(), f"here it is {_here!r}")
+
+
+def explain_foreign_name(name: str) -> str | None:
+    """Return what a name of another library is called here, or ``None``.
+
+    Example:
+        >>> explain_foreign_name("on_train_epoch_end")
+        "here it is 'after_epoch'"
+    """
+    return _ELSEWHERE.get(name)
+
+
 def _add(error: Exception, came: str, advice: str | None) -> None:
     error.add_note(f"onecycle: {came}" + (f"; {advice}" if advice else ""))
 
@@ -181,7 +235,7 @@ def _model_advice(message: str, model: nn.Module, xb: Any) -> str | None:
     return None
 
 
-def _loss_advice(pred: Any, targets: tuple[Any, ...]) -> str | None:
+def _loss_advice(pred: Any, targets: tuple[Any, ...], *, wants_labels: bool) -> str | None:
     if not targets:
         return "the batch has no target: a batch is (xb, yb)"
     if not isinstance(pred, Tensor):
@@ -191,8 +245,11 @@ def _loss_advice(pred: Any, targets: tuple[Any, ...]) -> str | None:
         return None
     classes = pred.shape[1]
     if target.is_floating_point():
-        labels = target.ndim == pred.ndim - 1
-        return "class labels must be integers: convert them with .long()" if labels else None
+        if target.shape != (len(pred), *pred.shape[2:]):
+            return None
+        if wants_labels:
+            return "class labels must be integers: convert them with .long()"
+        return f"for one number each, the model must return {tuple(target.shape)} too"
     if classes == 1:
         return "targets of one output must be floats: convert them with .float()"
     if target.shape == (len(pred), 1):

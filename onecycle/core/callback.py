@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
+from onecycle.arguments import shown
 from onecycle.core.events import EVENT_PREFIXES, EVENTS
 from onecycle.errors import UnknownEventError
+from onecycle.explanations import explain_foreign_name
 
 #: What takes a method of a callback: it is called with the learner and returns nothing.
 Handler = Callable[[Any], None]
@@ -82,7 +85,8 @@ class Callback:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in dir(cls):  # what a mixin brings included
-            if name.startswith(EVENT_PREFIXES) and name not in EVENTS:
+            is_like_one = name.startswith(EVENT_PREFIXES) or explain_foreign_name(name)
+            if is_like_one and name not in EVENTS:
                 raise UnknownEventError(_unknown_event(cls.__name__, name))
         if cls.during not in ("train", "valid", "both"):
             raise ValueError(
@@ -96,9 +100,12 @@ class Callback:
             )
 
     def __repr__(self) -> str:
-        """Show the class, and for one made from functions its events."""
-        events = ", ".join(name for name in EVENTS if name in vars(self))
-        return f"{type(self).__name__}({events})"
+        """Show the class with its arguments, and for one made from functions its events."""
+        fields = vars(self)
+        names = [name for name in inspect.signature(type(self)).parameters if name in fields]
+        given = [f"{name}={shown(fields[name])}" for name in names]
+        events = [name for name in EVENTS if name in fields]
+        return f"{type(self).__name__}({', '.join([*given, *events])})"
 
     def forward_context(self, learn: Any) -> AbstractContextManager[Any] | None:
         """Return a reusable context to run prediction and loss in, or ``None``."""
@@ -122,7 +129,27 @@ class Callback:
         return run in (_ALL_RUNS if self.stage is Stage.PREPARE else _FITS)
 
 
+def check_handlers(callback: Callback) -> None:
+    """Refuse a handler that could not be called with the learner alone.
+
+    Raises:
+        TypeError: With the line to write.
+    """
+    for name in EVENTS:
+        handler = getattr(callback, name, None)
+        if inspect.ismethod(handler) or inspect.isfunction(handler):
+            try:
+                inspect.signature(handler).bind(callback)
+            except TypeError as error:
+                raise TypeError(
+                    f"{type(callback).__name__}.{name} is called with the learner: add learn, as "
+                    f"in def {name}(self, learn) ({error})"
+                ) from None
+
+
 def _unknown_event(owner: str, name: str) -> str:
+    if elsewhere := explain_foreign_name(name):
+        return f"{owner} defines {name!r}, a name of another library: {elsewhere}"
     near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"the events are {', '.join(EVENTS)}."
     return (

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from onecycle.arguments import check_count
-from onecycle.core.callback import Callback
+from onecycle.core.callback import Callback, check_handlers
 from onecycle.errors import MissingCallbackError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def check_callbacks(cbs: Sequence[Callback]) -> None:
         if not isinstance(callback, Callback):
             hint = " (write it with parentheses)" if isinstance(callback, type) else ""
             raise TypeError(f"cbs must be Callback objects; got {callback!r}{hint}")
+        check_handlers(callback)
 
 
 def check_requirements(callbacks: Iterable[Callback]) -> None:

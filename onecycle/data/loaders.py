@@ -130,15 +130,23 @@ def as_dataloaders(dls: DataLoaders | tuple[Iterable[Any], Iterable[Any] | None]
     # Not a list: two batches in a list would be taken for two loaders.
     if isinstance(dls, tuple) and len(dls) == 2:
         return DataLoaders(*dls)
-    came = type(dls).__name__ + (f" of {len(dls)} items" if isinstance(dls, tuple) else "")
-    raise TypeError(
-        f"expected DataLoaders or a (train, valid) pair; got {came}; "
-        "write (loader, None) to train without validation"
-    )
+    came = type(dls).__name__
+    hint = "write (loader, None) to train without validation"
+    if isinstance(dls, tuple | list):
+        came += f" of {len(dls)} items"
+        hint += ", and (train, valid) with validation"
+    elif isinstance(dls, Dataset) and not isinstance(dls, IterableDataset):
+        hint = "write DataLoaders.from_datasets(train_ds, valid_ds, batch_size=64)"
+    raise TypeError(f"expected DataLoaders or a (train, valid) pair; got {came}; {hint}")
 
 
 def _check_loader(loader: object, role: str, empty_hint: str) -> None:
     name = type(loader).__name__
+    if isinstance(loader, Tensor):
+        raise TypeError(
+            f"expected an iterable of batches as {role} loader; got a tensor of shape "
+            f"{tuple(loader.shape)}: write TensorLoader(x, y, batch_size=64, shuffle=True)"
+        )
     # Not by iter(loader): that would start the workers of a DataLoader.
     if isinstance(loader, Iterator):
         raise TypeError(
@@ -146,7 +154,8 @@ def _check_loader(loader: object, role: str, empty_hint: str) -> None:
             "again: pass a list, a DataLoader, or an object whose __iter__ starts anew"
         )
     if not isinstance(loader, Iterable):
-        raise TypeError(f"expected an iterable of batches as {role} loader; got {name}")
+        hint = ": write DataLoader(data_set, batch_size=64)" if isinstance(loader, Dataset) else ""
+        raise TypeError(f"expected an iterable of batches as {role} loader; got {name}{hint}")
     if n_batches(loader) == 0:
         raise ValueError(f"the {role} loader is empty (0 batches): {empty_hint}")
 

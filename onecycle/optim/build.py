@@ -109,6 +109,11 @@ def _split(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Paramete
 def _check_kind(model: nn.Module, opt_func: OptFunc) -> None:
     """Refuse early, and in the user's words, the classes that cannot serve."""
     kind = _underlying(opt_func)
+    if isinstance(kind, Optimizer) or not callable(kind):
+        raise TypeError(
+            "opt_func must be a class such as torch.optim.AdamW, or a function (params, lr=...); "
+            f"got a {type(kind).__name__}: an optimizer that exists is given as opt="
+        )
     if kind is torch.optim.LBFGS:
         raise ValueError(_needs_closure("LBFGS"))
     if kind is torch.optim.SparseAdam:

@@ -372,6 +372,11 @@ def _too_few(rates: Array, smoothed: npt.ArrayLike, num_it: int) -> str | None:
     """Return why there are too few points, or None when there are enough."""
     if len(rates) >= MIN_POINTS:
         return None
+    if not np.isfinite(np.asarray(smoothed)[:1]).all():
+        return (
+            "no suggestion: the loss was not finite from the first batch on, whatever the rate: "
+            "look at the data and the parameters (TerminateOnNonFinite says where it begins)"
+        )
     cause = "" if np.all(np.isfinite(smoothed)) else " before the loss became non-finite"
     return (
         f"no suggestion: only {len(rates)} points{cause}, without the first {num_it // 10} and "

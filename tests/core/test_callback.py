@@ -1,4 +1,5 @@
 import pytest
+from torch import nn
 
 from onecycle import Callback, MissingCallbackError, Recorder, Stage, UnknownEventError
 from onecycle.core import handlers as handlers_module
@@ -40,6 +41,48 @@ def test_a_misspelt_event_is_refused_when_the_class_is_made_with_the_nearest_nam
         type("Wrong", (Callback,), {wrong: lambda self, learn: None})
     with pytest.raises(UnknownEventError, match=f"'{wrong}'.*'{right}'"):
         Callback(**{wrong: lambda learn: None})
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        ("on_train_epoch_end", "'after_epoch'"),  # Lightning
+        ("on_validation_epoch_end", "'after_validate'"),
+        ("on_before_optimizer_step", "'before_step'"),
+        ("on_epoch_end", "'after_epoch'"),  # Keras
+        ("on_train_batch_end", "'after_batch'"),
+        ("on_step_end", "'after_step'"),  # transformers
+        ("begin_batch", "'before_batch'"),  # fastai
+        ("training_step", "compute_loss"),
+        ("configure_optimizers", "opt_func="),
+        ("order", "Stage.PREPARE"),
+    ],
+)
+def test_a_name_of_another_library_is_answered_with_the_name_here(there, here):
+    with pytest.raises(UnknownEventError, match=here) as error:
+        type("Foreign", (Callback,), {there: lambda self, learn: None})
+    others = {"'before_epoch'", "'after_epoch'", "'before_batch'", "'after_batch'"} - {here}
+    assert not any(other in str(error.value) for other in others)
+
+
+def test_a_handler_that_does_not_take_the_learner_is_refused_before_anything_runs():
+    class Old(Callback):
+        def after_batch(self):
+            pass
+
+    with pytest.raises(TypeError, match=r"add learn, as in def after_batch\(self, learn\)"):
+        toy_learner(cbs=(Old(),))
+    with pytest.raises(TypeError, match="after_epoch is called with the learner"):
+        toy_learner().fit(1, cbs=[Callback(after_epoch=lambda: None)])
+
+
+def test_a_callback_shows_its_arguments_in_one_short_line():
+    class Watch(Callback):
+        def __init__(self, every, model):
+            self.every, self.model = every, model
+
+    shown = repr(Watch(3, nn.Sequential(*[nn.Linear(4, 4) for _ in range(9)])))
+    assert shown == "Watch(every=3, model=a Sequential)"
 
 
 def test_an_event_of_another_framework_is_refused_with_the_list_of_events():

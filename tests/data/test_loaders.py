@@ -116,20 +116,26 @@ def test_a_pair_becomes_dataloaders_and_dataloaders_stay_the_same_object():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "came"),
+    ("wrong", "words"),
     [
-        (DataLoader(NUMBERS), "DataLoader"),
-        (([1], [2], [3]), "tuple of 3 items"),
-        (None, "NoneType"),
+        (
+            DataLoader(NUMBERS),
+            r"got DataLoader; write \(loader, None\) to train without validation",
+        ),
+        (([1], [2], [3]), r"got tuple of 3 items; .*, and \(train, valid\) with validation"),
+        ([[1], [2]], r"got list of 2 items; .*, and \(train, valid\) with validation"),
+        (NUMBERS, r"got TensorDataset; write DataLoaders.from_datasets\(train_ds, valid_ds"),
+        ((NUMBERS, None), r"got TensorDataset: write DataLoader\(data_set, batch_size=64\)"),
+        (
+            (torch.zeros(8, 3), torch.zeros(8)),
+            r"shape \(8, 3\): write TensorLoader\(x, y, batch_si",
+        ),
+        (None, r"got NoneType; write \(loader, None\) to train without validation"),
     ],
 )
-def test_what_is_no_pair_of_loaders_is_refused_with_what_to_write(wrong, came):
-    with pytest.raises(TypeError) as error:
+def test_what_is_no_pair_of_loaders_is_refused_with_what_to_write(wrong, words):
+    with pytest.raises(TypeError, match=words):
         as_dataloaders(wrong)
-    assert str(error.value) == (
-        f"expected DataLoaders or a (train, valid) pair; got {came}; "
-        "write (loader, None) to train without validation"
-    )
 
 
 @pytest.mark.parametrize("one_shot", [iter([1, 2]), (i for i in [1]), zip([1], [2], strict=True)])
