@@ -13,7 +13,7 @@ from torch.distributions import Beta
 from onecycle.arguments import check_fraction, check_positive
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.nested import map_tensors
-from onecycle.vision.augment import check_images
+from onecycle.vision.images import check_images
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop

@@ -14,7 +14,8 @@ from onecycle.arguments import check_count, check_fraction
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import preserved_rng
 from onecycle.data.passes import order_seed
-from onecycle.vision.augment import Augmentation, check_images, reflected
+from onecycle.vision.augment import Augmentation
+from onecycle.vision.images import check_images, reflected
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from onecycle.arguments import check_count
 from onecycle.core.callback import Callback, Stage
 from onecycle.schedules.shapes import Schedule
-from onecycle.vision.augment import check_images
+from onecycle.vision.images import check_images
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop

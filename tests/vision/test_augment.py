@@ -19,7 +19,6 @@ from onecycle import (
     linear,
 )
 from onecycle.vision import Augmentation
-from onecycle.vision.augment import reflected
 
 ALL = [RandomFlip(0.3), RandomCrop(2), Cutout(3), Cutout(4)]
 IDS = ["flip", "crop", "cutout-odd", "cutout-even"]
@@ -99,12 +98,6 @@ def test_nothing_is_read_back_from_the_device(augmentation) -> None:
     assert augmentation.transform(x).shape == x.shape
     with pytest.raises((RuntimeError, NotImplementedError)):
         x.sum().item()
-
-
-def test_reflection_is_that_of_torch() -> None:
-    x = torch.arange(5.0).view(1, 1, 5)
-    padded = torch.nn.functional.pad(x, (4, 4), mode="reflect").flatten()
-    assert torch.equal(x.flatten()[reflected(torch.arange(-4, 9), 5)], padded)
 
 
 # --- how often -------------------------------------------------------------------------------
