@@ -168,6 +168,21 @@ def test_updates_are_counted_under_accumulation(event):
     np.testing.assert_allclose(record(learn)[3:, 0], half_cosine(0.1, 1e-6, 5), rtol=1e-12)
 
 
+@pytest.mark.parametrize("event", ["after_backward", "after_batch", "before_batch"])
+@pytest.mark.parametrize("waiting", [1, 2])
+def test_a_window_that_is_open_is_the_first_update_of_the_landing(event, waiting):
+    def land(learn):
+        if (learn.n_updates, learn.batches_in_window) == (2, waiting) and not learn.is_landing:
+            learn.land(3)
+
+    learn = toy_learner(20)
+    asks = Callback(**{event: land})
+    asks.during = "train"
+    learn.fit(5, 0.1, cbs=[GradientAccumulation(3), asks])
+    assert learn.n_updates == learn.n_updates_planned == 5
+    np.testing.assert_allclose(record(learn)[2:], half_cosine(0.1, 1e-6, 3), rtol=1e-12)
+
+
 def test_skipped_updates_count_as_in_any_fit():
     def skip(learn):
         if learn.n_updates in (3, 9) and learn.n_skipped < learn.n_updates // 3:

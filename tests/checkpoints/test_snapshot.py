@@ -247,6 +247,19 @@ class TestARangeTestLeavesNothing:
         find(learn)
         assert before.changes(LearnerState(learn)) == []
 
+    def test_which_parameters_train(self) -> None:
+        def swap(learn: Any) -> None:
+            for parameter in learn.model.parameters():
+                parameter.requires_grad_(not parameter.requires_grad)
+
+        callback = Callback(before_train=swap)
+        callback.runs_in = frozenset(("range_test",))
+        learn = learner(in_memory, AdamW, callback)
+        flags = [parameter.requires_grad for parameter in learn.model.parameters()]
+        assert set(flags) == {True, False}
+        find(learn)
+        assert [parameter.requires_grad for parameter in learn.model.parameters()] == flags
+
     def test_fields_of_an_optimizer(self) -> None:
         class Counting(SGD):
             count = 0

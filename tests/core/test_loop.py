@@ -260,6 +260,28 @@ def test_skips_do_not_lengthen_the_fit_and_it_says_where_the_schedule_ended(capl
     assert f"position {7 / 9:.4g}" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("reason", "skips", "warns"),
+    [("enough", False, False), (None, False, True), ("enough", True, True)],
+)
+def test_a_fit_that_was_stopped_with_a_reason_warns_only_of_what_it_skipped(
+    reason, skips, warns, caplog
+):
+    def stop(learn):
+        if learn.n_updates == 2:
+            raise CancelFit(reason)
+
+    def skip(learn):
+        if skips and not learn.n_skipped:
+            raise CancelStep
+
+    learn = sgd(6)
+    learn.fit(1, cbs=[Callback(after_step=stop, before_step=skip)])
+    assert learn.n_updates == 2
+    said = f"2 of 6 planned updates were made, {int(skips)} skipped: the schedule ended at position"
+    assert [said in message for message in caplog.messages] == [True] * warns
+
+
 def test_skips_count_against_max_updates():
     def skip_first(learn):
         if learn.iter == 0:

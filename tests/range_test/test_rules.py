@@ -259,6 +259,19 @@ def test_pair_reaches_to_the_end_of_a_flat_bottom():
     assert 0.1 < np.min(found) <= np.max(found) < 1.0
 
 
+@pytest.mark.parametrize(("height", "first", "last"), [(2.0, 85, 94), (4.0, 55, 62)])
+def test_pair_ends_at_a_rise_of_three_standard_errors_and_not_at_one_of_two(height, first, last):
+    # Noise of alternating sign cancels in a moving average of ten: what is left is the curve.
+    points = np.arange(100)
+    noise = 0.05 * (-1.0) ** points
+    losses = np.interp(points, [0, 40], [1.5, 0.5]) + noise
+    steps = np.diff(losses[10:65])
+    error = np.sqrt((steps**2).mean() / 2) / np.sqrt(10)  # as the standard error of a mean is
+    losses[60:] += height * error
+    found = read(losses)
+    assert LRS[first] <= found.lr_max <= LRS[last]
+
+
 def test_easy_first_batch_does_not_hide_the_valley():
     losses = noisy(falling_then_rising(), 0.03, seed=0)
     plain = read(losses)

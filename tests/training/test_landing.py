@@ -28,6 +28,18 @@ def test_after_an_interrupted_fit_it_is_a_fit_of_its_own():
     assert record(learn, "valid_loss")[-1] == learn.validate()["valid_loss"]
 
 
+def test_one_update_after_a_fit_has_the_present_rate_and_momentum():
+    learn = learner()
+    learn.fit_one_cycle(1, [0.02, 0.1])
+    rate, momentum = record(learn)[-1], record(learn, "momentum")[-1]
+    learn.groups.set("lr", (100 * rate).tolist())
+    learn.land(1)
+    assert (learn.n_updates, learn.total_updates) == (1, N + 1)
+    assert record(learn)[N:].tolist() == [(100 * rate).tolist()]
+    assert record(learn, "momentum")[N:].tolist() == [momentum.tolist()]
+    assert learn.stop_reason == f"landed in 1 updates, from update {N + 1}"
+
+
 def test_a_landing_replaces_the_schedules_of_the_learner():
     learn = learner(cbs=(ParamScheduler({"lr": linear(0.1, 0.2)}),))
     learn.fit(1)
