@@ -405,13 +405,18 @@ class Learner(Trainer):
         """Predict with test-time augmentation: the mean over several views of each sample.
 
         Leaves everything as it was. What is averaged are the predictions as the model returns
-        them (logits, if it does), so that losses and metrics take them.
+        them (logits, if it does), so that losses and metrics take them. Predictions that are maps
+        of the images' height and width (segmentation) are turned back first, and each pixel is
+        averaged over the views that show it. On a coarser or finer grid only mirror images can be
+        turned back, and the shifts are left out, which a log message says.
 
         Args:
             dl: By default the validation loader.
             transforms: Functions that return a view of ``xb``, such as
-                ``lambda xb: xb.flip(-1)``. By default, for images: the mirror image, and two
-                shifts by a pixel of image and mirror image.
+                ``lambda xb: xb.flip(-1)``; for predictions that are maps pairs of one and of a
+                function that turns the predictions of a batch back, such as
+                ``(lambda xb: xb.flip(-1), lambda pred: pred.flip(-1))``. By default, for images:
+                the mirror image, and two shifts by a pixel of image and mirror image.
             n: Instead of ``transforms``, predict so many times with the training augmentations
                 among the learner's callbacks, `RandomFlip` and the like, which draw anew each
                 time. After the same ``torch.manual_seed`` they draw the same.
@@ -423,7 +428,9 @@ class Learner(Trainer):
 
         Raises:
             TypeError, ValueError: If predictions are no tensor of floats, inputs no images where
-                views of images are asked for, or the loader gives another order each time.
+                views of images are asked for, predictions or targets what may say where in an
+                image something is (boxes, key points) and ``transforms`` are no pairs, or the
+                loader gives another order each time.
 
         Example:
             >>> from onecycle.testing import toy_learner

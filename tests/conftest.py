@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 
 import matplotlib
 import pytest
@@ -26,3 +27,10 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
     StandIn.captures = StandIn.replays = 0
     yield StandIn
     StandIn.captures = StandIn.replays = 0
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Return what lists the messages that were logged so far."""
+    caplog.set_level(logging.INFO, "onecycle")
+    return lambda: [record.getMessage() for record in caplog.records]

@@ -1,71 +1,14 @@
 """Every exported callback keeps the rules that every callback must keep."""
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from exported_callbacks import EXPORTED, FOR_IMAGES, maker
 from image_learner import image_learner
-from torch import nn
-from torch.optim.lr_scheduler import StepLR
 
 import onecycle
-from onecycle import (
-    Callback,
-    CancelFit,
-    CSVLogger,
-    Learner,
-    LRFinder,
-    MomentumCycler,
-    OneCycleSchedule,
-    ParamScheduler,
-    SaveModel,
-    Stage,
-    linear,
-)
+from onecycle import Callback, CancelFit, Learner, LRFinder, MomentumCycler, SaveModel, Stage
 from onecycle.testing import check_callback, toy_learner
-
-EXPORTED = sorted(
-    (
-        thing
-        for name in onecycle.__all__
-        if inspect.isclass(thing := getattr(onecycle, name))
-        and issubclass(thing, Callback)
-        and thing is not Callback
-    ),
-    key=lambda kind: kind.__name__,
-)
-
-
-def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
-    """Return what makes a callback, with the arguments that it cannot do without."""
-    arguments = {
-        CSVLogger: [folder / "log.csv"],
-        SaveModel: [folder / "best.pt"],
-        onecycle.Checkpoint: [folder / "checkpoints", "3 updates"],
-        OneCycleSchedule: [0.1],
-        ParamScheduler: [{"weight_decay": linear(0.1, 0.0)}],
-        onecycle.GradientAccumulation: [2],
-        onecycle.LandOnInterrupt: [5],
-        onecycle.AttributeScheduler: [nn.Dropout(0.5), "p", linear(0.5, 0.0)],
-        onecycle.Cutout: [4],
-        onecycle.ProgressiveResizing: [linear(4, 8)],
-        onecycle.TorchScheduler: [lambda opt: StepLR(opt, 2)],
-        onecycle.PlannedScheduler: [lambda n: {"lr": onecycle.torch_step(n, lr=0.1, step_size=2)}],
-    }
-    return lambda: kind(*arguments.get(kind, []))
-
-
-#: Those that need images, or class labels.
-FOR_IMAGES = (
-    onecycle.ChannelsLast,
-    onecycle.CutMix,
-    onecycle.Cutout,
-    onecycle.LabelSmoothing,
-    onecycle.ProgressiveResizing,
-    onecycle.RandomCrop,
-    onecycle.RandomFlip,
-)
 
 
 @pytest.mark.parametrize("kind", EXPORTED, ids=lambda kind: kind.__name__)

@@ -6,16 +6,15 @@ import contextlib
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import pytest
 import torch
-from learner_state import trained
-from test_contract import EXPORTED, FOR_IMAGES, maker
-from torch import nn
+from afterwards import left_behind, not_ready, run, run_of
+from exported_callbacks import EXPORTED, maker
+from tiny_learner import X, Y, tiny, tiny_for
 from torch.utils.data import DataLoader, Dataset
 
 from onecycle import (
@@ -30,16 +29,10 @@ from onecycle import (
     Learner,
     OnecycleError,
     Recorder,
-    TensorLoader,
-    accuracy,
     files,
-    mse,
 )
 from onecycle.callbacks import progress
-from onecycle.checkpoints.model_files import load_opt_state
-from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.events import EVENTS
-from onecycle.core.restore import RngState
 
 CANCELS = (CancelStep, CancelBatch, CancelTrain, CancelValid, CancelEpoch, CancelFit)
 FAULTS: tuple[type[BaseException], ...] = (ValueError, KeyboardInterrupt, SystemExit, *CANCELS)
@@ -53,59 +46,6 @@ TRIGGERS: dict[str, tuple[str, type[Cancel]]] = {
     "after_cancel_epoch": ("before_train", CancelEpoch),
     "after_cancel_fit": ("before_epoch", CancelFit),
 }
-
-generator = torch.Generator().manual_seed(0)
-X = torch.randn(8, 4, generator=generator)
-Y = X.sum(1, keepdim=True)
-IMAGES = torch.randn(8, 2, 8, 8, generator=generator)
-LABELS = torch.arange(8) % 2
-
-
-def tiny(loader: Any = None, model: nn.Module | None = None, **options: Any) -> Learner:
-    """Make the smallest learner with batch norm, dropout, momentum, validation and a metric."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        layers = nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.2), nn.Linear(3, 1)
-        model = nn.Sequential(*layers) if model is None else model
-    train = TensorLoader(X, Y, batch_size=4, shuffle=True) if loader is None else loader
-    options = {"loss_func": nn.functional.mse_loss, "opt_func": sgd, "metrics": [mse]} | options
-    valid = TensorLoader(X, Y, batch_size=8)
-    learn = Learner((train, valid), model, lr=0.01, device="cpu", seed=0, **options)
-    learn.cbs = [callback for callback in learn.cbs if isinstance(callback, Recorder)]
-    return learn
-
-
-def tiny_for(callback: Callback | None) -> Learner:
-    """Make the smallest learner that a callback can work with: some need images of classes."""
-    if not isinstance(callback, FOR_IMAGES):
-        return tiny()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        convolution, pool = nn.Conv2d(2, 3, 3), nn.AdaptiveAvgPool2d(1)
-        head = (pool, nn.Flatten(), nn.Dropout(0.2), nn.Linear(3, 2))
-        model = nn.Sequential(convolution, nn.BatchNorm2d(3), *head)
-    train = TensorLoader(IMAGES, LABELS, batch_size=4, shuffle=True)
-    learn = tiny(train, model=model, loss_func=nn.functional.cross_entropy, metrics=[accuracy])
-    learn.dls.valid = TensorLoader(IMAGES, LABELS, batch_size=8)
-    return learn
-
-
-def sgd(params: Any, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=lr, momentum=0.9)
-
-
-def run_of(callback: Callback | None) -> Any:
-    return "fit" if callback is None or callback.takes_part_in("fit") else "range_test"
-
-
-def run(learn: Learner, n_epoch: int, callback: Callback | None, *others: Callback) -> None:
-    """Run a fit, or the range test that a callback is for."""
-    cbs = [*others, *([] if callback is None else [callback])]
-    if run_of(callback) == "fit":
-        learn.fit(n_epoch, lr=0.01, cbs=cbs)
-        return
-    with preserved(learn):
-        learn.run_fit(None, cbs=cbs, run="range_test", max_updates=4)
 
 
 class Injected:
@@ -220,53 +160,6 @@ def wrong_error(injected: Injected, error: BaseException | None) -> list[str]:
     place = f"{name} in {injected.event}, epoch {epoch}, {kind} batch {batch},"
     notes = [note for note in error.__notes__ if place in note]
     return [] if len(notes) == 1 else [f"{place!r} is not once in {error.__notes__}"]
-
-
-def left_behind(learn: Learner, callback: Callback | None) -> list[str]:
-    """List what a fit left that it should not have, and what is missing in its record."""
-    kept = [
-        name
-        for name in ("batch", "xb", "yb", "pred", "loss", "loss_grad", "update_loss", "_run")
-        if getattr(learn, name) is not None
-    ]
-    if any(p.grad is not None for p in learn.model.parameters()) or learn.batches_in_window:
-        kept.append("gradients")
-    if len(learn.cbs) != 1:
-        kept.append("callbacks")
-    recorders = [cb for cb in (*learn.cbs, callback) if isinstance(cb, Recorder)]
-    for recorder in recorders:
-        for name in ("train_loss", "lr", "momentum"):
-            series = recorder.history.get(name)
-            updates = [] if series is None else series.updates.tolist()
-            if updates != list(range(1, learn.total_updates + 1)):
-                kept.append(f"{name} at {updates} of {learn.total_updates} updates")
-            if series is not None and len(series.values) != len(updates):
-                kept.append(f"{len(series.values)} values in {name} at {len(updates)} updates")
-    return kept
-
-
-def not_ready(learn: Learner, make: Callable[[], Callback], callback: Callback | None) -> list[str]:
-    """List where the next fit differs from that of a new learner, rebuilt from what is there."""
-    rebuilt = tiny_for(callback)
-    rebuilt.model.load_state_dict(deepcopy(learn.model.state_dict()))
-    load_opt_state(deepcopy(learn.opt.state_dict()), rebuilt.groups)
-    rebuilt.total_updates, rebuilt.total_epochs = learn.total_updates, learn.total_epochs
-    rebuilt.recorder.load_state_dict(learn.recorder.state_dict())
-    again = None
-    if callback is not None:
-        again = make()
-        again.load_state_dict(callback.state_dict())
-    rng = RngState()
-    run(learn, 1, callback)
-    found = trained(learn)
-    rng.restore()
-    run(rebuilt, 1, again)
-    expected = trained(rebuilt)
-    return [
-        f"the next fit differs in {name}"
-        for name in {**expected, **found}
-        if found.get(name) != expected.get(name)
-    ]
 
 
 def combinations(every: int, seed: int) -> list[tuple[type[BaseException], str, int, bool]]:

@@ -1,693 +1,134 @@
-import os
-import pickle
-import warnings
-from collections import OrderedDict, namedtuple
-from functools import partial
-from pathlib import Path
-from typing import Any
+"""The plans behind the verbs: their rates at every update."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
-from learner_state import LearnerState, trained
-from torch import Tensor, nn
-from torch.nn.functional import mse_loss
-from torch.optim import SGD, AdamW
-from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from grouped_learner import record, two_groups
+from normed_learner import BODY, HEAD, NORM, normed_learner, sgd, trainable
+from torch.optim import Adagrad
 
-from onecycle import (
-    Callback,
-    CancelBatch,
-    CancelFit,
-    CancelValid,
-    CheckpointError,
-    Learner,
-    MissingCallbackError,
-    OnecycleError,
-    Progress,
-    Recorder,
-    Stage,
-    TensorLoader,
-    mse,
-)
-from onecycle.core.events import EVENTS
+from onecycle import Callback, GradientAccumulation, one_cycle
 from onecycle.testing import toy_learner
 
-Pair = namedtuple("Pair", "mean spread")
 
-
-class Net(nn.Module):
-    """Behaves otherwise in training: a batch norm and a dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 1)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
-X = torch.randn(44, 4, generator=torch.Generator().manual_seed(0))  # 44: the last batch is smaller
-Y = X.sum(1, keepdim=True)
-
-
-def batches() -> list[tuple[Tensor, Tensor]]:
-    return [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 44, 8)]
-
-
-def learner(model: nn.Module | None = None, **options: Any) -> Learner:
-    torch.manual_seed(0)
-    given: dict[str, Any] = {
-        "dls": (TensorLoader(X, Y, batch_size=8, shuffle=True), batches()),
-        "model": Net() if model is None else model,
-        "loss_func": mse_loss,
-        "lr": 0.01,
-        "device": "cpu",
-        "seed": 0,
-    }
-    return Learner(**(given | options))
-
-
-def halves(model: nn.Module) -> list[list[nn.Parameter]]:
-    parameters = list(model.parameters())
-    return [parameters[:2], parameters[2:]]
-
-
-def prepare(**events: Any) -> Callback:
-    callback = Callback(**events)
-    callback.stage = Stage.PREPARE
-    return callback
-
-
-def bare_preds(model: nn.Module) -> Tensor:
-    model.eval()
-    with torch.no_grad():
-        return torch.cat([model(xb) for xb, _ in batches()])
-
-
-INFERENCE = {
-    "validate": lambda learn: learn.validate(),
-    "validate on the training loader": lambda learn: learn.validate(learn.dls.train),
-    "get_preds": lambda learn: learn.get_preds(),
-    "get_preds on the training loader": lambda learn: learn.get_preds(learn.dls.train),
-    "get_preds in inference mode": lambda learn: learn.get_preds(inference_mode=True),
-    "predict": lambda learn: learn.predict(X[0]),
-}
-
-
-class TestInferenceLeavesNothing:
-    @pytest.mark.parametrize("call", INFERENCE.values(), ids=INFERENCE)
-    @pytest.mark.parametrize("fitted", [False, True], ids=["new", "fitted"])
-    def test_every_object_and_bit_is_as_before(self, fitted: bool, call: Any) -> None:
-        learn = learner(metrics=[mse])
-        if fitted:
-            learn.fit(1)
-        learn.model.train()
-        learn.model.layers[1].eval()
-        learn.model.layers[0].weight.grad = torch.ones(8, 4)
-        before = LearnerState(learn)
-        call(learn)
-        assert before.changes(LearnerState(learn)) == []
-
-    @pytest.mark.parametrize("call", INFERENCE.values(), ids=INFERENCE)
-    def test_also_when_the_model_raises(self, call: Any) -> None:
-        class Failing(Net):
-            def forward(self, x: Tensor) -> Tensor:
-                torch.rand(1)
-                raise KeyboardInterrupt
-
-        learn = learner(Failing())
-        before = LearnerState(learn)
-        with pytest.raises(KeyboardInterrupt):
-            call(learn)
-        assert before.changes(LearnerState(learn)) == []
-
-    @pytest.mark.parametrize("call", INFERENCE.values(), ids=INFERENCE)
-    def test_generators_of_samplers_stay(self, call: Any) -> None:
-        generator = torch.Generator().manual_seed(1)
-        sampler = WeightedRandomSampler([1.0] * 44, 44, generator=generator)
-        loader = DataLoader(TensorDataset(X, Y), batch_size=8, sampler=sampler)
-        learn = learner(dls=(loader, loader))
-        before = LearnerState(learn)
-        call(learn)
-        assert before.changes(LearnerState(learn)) == []
-
-    @pytest.mark.parametrize("call", INFERENCE.values(), ids=INFERENCE)
-    def test_a_fit_from_whose_callback_it_is_called_ends_in_the_same_bits(self, call: Any) -> None:
-        def infer(learn: Any) -> None:
-            before = LearnerState(learn)
-            call(learn)
-            assert before.changes(LearnerState(learn)) == []
-
-        events = ("before_fit", "after_pred", "after_step", "after_epoch")
-        bare = learner(metrics=[mse])
-        bare.fit_one_cycle(1)
-        expected = trained(bare)
-        tested = learner(metrics=[mse])
-        tested.fit_one_cycle(1, cbs=[Callback(**dict.fromkeys(events, infer))])
-        assert trained(tested) == expected
-
-    def test_persistent_workers_in_the_middle_of_a_pass_go_on(self) -> None:
-        def make() -> Learner:
-            loader = DataLoader(
-                TensorDataset(X, Y), 8, shuffle=True, num_workers=1, persistent_workers=True
-            )
-            return learner(dls=(loader, None))
-
-        def infer(learn: Any) -> None:
-            if learn.n_updates == 2:
-                learn.validate(learn.dls.train)
-
-        bare = make()
-        bare.fit(1)
-        expected = trained(bare)
-        tested = make()
-        tested.fit(1, cbs=[Callback(after_step=infer)])
-        assert trained(tested) == expected
-
-    def test_it_fires_no_event_but_those_that_prepare_batches(self) -> None:
-        heard: list[tuple[str, str]] = []
-        cbs = []
-        for stage in Stage:
-            events = {
-                event: lambda learn, key=(stage.name, event): heard.append(key) for event in EVENTS
-            }
-            callback = Callback(**events)
-            callback.stage = stage
-            cbs.append(callback)
-        learn = learner(cbs=cbs)
-        learn.get_preds([batches()[0]])
-        assert [event for _, event in heard] == ["before_batch", "after_pred", "after_batch"]
-        heard.clear()
-        learn.validate([batches()[0]])
-        assert [event for _, event in heard] == [
-            "before_batch",
-            "after_pred",
-            "after_loss",
-            "after_batch",
-        ]
-        assert {stage for stage, _ in heard} == {"PREPARE"}
-        assert len(learn.recorder.history) == 0
-
-
-class TestValidate:
-    def test_weighs_every_sample_alike_also_in_a_smaller_last_batch(self) -> None:
-        learn = learner(metrics=[mse])
-        learn.fit(1)
-        expected = float(mse_loss(bare_preds(learn.model), Y))
-        assert learn.validate() == pytest.approx({"valid_loss": expected, "mse": expected})
-
-    def test_gives_what_the_fit_recorded_and_gives_it_again(self) -> None:
-        learn = learner(metrics=[mse])
-        learn.fit(1)
-        recorded = {name: learn.recorder.history[name].values[-1] for name in ("valid_loss", "mse")}
-        assert learn.validate() == recorded
-        assert learn.validate() == recorded
-
-    def test_takes_any_iterable_of_batches(self) -> None:
-        learn = learner(dls=(batches(), None))
-        expected = float(mse_loss(bare_preds(learn.model)[:8], Y[:8]))
-        found = learn.validate(batch for batch in batches()[:1])
-        assert found == pytest.approx({"valid_loss": expected})
-
-    def test_needs_a_loader(self) -> None:
-        learn = learner(dls=(batches(), None))
-        for call in (learn.validate, learn.get_preds):
-            with pytest.raises(ValueError, match="no validation loader: pass one as dl"):
-                call()
-
-    def test_refuses_an_empty_loader(self) -> None:
-        with pytest.raises(ValueError, match="it is empty"):
-            learner().validate([])
-
-    def test_uses_an_object_with_reset_update_and_compute(self) -> None:
-        class Largest:
-            """The largest absolute error: no mean of batches."""
-
-            __name__ = "largest"
-
-            def __init__(self) -> None:
-                self.values: list[Tensor] = []
-
-            def reset(self) -> None:
-                self.values = []
-
-            def update(self, pred: Tensor, yb: Tensor) -> None:
-                self.values.append((pred - yb).abs().max())
-
-            def compute(self) -> Tensor:
-                return torch.stack(self.values).max()
-
-        metric = Largest()
-        learn = learner(metrics=[metric])
-        metric.values = [torch.tensor(1e9)]  # as in the middle of a pass of its own
-        expected = float((bare_preds(learn.model) - Y).abs().max())
-        found = learn.validate()
-        assert [value for name, value in found.items() if name != "valid_loss"] == [expected]
-        assert metric.values == [torch.tensor(1e9)]
-
-    def test_leaves_out_a_batch_that_is_cancelled(self) -> None:
-        def cancel(learn: Any) -> None:
-            if learn.iter > 0:
-                raise CancelBatch
-
-        learn = learner(cbs=[prepare(after_pred=cancel)])
-        expected = float(mse_loss(bare_preds(learn.model)[:8], Y[:8]))
-        assert learn.validate() == pytest.approx({"valid_loss": expected})
-        assert len(learn.get_preds().preds) == 8
-
-    def test_ends_at_a_cancelled_pass(self) -> None:
-        def cancel(learn: Any) -> None:
-            if learn.iter == 2:
-                raise CancelValid("enough")
-
-        learn = learner(cbs=[prepare(before_batch=cancel)])
-        assert torch.equal(learn.get_preds().preds, bare_preds(learn.model)[:16])
-        expected = float(mse_loss(bare_preds(learn.model)[:16], Y[:16]))
-        assert learn.validate() == pytest.approx({"valid_loss": expected})
-
-    def test_refuses_a_cancel_of_what_is_not_running(self) -> None:
-        def cancel(learn: Any) -> None:
-            raise CancelFit("stop")
-
-        with pytest.raises(OnecycleError, match="no fit is running that it could end"):
-            learner(cbs=[prepare(before_batch=cancel)]).validate()
-
-
-class Several(nn.Module):
-    """Takes two inputs, and gives its results in a container."""
-
-    def __init__(self, container: Any) -> None:
-        super().__init__()
-        self.layer, self.container = nn.Linear(4, 1), container
-
-    def forward(self, a: Tensor, b: Tensor) -> Any:
-        return self.container(self.layer(a), self.layer(b))
-
-
-class TestPredictions:
-    @pytest.mark.parametrize("inference_mode", [False, True])
-    def test_equal_a_bare_loop(self, inference_mode: bool) -> None:
-        learn = learner()
-        learn.fit(1)
-        found = learn.get_preds(inference_mode=inference_mode)
-        assert torch.equal(found.preds, bare_preds(learn.model))
-        assert torch.equal(found.targets, Y)
-        assert not found.preds.requires_grad
-        assert not found.preds.is_inference()  # what is returned may take part in training
-
-    def test_of_one_sample_equal_those_of_a_batch_of_one(self) -> None:
-        learn = learner()
-        learn.fit(1)
-        learn.model.eval()
-        with torch.no_grad():
-            expected = learn.model(X[:1])[0]
-        assert torch.equal(learn.predict(X[0]), expected)
-
-    @pytest.mark.parametrize(
-        "container",
-        [
-            lambda a, b: (a, b),
-            lambda a, b: [a, b],
-            Pair,
-            lambda a, b: {"a": a, "b": b},
-            lambda a, b: OrderedDict(a=a, b=b),
-        ],
-        ids=["tuple", "list", "named tuple", "dict", "ordered dict"],
-    )
-    def test_keep_the_nesting_of_the_output(self, container: Any) -> None:
-        model = Several(container)
-        data = [(X[i : i + 8], 2 * X[i : i + 8], Y[i : i + 8]) for i in range(0, 44, 8)]
-        learn = learner(model, dls=(data, data), loss_func=lambda pred, yb: mse_loss(Y, Y))
-        found = learn.get_preds()
-        one = learn.predict((X[0], 2 * X[0]))
-        with torch.no_grad():
-            expected = container(
-                *(torch.cat([model.layer(k * d[0]) for d in data]) for k in (1, 2))
-            )
-        assert torch.equal(found.targets, Y)
-        for values, row in ((found.preds, slice(None)), (one, 0)):
-            assert isinstance(values, dict if isinstance(expected, dict) else type(expected))
-            pairs = zip(
-                values.values() if isinstance(values, dict) else values,
-                expected.values() if isinstance(expected, dict) else expected,
-                strict=True,
-            )
-            for value, part in pairs:
-                torch.testing.assert_close(value, part[row])
-
-    def test_of_a_model_that_takes_keywords(self) -> None:
-        model = Several(lambda a, b: a + b)
-        data = [{"a": X[:8], "b": X[8:16]}, {"a": X[16:20], "b": X[20:24]}]
-        learn = learner(model, dls=(data, data), loss_func=lambda pred, batch: pred.mean())
-        found = learn.get_preds()
-        with torch.no_grad():
-            expected = torch.cat([model(**batch) for batch in data])
-        assert torch.equal(found.preds, expected)
-        assert torch.equal(found.targets["a"], torch.cat([X[:8], X[16:20]]))
-        one = learn.predict({"a": X[0], "b": X[8]})
-        torch.testing.assert_close(one, expected[0])
-
-    def test_split_a_longer_batch_where_they_are_told(self) -> None:
-        data = [(X, Y, 2 * Y)]
-        learn = learner(
-            dls=(data, data), n_inp=1, loss_func=lambda pred, y, z: mse_loss(pred, y + z)
-        )
-        targets = learn.get_preds().targets
-        assert torch.equal(targets[0], Y)
-        assert torch.equal(targets[1], 2 * Y)
-        expected = float(mse_loss(learn.get_preds().preds, 3 * Y))
-        assert learn.validate() == pytest.approx({"valid_loss": expected})
-        assert learn.predict(X[0]).shape == (1,)
-        assert learn.n_inp == 1
-
-    def test_without_targets(self) -> None:
-        learn = learner()
-        found = learn.get_preds([(X[:8],), (X[8:16],)])
-        torch.testing.assert_close(found.preds, bare_preds(learn.model)[:16])
-        assert found.targets is None
-
-    def test_compute_no_loss(self) -> None:
-        def loss_func(pred: Tensor, yb: Tensor) -> Tensor:
-            raise AssertionError
-
-        learn = learner(loss_func=loss_func)
-        assert learn.get_preds().preds.shape == (44, 1)
-
-    def test_go_through_the_callbacks_that_prepare(self) -> None:
-        def double(learn: Any) -> None:
-            learn.xb = 2 * learn.xb
-
-        learn = learner(cbs=[prepare(before_batch=double)])
-        expected = bare_preds(learn.model.requires_grad_(False))
-        assert not torch.equal(learn.get_preds().preds, expected)
-        learn.model.eval()
-        torch.testing.assert_close(learn.get_preds().preds, learn.model(2 * X))
-
-    def test_let_a_model_that_caches_tensors_train_on(self) -> None:
-        class Caching(nn.Linear):
-            cached: Tensor | None = None
-
-            def forward(self, x: Tensor) -> Tensor:
-                if self.cached is None:
-                    self.cached = x.std()
-                return super().forward(x) * self.cached
-
-        learn = learner(Caching(4, 1))
-        learn.get_preds()
-        learn.fit(1)
-        assert learn.total_updates == 6
-        learn = learner(Caching(4, 1))
-        learn.get_preds(inference_mode=True)  # the control: hence no_grad is the default
-        with pytest.raises(RuntimeError, match="Inference tensors"):
-            learn.fit(1)
-
-
-SGDM = partial(SGD, momentum=0.9)
-
-
-class TestFiles:
-    @pytest.mark.parametrize("opt_func", [SGDM, AdamW], ids=["sgd", "adamw"])
-    def test_a_saved_learner_comes_back_to_the_bit(self, opt_func: Any, tmp_path: Path) -> None:
-        learn = learner(opt_func=opt_func)
-        learn.fit(2)
-        learn.save(tmp_path / "a")
-        other = learner(Net(), opt_func=opt_func, lr=0.5)
-        other.load(tmp_path / "a")
-        for name in ("model", "opt"):
-            mine, theirs = (getattr(one, name).state_dict() for one in (learn, other))
-            assert pickle.dumps(_plain(mine)) == pickle.dumps(_plain(theirs))
-
-    @pytest.mark.parametrize("opt_func", [SGDM, AdamW], ids=["sgd", "adamw"])
-    def test_training_goes_on_from_a_file_as_it_would_have(
-        self, opt_func: Any, tmp_path: Path
-    ) -> None:
-        learn = learner(opt_func=opt_func)
-        learn.fit(1)
-        learn.save(tmp_path / "a")
-        other = learner(opt_func=opt_func)
-        other.load(tmp_path / "a")
-        # A file holds no position: the order of the data is that of epoch 0 until it is told.
-        assert other.total_epochs == 0
-        ends = []
-        for one, epochs in ((learn, 1), (other, 1), (learner(opt_func=opt_func), 0)):
-            one.total_epochs = epochs
-            if epochs == 0:
-                one.load(tmp_path / "a")
-            torch.manual_seed(1)  # dropout
-            one.fit(1)
-            ends.append(pickle.dumps(_plain(one.model.state_dict())))
-        assert ends[0] == ends[1]
-        assert ends[0] != ends[2]  # the control: in another order
-
-    def test_the_optimizers_state_matters(self, tmp_path: Path) -> None:
-        learn = learner(opt_func=SGDM)
-        learn.fit(1)
-        learn.save(tmp_path / "a")
-        ends = []
-        for with_opt in (True, False):
-            other = learner(opt_func=SGDM)
-            other.load(tmp_path / "a", with_opt=with_opt)
-            assert bool(other.opt.state) is with_opt
-            torch.manual_seed(1)
-            other.fit(1)
-            ends.append(other.model.layers[0].weight.detach().clone())
-        assert not torch.equal(*ends)
-
-    def test_extra_state_of_a_module_comes_back(self, tmp_path: Path) -> None:
-        class Counting(nn.Linear):
-            count = 0
-
-            def get_extra_state(self) -> Any:
-                return {"count": self.count}
-
-            def set_extra_state(self, state: Any) -> None:
-                self.count = state["count"]
-
-        learn, other = learner(Counting(4, 1)), learner(Counting(4, 1))
-        learn.model.count = 3
-        learn.save(tmp_path / "a")
-        other.load(tmp_path / "a")
-        assert other.model.count == 3
-
-    def test_a_file_that_is_there_survives_a_failed_save(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        learn = learner()
-        learn.save(tmp_path / "a")
-        before = (tmp_path / "a").read_bytes()
-
-        def full(path: Path) -> None:
-            raise OSError("no space left on device")
-
-        monkeypatch.setattr("onecycle.files._sync", full)
-        with pytest.raises(OSError, match="no space"):
-            learn.save(tmp_path / "a")
-        assert (tmp_path / "a").read_bytes() == before
-        assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-    @pytest.mark.parametrize(
-        ("other", "message"),
-        [
-            (lambda: learner(nn.Linear(4, 1)), "holds another model: missing"),
-            (lambda: learner(nn.Sequential(Net())), "holds another model: missing"),
-            (lambda: learner(opt_func=SGDM), "does not fit SGD: it is that of AdamW"),
-            (lambda: learner(splitter=halves), "does not fit AdamW"),
-        ],
-        ids=["model", "nested model", "optimizer", "groups"],
-    )
-    def test_one_that_does_not_fit_is_refused_and_nothing_changes(
-        self, other: Any, message: str, tmp_path: Path
-    ) -> None:
-        learn = learner()
-        learn.fit(1)
-        learn.save(tmp_path / "a")
-        refusing = other()
-        before = LearnerState(refusing)
-        with pytest.raises(CheckpointError, match=message):
-            refusing.load(tmp_path / "a")
-        assert before.changes(LearnerState(refusing)) == []
-
-    def test_a_model_of_another_width_is_refused(self, tmp_path: Path) -> None:
-        learner(nn.Linear(4, 1)).save(tmp_path / "a")
-        with pytest.raises(CheckpointError, match=r"of another shape \['weight'\]"):
-            learner(nn.Linear(5, 1)).load(tmp_path / "a")
-
-    def test_a_newer_format_asks_for_an_update(self, tmp_path: Path) -> None:
-        torch.save({"format": 2, "what": "ever"}, tmp_path / "a")
-        with pytest.raises(CheckpointError, match="format 2; this onecycle reads up to 1: update"):
-            learner().load(tmp_path / "a")
-
-    @pytest.mark.parametrize(
-        "content",
-        [
-            [1, 2],
-            {"weight": torch.ones(1)},
-            {"format": "pt", "model": {}, "opt": {}, "opt_class": "SGD"},
-            {"format": 1, "model": [], "opt": {}, "opt_class": "SGD"},
-            {"format": 1, "model": {}, "opt": [], "opt_class": "SGD"},
-        ],
-        ids=["list", "state dict", "format", "model", "opt"],
-    )
-    def test_a_file_of_something_else_is_refused(self, content: Any, tmp_path: Path) -> None:
-        torch.save(content, tmp_path / "a")
-        with pytest.raises(CheckpointError, match=r"was not written by Learner\.save$"):
-            learner().load(tmp_path / "a")
-
-    @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
-    def test_a_truncated_file_is_refused_in_one_line(self, keep: float, tmp_path: Path) -> None:
-        learn = learner()
-        learn.save(tmp_path / "a")
-        whole = (tmp_path / "a").read_bytes()
-        part = whole[: int(keep * len(whole)) if keep < 1 else int(keep)]
-        (tmp_path / "a").write_bytes(part)
-        with pytest.raises(
-            CheckpointError, match=r"cannot be read as a checkpoint|is damaged"
-        ) as error:
-            learn.load(tmp_path / "a")
-        assert "\n" not in str(error.value)
-
-    @pytest.mark.parametrize("zipped", [True, False])
-    def test_a_file_that_would_run_code_runs_none(self, zipped: bool, tmp_path: Path) -> None:
-        class Evil:
-            def __reduce__(self) -> Any:
-                return os.mkdir, (str(tmp_path / "ran"),)
-
-        state = {"format": 1, "model": Evil(), "opt": {}, "opt_class": "AdamW"}
-        if zipped:
-            torch.save(state, tmp_path / "a")
-        else:
-            (tmp_path / "a").write_bytes(pickle.dumps(state, protocol=2))
-        with (
-            warnings.catch_warnings(action="ignore"),
-            pytest.raises(CheckpointError, match="could run code") as error,
-        ):
-            learner().load(tmp_path / "a")
-        assert not (tmp_path / "ran").exists()
-        assert "\n" not in str(error.value)
-        assert "weights_only" not in str(error.value)
-
-    def test_a_missing_file_is_what_it_is(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError):
-            learner().load(tmp_path / "none")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.dtype, value.shape, value.detach().numpy().tobytes()
-    if isinstance(value, dict):
-        return [(key, _plain(part)) for key, part in value.items()]
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else repr(value)
-
-
-class TestToggling:
-    def test_added_callbacks_are_there_in_the_block_only(self) -> None:
-        learn, added = learner(), Callback()
-        before = list(learn.cbs)
-        with pytest.raises(KeyError), learn.added_cbs([added]):  # noqa: PT012
-            assert learn.cbs == [*before, added]
-            raise KeyError
-        assert learn.cbs == before
-
-    def test_removed_callbacks_are_gone_in_the_block_only(self) -> None:
-        one, other = Callback(), Callback()
-        learn = learner(cbs=[one, other])
-        before = list(learn.cbs)
-        with pytest.raises(KeyError), learn.removed_cbs(one, Recorder):  # noqa: PT012
-            assert one not in learn.cbs
-            assert other in learn.cbs
-            with pytest.raises(MissingCallbackError, match="no Recorder now"):
-                _ = learn.recorder
-            raise KeyError
-        assert learn.cbs == before
-        assert isinstance(learn.recorder, Recorder)
-
-    def test_no_bar_takes_the_progress_away(self) -> None:
-        learn = learner()
-        assert any(isinstance(cb, Progress) for cb in learn.cbs)
-        with learn.no_bar():
-            assert not any(isinstance(cb, Progress) for cb in learn.cbs)
-        assert any(isinstance(cb, Progress) for cb in learn.cbs)
-
-    def test_a_fit_without_recorder_trains_to_the_same_weights(self) -> None:
-        bare = learner()
-        bare.fit(1)
-        other = learner()
-        with other.removed_cbs(Recorder, Progress):
-            other.fit(1)
-        assert len(other.recorder.history) == 0
-        assert _plain(other.model.state_dict()) == _plain(bare.model.state_dict())
-
-    def test_the_drawn_loop_names_callbacks_at_their_events(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        class Look(Callback):
-            during = "valid"
-
-            def after_loss(self, learn: Any) -> None: ...
-
-            def cleanup_fit(self, learn: Any) -> None: ...
-
-        learn = toy_learner(cbs=(Look(),))
-        learn.show_training_loop()
-        lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-        losses = [line for line in lines if line.startswith("fire after_loss")]
-        assert losses == ["fire after_loss", "fire after_loss: Look"]
-        assert "fire cleanup_fit: Look, Recorder" in lines
-        assert "fire before_validate: Recorder" in lines
-
-
-class TestConstruction:
-    @pytest.mark.parametrize(
-        ("options", "error", "message"),
-        [
-            ({"model": lambda x: x}, TypeError, r"model must be a torch\.nn\.Module"),
-            ({"model": nn.ReLU()}, ValueError, "has no parameters to train"),
-            ({"loss_func": nn.MSELoss}, TypeError, "write it with parentheses"),
-            ({"loss_func": "mse"}, TypeError, "loss_func must be called with"),
-            ({"cbs": [Recorder]}, TypeError, "write it with parentheses"),
-            ({"cbs": [print]}, TypeError, "cbs must be Callback objects"),
-            ({"cbs": Recorder()}, TypeError, "must be a list of Callback objects"),
-            ({"dls": [1, 2, 3]}, TypeError, r"\(train, valid\) pair"),
-            ({"dls": (iter(()), None)}, TypeError, "only once"),
-            ({"dls": ([], None)}, ValueError, "the training loader is empty"),
-            ({"lr": -1.0}, ValueError, "lr must be finite and not negative"),
-            ({"lr": [0.1, 0.2]}, ValueError, "one for each parameter group"),
-            ({"opt": SGD([torch.ones(1)], 0.1)}, ValueError, "none of the model's parameters"),
-        ],
-    )
-    def test_refuses_what_cannot_work(
-        self, options: Any, error: type[Exception], message: str
-    ) -> None:
-        with pytest.raises(error, match=message):
-            learner(**options)
-
-    @pytest.mark.parametrize("cbs", [[Recorder], Callback(), [None]])
-    def test_a_fit_refuses_what_is_no_callback(self, cbs: Any) -> None:
-        learn = learner()
-        for fit in (learn.fit, learn.fit_one_cycle):
-            with pytest.raises(TypeError, match="cbs must be"):
-                fit(1, cbs=cbs)
-        assert learn.total_updates == 0
-
-    @pytest.mark.parametrize("options", [{"wd": 0.1}, {"splitter": lambda m: [m.parameters()]}])
-    def test_a_given_optimizer_is_used_as_it_is(self, options: Any) -> None:
-        model = nn.Linear(4, 1)
-        opt = SGD(model.parameters(), lr=0.3)
-        learn = learner(model, opt=opt, lr=None)
-        assert learn.opt is opt
-        assert learn.lr == [0.3]
-        with pytest.raises(ValueError, match="used as it is"):
-            learner(model, opt=opt, **options)
-
-    def test_own_recorder_or_progress_take_the_place_of_the_defaults(self) -> None:
-        recorder = Recorder()
-        learn = learner(cbs=[recorder])
-        assert learn.recorder is recorder
-        assert sum(isinstance(cb, Recorder) for cb in learn.cbs) == 1
-
-    def test_without_a_seed_torch_draws_one(self) -> None:
-        assert learner(seed=None).seed == learner(seed=None).seed
-        torch.manual_seed(1)
-        assert Learner((batches(), None), nn.Linear(4, 1)).seed != learner(seed=None).seed
+def half_cosine(top, j, n):
+    return top * (1 + math.cos(math.pi * j / max(1, n - 1))) / 2
+
+
+def test_fit_clr_beta_has_the_golden_values_of_fastai():
+    learn = toy_learner(50, 1, opt_func=sgd)
+    learn.fit_clr_beta(2, 1e-3, (10, 10, 0.95, 0.85))
+    golden = {0: (0.1, 0.95), 1: (0.12, 0.947778), 22: (0.54, 0.901111), 45: (1, 0.85)}
+    golden |= {46: (0.98, 0.852222), 67: (0.56, 0.898889), 90: (0.1, 0.95), 91: (0.0901, 0.95)}
+    golden |= {95: (0.0505, 0.95), 99: (0.0109, 0.95)}
+    for i, (lr, momentum) in golden.items():
+        assert record(learn, "lr")[i] == pytest.approx(1e-3 * lr, rel=1e-9)
+        assert record(learn, "momentum")[i] == pytest.approx(momentum, rel=1e-6)
+
+
+def test_fit_clr_beta_with_two_numbers_leaves_momentum_alone():
+    learn = toy_learner(10, opt_func=sgd, splitter=two_groups)
+    learn.fit_clr_beta(1, slice(0.001, 0.1), (10, 20))
+    assert set(record(learn, "momentum").ravel()) == {0.9}
+    assert record(learn, "lr")[4].tolist() == pytest.approx([0.001, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [((10,), r"expected \(div, pct\)"), ((10, 10, 0.9), "max_mom"), ((10, 110), "pct is in perc")],
+)
+def test_fit_clr_beta_refuses_what_is_no_cycle(use, words):
+    learn = toy_learner()
+    with pytest.raises(ValueError, match=words):
+        learn.fit_clr_beta(1, 0.1, use)
+    assert learn.total_updates == 0
+
+
+def test_fit_clr_beta_refuses_momentum_where_the_optimizer_has_none():
+    with pytest.raises(ValueError, match="Adagrad has no hyperparameter 'momentum'"):
+        toy_learner(opt_func=Adagrad).fit_clr_beta(1, 0.1, (10, 10, 0.95, 0.85))
+
+
+def test_fit_flat_cos_holds_each_groups_rate_then_lets_it_fall():
+    learn = toy_learner(9, splitter=two_groups)
+    learn.fit_flat_cos(1, [0.01, 0.1], div_final=100, pct_start=0.5)
+    for g, rate in enumerate((0.01, 0.1)):
+        fall = [rate / 100 + half_cosine(rate * 0.99, j, 5) for j in range(5)]
+        assert record(learn, "lr")[:, g] == pytest.approx([rate] * 4 + fall, rel=1e-9)
+    assert set(record(learn, "momentum").ravel()) == {0.9}
+
+
+def test_fit_flat_cos_takes_the_learners_rate_and_the_decay_and_callbacks_of_the_fit():
+    learn, seen = toy_learner(3, lr=0.02), []
+    learn.fit_flat_cos(1, wd=0.3, cbs=[Callback(after_step=seen.append)])
+    assert record(learn, "lr")[0] == 0.02
+    assert learn.groups.get("weight_decay") == [0.3]
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("n_cycles", "cycle_len", "mult", "epochs"),
+    [(3, 1, 2, [1, 2, 4]), (3, 2, 1, [2, 2, 2]), (2, 2, 3, [2, 6]), (1, 2, 2, [2])],
+)
+def test_each_cycle_of_fit_sgdr_goes_from_its_maximum_to_zero(n_cycles, cycle_len, mult, epochs):
+    learn = toy_learner(5)
+    learn.fit_sgdr(n_cycles, cycle_len, 0.1, cycle_mult=mult)
+    expected = [half_cosine(0.1, j, 5 * n) for n in epochs for j in range(5 * n)]
+    np.testing.assert_allclose(record(learn, "lr"), expected, rtol=1e-9, atol=1e-18)
+    assert learn.total_epochs == sum(epochs)
+
+
+def test_fit_sgdr_equals_as_many_fits_in_a_row():
+    plan, bare = toy_learner(5, opt_func=sgd), toy_learner(5, opt_func=sgd)
+    plan.fit_sgdr(2, 1, 0.05)
+    for epochs in (1, 2):
+        bare.fit_flat_cos(epochs, 0.05, div_final=1e300, pct_start=0.0)
+    for ours, theirs in zip(plan.model.parameters(), bare.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_accumulation_does_not_shift_the_cycles():
+    learn = toy_learner(5)
+    learn.fit_sgdr(2, 1, 0.1, cbs=[GradientAccumulation(2)])
+    expected = [half_cosine(0.1, j, 3 * n) for n in (1, 2) for j in range(3 * n)]
+    np.testing.assert_allclose(record(learn, "lr"), expected, rtol=1e-9, atol=1e-18)
+
+
+@pytest.mark.parametrize("wrong", [(0, 1, 0.1, 2), (1, 0, 0.1, 2), (1, 1, 0.1, 0)])
+def test_fit_sgdr_refuses_cycles_that_are_none(wrong):
+    with pytest.raises(ValueError, match="must be at least 1; got 0"):
+        toy_learner().fit_sgdr(*wrong)
+
+
+def test_fine_tune_trains_the_head_then_everything_at_smaller_rates():
+    learn, frozen = normed_learner(), []
+    look = Callback(before_epoch=lambda learn: frozen.append(trainable(learn) == NORM + HEAD))
+    learn.fine_tune(2, 0.02, freeze_epochs=1, lr_mult=10, cbs=[look])
+    assert frozen == [True, False, False]
+    lrs = record(learn, "lr")
+    first, second = np.arange(8) / 7, np.arange(16) / 15
+    assert lrs[:8, 1] == pytest.approx(one_cycle(0.02, pct_start=0.99)(first), rel=1e-12)
+    for g, peak in enumerate((0.001, 0.01)):
+        expected = one_cycle(peak, div=5.0, pct_start=0.3)(second)
+        assert lrs[8:, g] == pytest.approx(expected, rel=1e-12)
+    assert trainable(learn) == BODY + NORM + HEAD
+
+
+def test_fine_tune_without_a_frozen_stage_is_one_cycle():
+    learn = normed_learner()
+    learn.fine_tune(1, 0.02, freeze_epochs=0)
+    assert learn.total_epochs == 1
+    assert record(learn, "lr")[0, 1] == 0.01 / 5
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"freeze_epochs": -1}, {"div": 0}, {"pct_start": 30}, {"lr_mult": 0}]
+)
+def test_fine_tune_refuses_before_the_first_stage(wrong):
+    learn = normed_learner()
+    with pytest.raises(ValueError, match=r"must be|fraction"):
+        learn.fine_tune(**({"epochs": 1} | wrong))
+    assert learn.total_updates == 0
+    assert trainable(learn) == BODY + NORM + HEAD

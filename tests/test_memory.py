@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_faults import tiny
+from tiny_learner import tiny
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from learner_state import LearnerState, trained
-from test_faults import tiny
+from tiny_learner import tiny
 
 from onecycle import Callback, Learner, Recorder, constant, plot_schedule
 from onecycle.core.loop import Loop

@@ -13,7 +13,17 @@ from torch.distributions import Beta
 from onecycle.arguments import check_fraction, check_positive
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.nested import map_tensors
-from onecycle.vision.augment import check_images
+from onecycle.explanations import describe
+from onecycle.vision.targets import (
+    Move,
+    Plan,
+    TargetPlans,
+    Words,
+    check_words,
+    is_per_sample,
+    move_targets,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -95,7 +105,7 @@ class _PairMixer(_LossMixer):
         """Return the mixture of two batches, by ``lam`` or by what comes nearest to it."""
         raise NotImplementedError
 
-    def check_inputs(self, xb: Any) -> Tensor:
+    def check_inputs(self, learn: Loop) -> Tensor:
         """Return the inputs, or refuse them."""
         raise NotImplementedError
 
@@ -111,10 +121,10 @@ class _PairMixer(_LossMixer):
 
     def before_batch(self, learn: Loop) -> None:
         """Mix the inputs, each with those of its partner."""
-        xb, name = self.check_inputs(learn.xb), type(self).__name__
+        xb, name = self.check_inputs(learn), type(self).__name__
         if learn.yb is None:
             raise ValueError(f"{name} mixes the losses of two targets, and the batch has no target")
-        map_tensors(partial(_check_target, name, len(xb)), learn.yb)
+        _check_targets(name, len(xb), learn.yb)
         if self.alpha <= 0:  # where a schedule may end; all samples stay as they are
             self.lam, self._partners = 1.0, None
             return
@@ -128,9 +138,12 @@ class _PairMixer(_LossMixer):
         own = loss_func(pred, *targets)
         if self._partners is None:
             return own
-        partners = self._partners
-        others = map_tensors(lambda target: target[partners], targets)
+        others = map_tensors(partial(self.partner_of, partners=self._partners), targets)
         return own * self.lam + loss_func(pred, *others) * (1 - self.lam)
+
+    def partner_of(self, target: Tensor, *, partners: Tensor) -> Tensor:
+        """Return what a target is compared with in the second loss."""
+        return target[partners]
 
     def cleanup_fit(self, learn: Loop) -> None:
         """Let go of the last batch."""
@@ -172,8 +185,9 @@ class MixUp(_PairMixer):
     def __init__(self, alpha: float = 0.4) -> None:
         super().__init__(alpha)
 
-    def check_inputs(self, xb: Any) -> Tensor:
+    def check_inputs(self, learn: Loop) -> Tensor:
         """Return the inputs, or refuse what has no mean."""
+        xb = learn.xb
         if not isinstance(xb, Tensor):
             raise TypeError(
                 f"MixUp mixes one tensor of inputs in learn.xb; got a {type(xb).__name__}: mix "
@@ -199,16 +213,22 @@ class CutMix(_PairMixer):
     is replaced by the partner's. The losses are mixed as by `MixUp`, by the shares of the area:
     ``lam`` is corrected where the rectangle reaches over the edge.
 
+    Targets that are maps of the images' pixels (masks, depths) are not mixed: the same rectangle
+    of the partner's map is pasted, ``learn.yb`` has it, and there is one loss.
+
     Args:
         alpha: The strength, above 0; 1 draws ``lam`` uniformly. It can be scheduled as that of
             `MixUp`.
+        target: What becomes of targets: see `Augmentation`. Losses of those that stay as they
+            are, are mixed.
 
     Attributes:
         lam: The share of its own area that each image keeps, in the batch at hand.
 
     Raises:
         TypeError, ValueError: For an ``alpha`` that is none; with `MixUp`; in the fit, for batches
-            that are no images or have no targets, or a loss that is no single number.
+            that are no images or have no targets, targets of which it is not certain what becomes
+            of them, or a loss that is no single number.
 
     Source:
         Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
@@ -220,21 +240,72 @@ class CutMix(_PairMixer):
         1.0
     """
 
-    def __init__(self, alpha: float = 1.0) -> None:
+    def __init__(self, alpha: float = 1.0, *, target: Words = "auto") -> None:
         super().__init__(alpha)
+        check_words(target)
+        self.target, self._plans = target, TargetPlans(type(self).__name__)
+        self._plan: Plan = ()
+        self._rectangle = slice(0), slice(0)
+        # Where some targets are pasted and others' losses are mixed: which are which.
+        self._pasted: list[Tensor] = []
+        self._mixed: list[Tensor] = []
 
-    def check_inputs(self, xb: Any) -> Tensor:
-        """Return the images, or refuse what has no area."""
-        return check_images(xb, "CutMix")
+    def check_inputs(self, learn: Loop) -> Tensor:
+        """Return the images, or refuse what has no area, or no part in it."""
+        self._plan = self._plans.plan(learn.xb, learn.yb, self.target)
+        images: Tensor = learn.xb
+        return images
+
+    def before_batch(self, learn: Loop) -> None:
+        """Mix the images, each with that of its partner, and paste the targets that are maps."""
+        super().before_batch(learn)
+        if self._plan and self._partners is not None:
+            self._paste_targets(learn, self._partners)
 
     def mix_inputs(self, xb: Tensor, other: Tensor) -> Tensor:
         """Return the images, each with the rectangle of its partner."""
         height, width = xb.shape[2:]
         rows, columns = (_cut(side, (1 - self.lam) ** 0.5) for side in (height, width))
-        mixed = xb.clone()
-        mixed[:, :, rows, columns] = other[:, :, rows, columns]
+        self._rectangle = rows, columns
         cut = (rows.stop - rows.start) * (columns.stop - columns.start)
         self.lam = 1 - cut / (height * width)
+        return self._paste(xb, other)
+
+    def partner_of(self, target: Tensor, *, partners: Tensor) -> Tensor:
+        """Return the partners' labels, and maps as they are: they have the partners' part."""
+        if not self._pasted:
+            return target[partners]
+        if any(target is each for each in self._pasted):
+            return target
+        if any(target is each for each in self._mixed):
+            return target[partners]
+        raise ValueError(
+            "CutMix has pasted some of the targets and mixes the losses of others, and the loss "
+            f"function got {describe(target)}, which is none of them: call it with the parts of "
+            "learn.yb themselves, and put CutMix behind all that moves images"
+        )
+
+    def cleanup_fit(self, learn: Loop) -> None:
+        """Let go of the last batch."""
+        super().cleanup_fit(learn)
+        self._pasted, self._mixed = [], []
+
+    def _paste_targets(self, learn: Loop, partners: Tensor) -> None:
+        def pasted(target: Tensor, _: Move) -> Tensor:
+            return self._paste(target, target[partners])
+
+        move_targets(learn, self._plan, pasted)
+        if "stay" not in self._plan:
+            self._partners = None  # no loss is left to be mixed
+            return
+        parts = list(zip(tensors_of(learn.yb), self._plan, strict=True))
+        self._pasted = [part for part, move in parts if move != "stay"]
+        self._mixed = [part for part, move in parts if move == "stay"]
+
+    def _paste(self, maps: Tensor, other: Tensor) -> Tensor:
+        rows, columns = self._rectangle
+        mixed = maps.clone()
+        mixed[:, :, rows, columns] = other[:, :, rows, columns]
         return mixed
 
 
@@ -245,14 +316,16 @@ class LabelSmoothing(_LossMixer):
     the classes k. For cross-entropy without class weights that is ``label_smoothing=`` of torch,
     which costs less. This is for any other loss of class labels, for an ``eps`` that a schedule
     drives, and for a validation loss that is not smoothed. It calls the loss function once more
-    for each class.
+    for each class. Labels of no class, such as the ``ignore_index`` of a segmentation, stay what
+    they are.
 
     Args:
         eps: The share of the mean over all classes, in [0, 1].
 
     Raises:
         TypeError, ValueError: For an ``eps`` that is no fraction; in the fit, where predictions
-            are no scores of shape ``(batch, classes, ...)`` or targets no class labels.
+            are no scores of shape ``(batch, classes, ...)`` or targets no class labels, or where
+            the loss ignores one of the classes.
 
     Source:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision",
@@ -266,6 +339,13 @@ class LabelSmoothing(_LossMixer):
 
     def __init__(self, eps: float = 0.1) -> None:
         self.eps = check_fraction("eps", eps)
+        self._ignored: int | None = None
+
+    def before_fit(self, learn: Loop) -> None:
+        """Refuse a learner that has no loss function, and see what that ignores."""
+        super().before_fit(learn)
+        named = getattr(learn.loss_func, "keywords", {})  # of a partial
+        self._ignored = named.get("ignore_index", getattr(learn.loss_func, "ignore_index", None))
 
     def mix_losses(self, loss_func: LossFunction, pred: Any, *targets: Any) -> Tensor:
         """Return the smoothed loss."""
@@ -274,18 +354,35 @@ class LabelSmoothing(_LossMixer):
         if self.eps == 0:
             return own
         classes: int = pred.shape[1]
-        # A negative label is that of a sample to be ignored, for every class.
-        each = [loss_func(pred, torch.where(labels < 0, labels, k)) for k in range(classes)]
+        if self._ignored is not None and 0 <= self._ignored < classes:
+            raise ValueError(
+                f"the loss has ignore_index={self._ignored}, which is one of the {classes} "
+                "classes, so that LabelSmoothing cannot have its loss: give what is ignored "
+                "another label, such as -100"
+            )
+        # A label of no class is that of a sample or pixel to be ignored, for every class.
+        ignored = (labels < 0) | (labels >= classes)
+        each = [loss_func(pred, torch.where(ignored, labels, k)) for k in range(classes)]
         return own * (1 - self.eps) + torch.stack(each).mean() * self.eps
 
 
-def _check_target(who: str, n: int, target: Tensor) -> Tensor:
-    if not target.ndim or len(target) != n:
+def _check_targets(who: str, n: int, targets: Any) -> None:
+    """Refuse targets of which a sample has no row of its own."""
+
+    def check(target: Tensor) -> Tensor:
+        if not target.ndim or len(target) != n:
+            raise ValueError(
+                f"{who} pairs the {n} samples of a batch with one another: expected targets of "
+                f"shape ({n}, ...); got {tuple(target.shape)}"
+            )
+        return target
+
+    if is_per_sample(targets):
         raise ValueError(
-            f"{who} pairs the {n} samples of a batch with one another: expected targets of shape "
-            f"({n}, ...); got {tuple(target.shape)}"
+            f"{who} pairs the rows of tensors; got targets of {describe(targets)}: mix such "
+            "batches in the loader"
         )
-    return target
+    map_tensors(check, targets)
 
 
 def _check_labels(pred: Any, targets: tuple[Any, ...]) -> Tensor:

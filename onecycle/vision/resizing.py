@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from onecycle.arguments import check_count
 from onecycle.core.callback import Callback, Stage
 from onecycle.schedules.shapes import Schedule
-from onecycle.vision.augment import check_images
+from onecycle.vision.targets import Move, TargetPlans, Words, check_words, move_targets
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -23,17 +26,22 @@ class ProgressiveResizing(Callback):
     tests see them at full size. The model must take images of any size, as one does that ends in
     ``AdaptiveAvgPool2d(1)``. The number of updates stays what it is, and the cycle with it.
 
+    Targets that are maps of the images' pixels (masks, depths) get the size of their images: each
+    small pixel has the value that is in its middle, so that no label is made up. Those that are
+    images, floats of the same shape that are no whole numbers, are resized as the images are.
+
     Args:
         sizes: The shorter side of the images in pixels, as a schedule of the position in the fit:
             ``linear(16, 32)`` grows evenly, ``join([(0.5, constant(16)), (0.5, constant(32))])``
             in steps.
         multiple: Sides are rounded to a multiple of it, so that sizes are few and suit the
             model's strides. At the images' own size they are left as they are.
+        target: What becomes of targets: see `Augmentation`.
 
     Raises:
         TypeError, ValueError: If ``sizes`` is no schedule or falls below ``multiple``; in the fit,
-            for batches that are no images of floats, and before the first update if any size
-            is larger than the images.
+            for batches that are no images of floats, targets of which it is not certain what
+            becomes of them, and before the first update if any size is larger than the images.
 
     Source:
         Howard's fast.ai entry to DAWNBench, 2018: fast.ai/posts/2018-04-30-dawnbench-fastai.html.
@@ -49,10 +57,12 @@ class ProgressiveResizing(Callback):
     during = "train"
     runs_in = frozenset(("fit",))
 
-    def __init__(self, sizes: Schedule, *, multiple: int = 4) -> None:
+    def __init__(self, sizes: Schedule, *, multiple: int = 4, target: Words = "auto") -> None:
         if not isinstance(sizes, Schedule):
             raise TypeError(f"sizes must be a Schedule, such as linear(16, 32); got {sizes!r}")
+        check_words(target)
         self.sizes, self.multiple = sizes, check_count("multiple", multiple)
+        self.target, self._plans = target, TargetPlans(type(self).__name__)
         planned = sizes(np.linspace(0.0, 1.0, 1001))
         self._largest = float(planned.max())
         if planned.min() < self.multiple:
@@ -74,8 +84,8 @@ class ProgressiveResizing(Callback):
         learn.pos  # noqa: B018 - raises where the number of updates cannot be known
 
     def before_batch(self, learn: Loop) -> None:
-        """Resize what the model will see."""
-        images = check_images(learn.xb, "ProgressiveResizing")
+        """Resize what the model will see, and the targets that go with it."""
+        plan, images = self._plans.plan(learn.xb, learn.yb, self.target), learn.xb
         full = min(images.shape[2:])
         if self._largest > full:
             raise ValueError(
@@ -91,7 +101,30 @@ class ProgressiveResizing(Callback):
         side = self.side(learn.pos)
         if side < full:
             sides = [self._rounded(old * side / full) for old in images.shape[2:]]
-            learn.xb = interpolate(images, sides, mode="bilinear", antialias=True)
+            learn.xb = resized(images, "image", sides)
+            if plan:
+                move_targets(learn, plan, partial(resized, sides=sides))
 
     def _rounded(self, size: float) -> int:
         return self.multiple * round(size / self.multiple)
+
+
+def resized(maps: Tensor, how: Move, sides: list[int]) -> Tensor:
+    """Resize images with antialiasing, or other maps to the values in the middle of new pixels.
+
+    Args:
+        maps: Of shape ``(batch, channels, height, width)``; images must be floats.
+        how: ``"image"`` or ``"map"``.
+        sides: Height and width.
+
+    Example:
+        >>> import torch
+        >>> resized(torch.arange(9).view(1, 1, 3, 3), "map", [1, 3])
+        tensor([[[[3, 4, 5]]]])
+    """
+    if how == "image":
+        return interpolate(maps, sides, mode="bilinear", antialias=True)
+    for axis, side in zip((-2, -1), sides, strict=True):
+        middles = 2 * torch.arange(side, device=maps.device) + 1
+        maps = maps.index_select(axis, middles * maps.shape[axis] // (2 * side))
+    return maps

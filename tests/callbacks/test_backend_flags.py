@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_interrupts import Lines
+from interrupted_lines import Lines
 from torch import nn
 
 import onecycle.core.loop

@@ -1,7 +1,6 @@
 """A landing is exact, ends the fit as any other, and survives a restart."""
 
 import logging
-import math
 import os
 import signal
 import threading
@@ -9,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from grouped_learner import grouped_learner, record
+from grouped_learner import record
+from landings import KilledError, N, half_cosine, kill, lands, learner, when
 from learner_state import trained
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,7 +20,6 @@ from onecycle import (
     CancelFit,
     CancelStep,
     Checkpoint,
-    EarlyStopping,
     GradientAccumulation,
     LandOnInterrupt,
     Learner,
@@ -32,36 +31,6 @@ from onecycle import (
 from onecycle.callbacks.replan import Replan
 from onecycle.checkpoints import fit_files
 from onecycle.testing import toy_learner
-
-N = 6  # batches of an epoch
-
-
-def learner(**options):
-    return grouped_learner(N, **options)
-
-
-def half_cosine(start, end, n):
-    weights = [(1 + math.cos(math.pi * j / max(1, n - 1))) / 2 for j in range(n)]
-    return [start * weight + end * (1 - weight) for weight in weights]
-
-
-def when(event, update, act):
-    """Act once, at the first such event after so many updates."""
-    left = [1]
-
-    def handler(learn):
-        if learn.training and learn.n_updates >= update and left:
-            left.pop()
-            act(learn)
-
-    return Callback(**{event: handler})
-
-
-def lands(updates, at, event="after_step"):
-    return when(event, at, lambda learn: learn.land(updates))
-
-
-# Within a fit
 
 
 @pytest.mark.parametrize("updates", [2, 5, 15, 40])  # 40: beyond what the fit would have made
@@ -199,6 +168,21 @@ def test_updates_are_counted_under_accumulation(event):
     np.testing.assert_allclose(record(learn)[3:, 0], half_cosine(0.1, 1e-6, 5), rtol=1e-12)
 
 
+@pytest.mark.parametrize("event", ["after_backward", "after_batch", "before_batch"])
+@pytest.mark.parametrize("waiting", [1, 2])
+def test_a_window_that_is_open_is_the_first_update_of_the_landing(event, waiting):
+    def land(learn):
+        if (learn.n_updates, learn.batches_in_window) == (2, waiting) and not learn.is_landing:
+            learn.land(3)
+
+    learn = toy_learner(20)
+    asks = Callback(**{event: land})
+    asks.during = "train"
+    learn.fit(5, 0.1, cbs=[GradientAccumulation(3), asks])
+    assert learn.n_updates == learn.n_updates_planned == 5
+    np.testing.assert_allclose(record(learn)[2:], half_cosine(0.1, 1e-6, 3), rtol=1e-12)
+
+
 def test_skipped_updates_count_as_in_any_fit():
     def skip(learn):
         if learn.n_updates in (3, 9) and learn.n_skipped < learn.n_updates // 3:
@@ -233,75 +217,6 @@ def test_the_next_fit_is_none_that_landed():
     assert (learn.n_updates, learn.n_epoch, learn.stop_reason) == (12, 2, None)
     other.fit(2, 0.05)
     assert record(learn)[8:].tolist() == record(other).tolist()
-
-
-# After a fit
-
-
-def test_after_an_interrupted_fit_it_is_a_fit_of_its_own():
-    def interrupt(learn):
-        raise KeyboardInterrupt
-
-    learn = learner()
-    with pytest.raises(KeyboardInterrupt):
-        learn.fit_one_cycle(4, [0.02, 0.1], cbs=[when("after_step", 11, interrupt)])
-    rate, momentum = record(learn)[10], record(learn, "momentum")[10, 0]
-    learn.land(8)
-    assert (learn.n_updates, learn.total_updates) == (8, 19)
-    for g in range(2):
-        expected = half_cosine(rate[g], rate[g] / 1e5, 8)
-        np.testing.assert_allclose(record(learn)[11:, g], expected, rtol=1e-12)
-    expected = half_cosine(momentum, 0.95, 8)
-    np.testing.assert_allclose(record(learn, "momentum")[11:, 0], expected, rtol=1e-12)
-    assert learn.stop_reason == "landed in 8 updates, from update 12"
-    assert record(learn, "valid_loss")[-1] == learn.validate()["valid_loss"]
-
-
-def test_a_landing_replaces_the_schedules_of_the_learner():
-    learn = learner(cbs=(ParamScheduler({"lr": linear(0.1, 0.2)}),))
-    learn.fit(1)
-    learn.land(3)
-    np.testing.assert_allclose(record(learn)[N:, 0], half_cosine(0.2, 2e-6, 3), rtol=1e-12)
-
-
-def test_called_when_the_fit_is_over_already_it_says_so(caplog):
-    learn = learner()
-    learn.fit(1, 0.1, cbs=[Callback(after_fit=lambda learn: learn.land(4))])
-    assert learn.n_updates == N
-    said = "land: the fit had no batch left to land with: call it after the fit"
-    assert said in caplog.messages
-
-
-@pytest.mark.parametrize("updates", [0, -1, 2.5, None])
-def test_what_is_no_number_of_updates_is_refused(updates):
-    with pytest.raises((TypeError, ValueError), match="updates must be"):
-        learner().land(updates)
-    with pytest.raises((TypeError, ValueError), match="updates must be"):
-        LandOnInterrupt(updates)
-
-
-def test_a_landing_within_a_fit_takes_no_callbacks():
-    act = when("after_step", 1, lambda learn: learn.land(3, cbs=[]))
-    with pytest.raises(ValueError, match="for a landing that is a fit of its own"):
-        learner().fit(1, cbs=[act])
-
-
-def test_a_range_test_cannot_land():
-    act = Callback(after_step=lambda learn: learn.land(3))
-    act.runs_in = frozenset(("range_test",))
-    with pytest.raises(RuntimeError, match="a range_test is running"):
-        learner(cbs=(act,)).lr_find(show_plot=False)
-
-
-# Restarts
-
-
-class KilledError(Exception):
-    pass
-
-
-def kill(learn):
-    raise KilledError
 
 
 @pytest.mark.parametrize("every", ["1 update", "3 updates", "1 epoch"])
@@ -343,64 +258,12 @@ def landed(folder):
     return found is not None and any(name == "Replan" for name, _ in found[1]["callbacks"])
 
 
-def test_a_landing_of_its_own_is_resumed_in_a_fresh_process(tmp_path):
-    def interrupted():
-        learn = learner()
-        learn.fit_one_cycle(1, [0.02, 0.1])
-        learn.groups.set("lr", [0.01, 0.05])
-        return learn
-
-    whole = interrupted()
-    whole.land(15)
-    learn = interrupted()
-    with pytest.raises(KilledError):
-        learn.land(15, cbs=[Checkpoint(tmp_path, "2 updates"), when("after_loss", 9, kill)])
-    fresh = learner()
-    fresh.land(15, resume=tmp_path)
-    assert trained(fresh) == trained(whole)
-
-
 def test_after_the_end_of_a_landing_a_resumed_fit_ends_at_once(tmp_path):
     learn, again = learner(), learner()
     learn.fit(9, 0.1, cbs=[lands(4, 7), Checkpoint(tmp_path)])
     again.fit(9, 0.1, resume=tmp_path)
     assert trained(again) == trained(learn)
     assert again.stop_reason == learn.stop_reason == "landed in 4 updates, from update 8"
-
-
-# EarlyStopping
-
-
-def test_early_stopping_lands_instead_of_stopping():
-    learn = learner()
-    stop = EarlyStopping(action="land", land_updates=10)
-    learn.fit(9, lr=0.0, cbs=[stop])  # nothing moves: the second epoch is no better
-    assert learn.n_updates == 2 * N + 10
-    loss = record(learn, "valid_loss")[0]
-    assert learn.stop_reason == (
-        f"valid_loss has not improved on {loss:.6g} for 1 epoch; "
-        "landed in 10 updates, from update 13"
-    )
-
-
-def test_early_stopping_lands_once_also_over_many_epochs():
-    learn = learner()
-    learn.fit(9, lr=0.0, cbs=[EarlyStopping(action="land", land_updates=5 * N)])
-    assert learn.n_updates == 7 * N
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"action": "land"}, "go together"),
-        ({"land_updates": 5}, "go together"),
-        ({"action": "land", "land_updates": 0}, "land_updates must be"),
-        ({"action": "fly"}, "action must be"),
-    ],
-)
-def test_what_early_stopping_cannot_do_is_refused(options, words):
-    with pytest.raises(ValueError, match=words):
-        EarlyStopping(**options)
 
 
 # Ctrl-C

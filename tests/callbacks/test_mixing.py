@@ -1,7 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from image_learner import image_learner
+from numbered_pixels import Seen as SeenPixels
+from numbered_pixels import at_pixels, numbered_images, pixel_learner
 from torch import Tensor, nn
 from torch.distributions import Beta
 
@@ -220,6 +224,108 @@ def test_cutmix_leaves_the_data_set_alone() -> None:
     assert torch.equal(learn.dls.train.tensors[0], data)
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [torch.randint(-100, 9, (8, 6, 9)), torch.rand(8, 1, 6, 9), torch.rand(8, 5, 6, 9) < 0.5],
+    ids=["labels", "depth", "masks"],
+)
+def test_cutmix_pastes_maps_as_it_pastes_images_and_has_one_loss(mask: Tensor) -> None:
+    losses, before = [], mask.clone()
+
+    def loss_func(pred: Tensor, target: Tensor) -> Tensor:
+        loss = pred.mean() + target.double().mean()
+        losses.append(float(loss.detach()))
+        return loss
+
+    learn, seen = pixel_learner([(numbered_images(8), mask)] * 6, loss_func), SeenPixels()
+    learn.dls.valid = None
+    torch.manual_seed(0)
+    learn.fit(1, cbs=[CutMix(), seen])
+    for xb, yb in zip(seen.xb, seen.yb, strict=True):
+        assert yb.dtype == mask.dtype
+        assert torch.equal(yb, at_pixels(mask, xb))
+    assert any(not torch.equal(yb, mask) for yb in seen.yb)
+    assert torch.equal(mask, before)
+    recorded = learn.recorder.history["train_loss"].values
+    assert recorded == pytest.approx(losses)
+
+
+def test_cutmix_pastes_maps_and_mixes_the_losses_of_labels() -> None:
+    x, mask, label = numbered_images(8), torch.randint(0, 9, (8, 6, 9)), torch.arange(8.0) ** 2
+    calls, seen, cutmix, lams = [], SeenPixels(), CutMix(), []
+
+    def loss_func(pred: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        calls.append(targets)
+        return pred.mean() + targets["mask"].double().mean() + targets["label"][0]
+
+    learn = pixel_learner([(x, {"mask": mask, "label": label})] * 6, loss_func)
+    learn.dls.valid = None
+    torch.manual_seed(0)
+    note = Callback(after_pred=lambda learn: lams.append((cutmix.lam, cutmix._partners)))
+    learn.fit(1, cbs=[cutmix, seen, note])
+    losses = learn.recorder.history["train_loss"].values
+    for i, (lam, order) in enumerate(lams):
+        pasted = at_pixels(mask, seen.xb[i])
+        assert torch.equal(seen.yb[i]["mask"], pasted)
+        assert torch.equal(seen.yb[i]["label"], label)
+        own, other = calls[2 * i], calls[2 * i + 1]
+        assert torch.equal(own["mask"], pasted)
+        assert torch.equal(other["mask"], pasted)
+        assert torch.equal(other["label"], label[order])
+        of_images = float(seen.xb[i].mean() + pasted.double().mean())
+        mixed = lam * float(label[0]) + (1 - lam) * float(label[order[0]])
+        assert losses[i] == pytest.approx(of_images + mixed, rel=1e-5)
+
+
+def test_cutmix_refuses_a_loss_of_targets_that_it_does_not_know() -> None:
+    x, mask, label = numbered_images(8), torch.randint(0, 9, (8, 6, 9)), torch.arange(8)
+
+    def loss_func(pred: Tensor, mask: Tensor, label: Tensor) -> Tensor:
+        return pred.mean()
+
+    class Derived(Learner):
+        def compute_loss(self, pred, batch):
+            return self.loss_func(pred, batch[1].float(), batch[2])
+
+    learn = pixel_learner([(x, mask, label)] * 2, loss_func, Derived, n_inp=1)
+    with pytest.raises(
+        ValueError, match=r"got \(8, 6, 9\) float32, which is none of them: call it"
+    ):
+        learn.fit(1, cbs=[CutMix()])
+    assert learn.n_updates == 0
+
+
+def test_cutmix_told_to_keep_a_map_mixes_its_losses_by_area() -> None:
+    x, mask = numbered_images(8), torch.rand(8, 6, 9)
+    cutmix, lams, seen = CutMix(target="keep"), [], SeenPixels()
+    learn = pixel_learner([(x, mask)] * 4, lambda pred, y: pred.mean() + y[0].mean())
+    learn.dls.valid = None
+    torch.manual_seed(0)
+    note = Callback(after_pred=lambda learn: lams.append((cutmix.lam, cutmix._partners)))
+    learn.fit(1, cbs=[cutmix, seen, note])
+    losses = learn.recorder.history["train_loss"].values
+    for loss, xb, (lam, order) in zip(losses, seen.xb, lams, strict=True):
+        mixed = lam * mask[0].mean() + (1 - lam) * mask[order[0]].mean()
+        assert loss == pytest.approx(float(xb.mean() + mixed), rel=1e-5)
+
+
+def test_mixup_mixes_the_losses_of_maps() -> None:
+    torch.manual_seed(0)
+    x, mask = torch.randn(4, 3, 6, 9), torch.randint(0, 3, (4, 6, 9))
+    mask[:, 0] = 255
+    loss_func = nn.CrossEntropyLoss(ignore_index=255)
+    learn, seen = pixel_learner([(x, mask)] * 3, loss_func), Seen()
+    learn.dls.valid = None
+    torch.manual_seed(3)
+    learn.fit(1, cbs=[MixUp(1.0), seen])
+    torch.manual_seed(3)
+    for loss in seen.loss:
+        lam, order = draws(1.0, 4)
+        mixed = lam * x + (1 - lam) * x[order]
+        expected = lam * loss_func(mixed, mask) + (1 - lam) * loss_func(mixed, mask[order])
+        assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
 # --- LabelSmoothing --------------------------------------------------------------------------
 
 
@@ -245,6 +351,29 @@ def test_ignored_pixels_of_a_segmentation_stay_ignored() -> None:
     labels[0, :2] = -100
     found = LabelSmoothing(0.2).mix_losses(F.cross_entropy, pred, labels)
     torch.testing.assert_close(found, F.cross_entropy(pred, labels, label_smoothing=0.2))
+
+
+@pytest.mark.parametrize("ignored", [255, 5, -1, -100])
+def test_the_label_that_the_loss_ignores_is_no_class(ignored: int) -> None:
+    torch.manual_seed(0)
+    pred, labels = torch.randn(2, 5, 4, 4), torch.randint(5, (2, 4, 4))
+    labels[0, :2] = ignored
+    loss_func = nn.CrossEntropyLoss(ignore_index=ignored)
+    found = LabelSmoothing(0.2).mix_losses(loss_func, pred, labels)
+    smoothed = nn.CrossEntropyLoss(ignore_index=ignored, label_smoothing=0.2)
+    torch.testing.assert_close(found, smoothed(pred, labels))
+
+
+@pytest.mark.parametrize(
+    "loss_func",
+    [nn.CrossEntropyLoss(ignore_index=2), partial(F.cross_entropy, ignore_index=2)],
+)
+def test_a_loss_that_ignores_a_class_cannot_be_smoothed(loss_func) -> None:
+    learn = image_learner(loss_func=loss_func)
+    with pytest.raises(ValueError, match="ignore_index=2, which is one of the 3 classes"):
+        learn.fit(1, cbs=[LabelSmoothing()])
+    assert learn.n_updates == 0
+    learn.fit(1, cbs=[LabelSmoothing(0.0)])
 
 
 def test_with_mixup_it_is_the_mixture_of_smoothed_losses() -> None:
@@ -303,6 +432,12 @@ X, Y = torch.randn(4, 2), torch.randn(4, 2)
         (learner_of((X, X, Y)), [MixUp()], TypeError, "got a tuple"),
         (learner_of((X,)), [MixUp()], ValueError, "the batch has no target"),
         (learner_of((X, Y[:3])), [MixUp()], ValueError, r"shape \(4, ...\); got \(3, 2\)"),
+        (
+            learner_of((X, [{"boxes": Y}] * 4)),
+            [MixUp()],
+            ValueError,
+            "pairs the rows of tensors; got targets of list of",
+        ),
         (learner_of((X, Y)), [CutMix()], ValueError, r"channels, height, width\); got \(4, 2\)"),
         (learner_of((X, Y), None), [MixUp()], ValueError, "there is none: give the Learner one"),
         (learner_of((X, Y), kind=OwnLoss), [MixUp()], ValueError, "of this OwnLoss does not call"),

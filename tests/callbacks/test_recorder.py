@@ -206,6 +206,23 @@ def test_the_plots_draw_what_was_recorded():
     assert any(np.array_equal(line.get_xdata(), [10, 20]) for line in metric.figure.axes[0].lines)
 
 
+@pytest.mark.parametrize(
+    ("n", "remembered"), [(3, 1.05), (21, 1.05), (40, 2), (100, 5), (1000, 50), (3000, 50)]
+)
+def test_the_loss_is_smoothed_over_50_updates_and_in_short_records_over_a_twentieth(n, remembered):
+    learn = toy_learner(2)
+    losses = np.random.default_rng(0).normal(2, 1, n)
+    series = history(learn).series("train_loss")
+    for update, loss in enumerate(losses, 1):
+        series.append(update, loss)
+    drawn = {line.get_label(): line.get_ydata() for line in learn.recorder.plot_loss().lines}
+    share = 1 / remembered
+    mean, weight = 0.0, 0.0
+    for loss, smoothed in zip(losses, drawn["training, smoothed"], strict=True):
+        mean, weight = (1 - share) * mean + share * loss, (1 - share) * weight + share
+        assert smoothed == pytest.approx(mean / weight, rel=1e-9)
+
+
 def test_plots_of_nothing_say_so():
     learn = toy_learner(2, metrics=[])
     learn.fit(1)

@@ -1,15 +1,7 @@
 """A fit that was interrupted at any update and resumed ends in the bits of one that was not."""
 
 import csv
-import errno
-import hashlib
-import io
-import logging
-import os
-import pickle
 import random
-import re
-import zipfile
 from functools import partial
 
 import numpy as np
@@ -39,7 +31,6 @@ from onecycle import (
     accuracy,
     linear,
 )
-from onecycle.callbacks import checkpoint as checkpoint_module
 from onecycle.checkpoints import fit_files, snapshot
 from onecycle.testing import toy_learner
 
@@ -521,87 +512,6 @@ def test_the_seed_of_the_interrupted_fit_is_taken_over(tmp_path):
     assert differences(bits(other), bits(learn)) == []
 
 
-# When
-
-
-@pytest.mark.parametrize(
-    ("every", "updates"),
-    [
-        ("5 updates", [5, 10, 15]),
-        ("1 update", [*range(1, 17)]),
-        ("2 epochs", [16]),
-        ("1 epoch", [8, 16]),
-        ("100 updates", []),
-        ("1000 minutes", []),
-        ("0.0 minutes", None),
-    ],
-)
-def test_checkpoints_are_taken_as_often_as_asked(every, updates, tmp_path):
-    if updates is None:
-        with pytest.raises(ValueError, match="every must be like"):
-            Checkpoint(tmp_path, every)
-        return
-    toy_learner(n_batches=8).fit(2, cbs=[Checkpoint(tmp_path, every, keep=99)])
-    files = fit_files.find(tmp_path)[::-1]
-    assert [fit_files.read(f)["counters"]["total_updates"] for f in files] == updates
-
-
-def test_minutes_are_those_since_the_last_checkpoint(tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(checkpoint_module.time, "monotonic", lambda: now[0])
-
-    def tick(learn):
-        now[0] += 30
-
-    cbs = [Checkpoint(tmp_path, "1.5 minutes", keep=99), Callback(after_step=tick)]
-    toy_learner(n_batches=8).fit(1, cbs=cbs)
-    files = fit_files.find(tmp_path)[::-1]
-    assert [fit_files.read(f)["counters"]["total_updates"] for f in files] == [3, 6]
-
-
-def test_no_checkpoint_is_taken_while_gradients_wait(tmp_path):
-    learn = toy_learner(n_batches=8)
-    learn.fit(1, cbs=[GradientAccumulation(3), Checkpoint(tmp_path, "1 update", keep=99)])
-    positions = [fit_files.read(f)["position"] for f in fit_files.find(tmp_path)]
-    assert [p["batches"] for p in positions] == [8, 6, 3]
-
-
-def test_keep_leaves_the_newest_files_and_nothing_of_killed_writers(tmp_path):
-    (tmp_path / ".checkpoint-000007.pt.abc.tmp").write_bytes(b"half")
-    (tmp_path / "notes.txt").write_text("mine")
-    learn = toy_learner(n_batches=8)
-    learn.fit(1, cbs=[Checkpoint(tmp_path, "1 update", keep=2)])
-    names = ["checkpoint-000006.pt", "checkpoint-000007.pt", "notes.txt"]
-    assert sorted(os.listdir(tmp_path)) == names
-    learn.fit(1, cbs=[Checkpoint(tmp_path, "8 updates", keep=2)])
-    names = ["checkpoint-000007.pt", "checkpoint-000008.pt", "notes.txt"]
-    assert sorted(os.listdir(tmp_path)) == names
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("5",),
-        ("five updates",),
-        ("0 updates",),
-        ("1.5 epochs",),
-        (5,),
-        ("1 update", 0),
-        ("-1 epoch",),
-        ("1 update", 1.5),
-    ],
-)
-def test_arguments_that_mean_nothing_are_refused(arguments, tmp_path):
-    with pytest.raises((ValueError, TypeError), match="must be"):
-        Checkpoint(tmp_path, *arguments)
-
-
-def test_a_file_as_folder_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="expected a folder"):
-        Checkpoint(tmp_path / "file")
-
-
 # Another fit
 
 
@@ -674,15 +584,6 @@ def test_after_a_refused_resume_the_learner_can_fit(tmp_path):
     assert learn.total_updates == 8
 
 
-# Files
-
-
-@pytest.fixture
-def said(caplog):
-    caplog.set_level(logging.INFO, "onecycle")
-    return lambda: [record.getMessage() for record in caplog.records]
-
-
 @pytest.mark.parametrize("make", [lambda p: p / "missing", lambda p: p, lambda p: str(p / "no.pt")])
 def test_without_a_checkpoint_the_fit_starts_from_the_beginning_and_says_so(make, tmp_path, said):
     learn = toy_learner()
@@ -699,169 +600,9 @@ def test_a_loader_that_cannot_be_repositioned_is_said_to_be_drawn(tmp_path, said
     assert any("cannot be repositioned: its first 4 batches are drawn" in line for line in said())
 
 
-@pytest.fixture
-def folder(tmp_path):
+def test_a_callback_that_is_new_or_gone_is_named(tmp_path, said):
     toy_learner().fit(2, 0.1, cbs=[Checkpoint(tmp_path, "5 updates")])
-    assert len(fit_files.find(tmp_path)) == 3
-    return tmp_path
-
-
-class RunsCode:
-    def __reduce__(self):
-        return (os.mkdir, ("it-ran-code",))
-
-
-def with_header(payload, version=fit_files.FORMAT):
-    return fit_files._header(payload, version) + payload
-
-
-def malicious(good, rng):
-    return with_header(pickle.dumps(RunsCode()))
-
-
-def malicious_zip(good, rng):
-    buffer = io.BytesIO()
-    torch.save({"plan": RunsCode()}, buffer)
-    return with_header(buffer.getvalue())
-
-
-def malicious_bare(good, rng):
-    return pickle.dumps(RunsCode())
-
-
-def other_content(good, rng):
-    buffer = io.BytesIO()
-    torch.save({"format": 1, "model": {}}, buffer)
-    return with_header(buffer.getvalue())
-
-
-DAMAGES = {
-    "empty": lambda good, rng: b"",
-    "truncated": lambda good, rng: good[: rng.randrange(1, len(good))],
-    "longer": lambda good, rng: good + b"\0",
-    "bit flipped": lambda good, rng: flipped(good, rng.randrange(8 * len(good))),
-    "bit of the header flipped": lambda good, rng: flipped(good, rng.randrange(8 * 87)),
-    "zeros in the middle": lambda good, rng: good[:500] + bytes(512) + good[1012:],
-    "text": lambda good, rng: b"this is no checkpoint\n" * 100,
-    "pickle": malicious_bare,
-    "malicious pickle with a good checksum": malicious,
-    "malicious torch file with a good checksum": malicious_zip,
-    "another file of torch with a good checksum": other_content,
-}
-
-
-def flipped(data, bit):
-    byte = data[bit // 8] ^ (1 << bit % 8)
-    return data[: bit // 8] + bytes([byte]) + data[bit // 8 + 1 :]
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_named_and_the_one_before_it_serves(
-    damage, seed, folder, said, monkeypatch
-):
-    monkeypatch.chdir(folder)
-    newest, before, _ = fit_files.find(folder)
-    newest.write_bytes(DAMAGES[damage](newest.read_bytes(), random.Random(f"{damage}{seed}")))
-    with pytest.raises(CheckpointError, match=re.escape(str(newest))):
-        toy_learner().fit(2, 0.1, resume=newest)
-    learn = toy_learner()
-    learn.fit(2, 0.1, resume=folder)
-    assert learn.total_updates == 16
-    passed_over = [line for line in said() if line.startswith("resume: passed over")]
-    assert len(passed_over) == 1
-    assert str(newest) in passed_over[0]
-    assert any(line.startswith(f"resume: from {before}") for line in said())
-    assert not (folder / "it-ran-code").exists()
-
-
-def test_the_malicious_files_would_run_code_if_they_were_read_without_care(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    pickle.loads(malicious_bare(b"", None))
-    assert (tmp_path / "it-ran-code").exists()
-
-
-def test_where_no_file_can_be_read_nothing_begins(folder):
-    for file in fit_files.find(folder):
-        file.write_bytes(file.read_bytes()[:-1])
-    learn = toy_learner()
-    with pytest.raises(CheckpointError, match="none of the 3 checkpoints"):
-        learn.fit(2, 0.1, resume=folder)
-    assert learn.total_updates == 0
-
-
-@pytest.mark.parametrize(("version", "advice"), [(3, "update it"), (1, "finish that fit")])
-def test_a_file_of_another_format_is_refused_with_both_versions(folder, version, advice):
-    newest = fit_files.find(folder)[0]
-    payload = newest.read_bytes().split(b"\n", 1)[1]
-    newest.write_bytes(with_header(payload, version))
-    for path in (newest, folder):
-        words = f"has format {version}; this onecycle reads 2: {advice}"
-        with pytest.raises(CheckpointError, match=words):
-            toy_learner().fit(2, 0.1, resume=path)
-
-
-def test_a_checkpoint_holds_a_checksum_over_all_of_it(folder):
-    content = fit_files.find(folder)[0].read_bytes()
-    header, payload = content.split(b"\n", 1)
-    assert header.split()[-1].decode() == hashlib.sha256(b"2\n" + payload).hexdigest()
-    (folder / "payload.zip").write_bytes(payload)
-    assert zipfile.is_zipfile(folder / "payload.zip")
-
-
-@pytest.mark.parametrize("failing", [[1], [0, 1, 2], [2]])
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("PytorchStreamWriter failed writing file"),
-    ],
-)
-def test_on_a_full_disk_the_fit_goes_on_and_no_good_file_is_harmed(
-    failing, error, tmp_path, monkeypatch, said
-):
-    write, calls = fit_files.atomic_write, iter(range(99))
-
-    def full(path):
-        if next(calls) in failing:
-            raise error
-        return write(path)
-
-    monkeypatch.setattr(fit_files, "atomic_write", full)
-    learn = toy_learner()
-    learn.fit(2, 0.1, cbs=[Checkpoint(tmp_path, "5 updates", keep=9)])
-    assert learn.total_updates == 16
-    assert len(fit_files.find(tmp_path)) == 3 - len(failing)
-    for file in fit_files.find(tmp_path):
-        fit_files.read(file)
-    assert said() == [
-        f"Checkpoint: could not write to {tmp_path}, the fit goes on: {error}",
-        f"Checkpoint: {len(failing)} of 3 checkpoints could not be written to {tmp_path}",
-    ]
-
-
-def test_a_state_that_could_not_be_read_back_is_refused_at_the_first_checkpoint(tmp_path):
-    class Unsafe(Callback):
-        def state_dict(self):
-            return {"learner": np.float64(1)}
-
-    with pytest.raises(TypeError, match="the state_dict of Unsafe has more"):
-        toy_learner().fit(1, cbs=[Unsafe(), Checkpoint(tmp_path)])
-    assert fit_files.find(tmp_path) == []
-
-
-def test_a_callback_that_is_new_or_gone_is_named(folder, said):
     learn = toy_learner(cbs=(EarlyStopping(patience=9),))
-    learn.fit(2, 0.1, resume=folder)
+    learn.fit(2, 0.1, resume=tmp_path)
     assert "resume: EarlyStopping begins anew, it was not in the interrupted fit" in said()
     assert "resume: the state of Checkpoint is left out, it is not in this fit" in said()
-
-
-def test_the_random_states_go_through_a_file_bit_for_bit(tmp_path):
-    random.seed(4), np.random.seed(4), torch.manual_seed(4)
-    random.gauss(0, 1), np.random.randn()  # both keep a second number for the next call
-    torch.save(snapshot.RngState().state_dict(), tmp_path / "rng.pt")
-    expected = random.gauss(0, 1), np.random.randn(3).tolist(), torch.rand(3).tolist()
-    state = torch.load(tmp_path / "rng.pt", weights_only=True)
-    snapshot.RngState.from_state_dict(state).restore()
-    assert (random.gauss(0, 1), np.random.randn(3).tolist(), torch.rand(3).tolist()) == expected

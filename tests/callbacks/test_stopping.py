@@ -2,6 +2,8 @@ import logging
 import math
 
 import pytest
+from grouped_learner import record
+from landings import N, learner
 from scripted import scripted_learner
 
 from onecycle import (
@@ -225,3 +227,35 @@ def test_rate_of_the_next_epoch_goes_on_after_a_restart():
     resume = Callback(before_train=lambda learn: learn.epoch or reduce.load_state_dict(state))
     learn.fit(3, lr=0.8, cbs=[reduce, resume])
     assert rates_by_epoch(learn) == [0.8, 0.4, 0.4]
+
+
+def test_early_stopping_lands_instead_of_stopping():
+    learn = learner()
+    stop = EarlyStopping(action="land", land_updates=10)
+    learn.fit(9, lr=0.0, cbs=[stop])  # nothing moves: the second epoch is no better
+    assert learn.n_updates == 2 * N + 10
+    loss = record(learn, "valid_loss")[0]
+    assert learn.stop_reason == (
+        f"valid_loss has not improved on {loss:.6g} for 1 epoch; "
+        "landed in 10 updates, from update 13"
+    )
+
+
+def test_early_stopping_lands_once_also_over_many_epochs():
+    learn = learner()
+    learn.fit(9, lr=0.0, cbs=[EarlyStopping(action="land", land_updates=5 * N)])
+    assert learn.n_updates == 7 * N
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"action": "land"}, "go together"),
+        ({"land_updates": 5}, "go together"),
+        ({"action": "land", "land_updates": 0}, "land_updates must be"),
+        ({"action": "fly"}, "action must be"),
+    ],
+)
+def test_what_early_stopping_cannot_do_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        EarlyStopping(**options)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from learner_state import LearnerState
-from test_faults import tiny
+from tiny_learner import tiny
 
 from onecycle import Checkpoint, CheckpointError, Learner
 from onecycle.checkpoints import fit_files, model_files

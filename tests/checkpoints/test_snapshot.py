@@ -1,6 +1,5 @@
 import random
 import warnings
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,20 +13,11 @@ from torch.nn.functional import mse_loss
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
-from onecycle import (
-    Callback,
-    CancelBatch,
-    CancelStep,
-    Learner,
-    Recorder,
-    Stage,
-    TensorLoader,
-    mse,
-)
+from onecycle import Callback, CancelBatch, CancelStep, Learner, Recorder, Stage, TensorLoader, mse
 from onecycle.checkpoints import snapshot
 from onecycle.checkpoints.snapshot import Snapshot, preserved
 from onecycle.core import restore
-from onecycle.core.restore import Capture, RngState, hold_loaders, preserved_rng
+from onecycle.core.restore import RngState
 from onecycle.testing import toy_learner
 
 
@@ -256,6 +246,19 @@ class TestARangeTestLeavesNothing:
         before = LearnerState(learn)
         find(learn)
         assert before.changes(LearnerState(learn)) == []
+
+    def test_which_parameters_train(self) -> None:
+        def swap(learn: Any) -> None:
+            for parameter in learn.model.parameters():
+                parameter.requires_grad_(not parameter.requires_grad)
+
+        callback = Callback(before_train=swap)
+        callback.runs_in = frozenset(("range_test",))
+        learn = learner(in_memory, AdamW, callback)
+        flags = [parameter.requires_grad for parameter in learn.model.parameters()]
+        assert set(flags) == {True, False}
+        find(learn)
+        assert [parameter.requires_grad for parameter in learn.model.parameters()] == flags
 
     def test_fields_of_an_optimizer(self) -> None:
         class Counting(SGD):
@@ -528,133 +531,7 @@ class TestNegativeControls:
         assert trained(other) != expected
 
 
-class TestCapture:
-    def test_puts_back_containers_of_every_kind_in_place(self) -> None:
-        values: dict[str, Any] = {
-            "dict": {"a": [1, 2]},
-            "ordered": OrderedDict(b=1, a=2),
-            "default": defaultdict(list, x=[1]),
-            "deque": deque([1, 2, 3], maxlen=3),
-            "set": {1, 2},
-            "tuple": ([1], torch.ones(2)),
-        }
-        inner, tensor = values["tuple"]
-        parts = dict(values)
-        capture = Capture()
-        capture.add(values)
-        values["dict"]["a"].append(3)
-        values["ordered"].move_to_end("b")
-        values["default"]["y"].append(1)
-        values["deque"].append(4)
-        values["set"].clear()
-        inner.clear()
-        tensor.zero_()
-        values["new"] = 1
-        capture.restore()
-        assert all(values[name] is part for name, part in parts.items())
-        assert list(values) == list(parts)
-        assert values["dict"] == {"a": [1, 2]}
-        assert list(values["ordered"]) == ["b", "a"]
-        assert values["default"] == {"x": [1]}
-        assert values["deque"] == deque([1, 2, 3])
-        assert values["set"] == {1, 2}
-        assert inner == [1]
-        assert tensor.tolist() == [1, 1]
-
-    def test_follows_what_has_a_state_dict_and_keeps_anything_else_by_reference(self) -> None:
-        class Plain:
-            def __init__(self) -> None:
-                self.best = [1.0]
-
-        class Stateful(Plain):
-            def state_dict(self) -> dict[str, Any]:
-                return {"best": self.best}
-
-        stateful, plain, module = Stateful(), Plain(), nn.Linear(1, 1)
-        best, capture = stateful.best, Capture()
-        capture.add([stateful, plain, module, Stateful])
-        stateful.best.append(2.0)
-        stateful.best, stateful.more = [3.0], 1
-        plain.best, module.more = [3.0], 1
-        capture.restore()
-        assert vars(stateful) == {"best": [1.0]}
-        assert stateful.best is best
-        assert (plain.best, module.more) == ([3.0], 1)
-
-    def test_follows_a_cycle_once(self) -> None:
-        value: list[Any] = [1]
-        value.append(value)
-        capture = Capture()
-        capture.add(value)
-        value.clear()
-        capture.restore()
-        assert value[0] == 1
-        assert value[1] is value
-
-    def test_can_restore_twice(self) -> None:
-        tensor, capture = torch.ones(2), Capture()
-        capture.add(tensor)
-        for _ in range(2):
-            tensor.add_(1)
-            capture.restore()
-        assert tensor.tolist() == [1, 1]
-
-    def test_leaves_graphs_usable(self) -> None:
-        weight = torch.ones(2, requires_grad=True)
-        hidden = weight.exp()  # its backward needs its own value
-        capture = Capture()
-        capture.add([hidden])
-        capture.restore()
-        hidden.sum().backward()
-        assert torch.equal(weight.grad, hidden.detach())
-
-    @pytest.mark.parametrize(
-        "tensor",
-        [
-            torch.ones(1).expand(3),
-            torch.ones(2, 1).expand(2, 3),
-            torch.ones(0, 3),
-            torch.ones(()),
-            torch.eye(2).to_sparse(),
-            torch.ones(3, dtype=torch.complex64),
-            torch.ones(4, 4).t()[1:, ::2],
-        ],
-        ids=["expanded", "rows", "empty", "scalar", "sparse", "complex", "strided"],
-    )
-    def test_puts_back_tensors_of_any_layout(self, tensor: Tensor) -> None:
-        expected, capture = tensor.clone(), Capture()
-        capture.add(tensor)
-        base = tensor._base if tensor._base is not None else tensor
-        base.zero_()
-        capture.restore()
-        assert torch.equal(tensor.to_dense(), expected.to_dense())
-
-    def test_keeps_nan_and_signed_zero(self) -> None:
-        tensor = torch.tensor([float("nan"), -0.0, float("inf")])
-        expected, capture = tensor.numpy().tobytes(), Capture()
-        capture.add(tensor)
-        tensor.zero_()
-        capture.restore()
-        assert tensor.numpy().tobytes() == expected
-
-    def test_passes_over_what_cannot_be_written(self) -> None:
-        array = np.broadcast_to(np.ones(1), 3)
-        capture = Capture()
-        capture.add([array])
-        capture.restore()
-        assert array.tolist() == [1, 1, 1]
-
-
-class TestBlocks:
-    def test_preserved_rng_puts_every_generator_back_also_after_an_error(self) -> None:
-        def draw() -> tuple[float, float, float]:
-            return random.random(), float(np.random.rand()), float(torch.rand(()))
-
-        with pytest.raises(KeyError), preserved_rng():  # noqa: PT012
-            first = draw()
-            raise KeyError
-        assert draw() == first
-
+class TestPreserved:
     def test_preserved_puts_a_learner_back_also_after_an_error(self) -> None:
         learn = toy_learner()
         before = LearnerState(learn)
@@ -666,12 +543,6 @@ class TestBlocks:
             learn.fit(1)
             raise KeyError
         assert before.changes(LearnerState(learn)) == []
-
-    def test_holding_no_loader_does_nothing(self) -> None:
-        batches = [1, 2]
-        hold_loaders()()
-        hold_loaders(batches, None)()
-        assert batches == [1, 2]
 
     def test_a_cancelled_batch_is_put_back_too(self) -> None:
         def cancel(learn: Any) -> None:

@@ -1,11 +1,9 @@
 import pytest
 from torch import nn
 
-from onecycle import Callback, MissingCallbackError, Recorder, Stage, UnknownEventError
-from onecycle.core import handlers as handlers_module
-from onecycle.core import loop as loop_module
-from onecycle.core.events import BATCH_EVENTS, EVENTS
-from onecycle.core.handlers import Handlers, draw_loop
+from onecycle import Callback, Stage, UnknownEventError
+from onecycle.core.events import EVENTS
+from onecycle.core.handlers import Handlers
 from onecycle.testing import toy_learner
 
 
@@ -147,23 +145,6 @@ def test_the_callbacks_of_a_fit_come_after_those_of_the_learner_within_a_stage()
 
 
 @pytest.mark.parametrize(
-    ("during", "trainings", "validations"), [("train", 3, 0), ("valid", 0, 2), ("both", 3, 2)]
-)
-def test_during_filters_the_batch_events_and_no_other(during, trainings, validations):
-    seen = {event: [] for event in EVENTS}
-    callback = Callback(**{e: lambda learn, e=e: seen[e].append(learn.training) for e in EVENTS})
-    callback.during = during
-    learn = toy_learner(n_batches=3)
-    learn.dls.valid.tensors = tuple(tensor[:16] for tensor in learn.dls.valid.tensors)
-    learn.fit(1, cbs=[callback])
-    for event in set(BATCH_EVENTS) - {"after_cancel_batch"}:
-        assert seen[event].count(True) == trainings
-        assert seen[event].count(False) == validations
-    assert len(seen["after_step"]) == len(seen["before_backward"]) == 3
-    assert len(seen["after_train"]) == len(seen["after_validate"]) == 1
-
-
-@pytest.mark.parametrize(
     ("stage", "runs_in", "expected"),
     [
         (Stage.PREPARE, None, {"fit", "range_test", "inference"}),
@@ -201,85 +182,7 @@ def test_inference_fires_batch_events_only():
     assert seen == batch * 2
 
 
-class Needy(Callback):
-    requires = (Recorder,)
-
-
-def test_a_required_callback_that_is_missing_is_refused_before_anything_runs():
-    seen = []
-    learn = toy_learner(cbs=(Callback(before_fit=seen.append, cleanup_fit=seen.append),))
-    weights = [p.clone() for p in learn.model.parameters()]
-    with (
-        learn.removed_cbs(Recorder),
-        pytest.raises(MissingCallbackError, match=r"Needy requires Recorder.*add Recorder\(\)"),
-    ):
-        learn.fit(1, cbs=[Needy()])
-    assert not seen
-    assert all((p == w).all() for p, w in zip(learn.model.parameters(), weights, strict=True))
-    learn.fit(1)  # and the learner is usable
-
-
-def test_a_required_callback_is_found_wherever_it_stands_in_the_list():
-    learn = toy_learner(n_batches=2)
-    with learn.removed_cbs(Recorder):
-        learn.fit(1, cbs=[Needy(), Recorder()])
-    assert learn.total_updates == 2
-
-
-def test_a_required_callback_may_be_a_subclass():
-    class MyRecorder(Recorder):
-        pass
-
-    learn = toy_learner(n_batches=2, cbs=(MyRecorder(),))
-    assert type(learn.recorder) is MyRecorder  # the learner adds no second one
-    learn.fit(1, cbs=[Needy()])
-    assert len(learn.recorder.history["train_loss"]) == 2
-
-
-def test_a_required_callback_must_take_part_in_this_run():
-    callback = Needy()
-    callback.stage, callback.runs_in = Stage.PREPARE, frozenset(("range_test",))
-    with pytest.raises(MissingCallbackError, match="Recorder"):
-        toy_learner(cbs=(callback,)).lr_find(show_plot=False)
-
-
-def test_an_event_that_nobody_handles_costs_no_call(monkeypatch):
-    learn = toy_learner(n_batches=4)
-    fired = []
-
-    def watch(learn, handlers, event):
-        fired.append((event, handlers))
-        handlers_module.fire(learn, handlers, event)
-
-    monkeypatch.setattr(loop_module, "fire", watch)
-    monkeypatch.setattr(loop_module, "report", watch)
-    learn.fit(1, cbs=[Callback(after_loss=lambda learn: None)])
-    per_batch = [event for event, _ in fired if EVENTS[event].scope in ("batch", "step")]
-    assert per_batch.count("after_loss") == 8
-    assert set(per_batch) == {"after_loss", "after_step", "after_batch"}  # the last two: Recorder
-    assert not [event for event, handlers in fired if event in per_batch and not handlers]
-
-
 def test_a_function_and_a_class_see_the_same_learner():
     learn, seen = toy_learner(n_batches=1), []
     learn.fit(1, cbs=[Callback(after_step=seen.append)])
     assert seen == [learn]
-
-
-def test_the_drawing_shows_each_callback_at_its_events_in_order():
-    class First(Callback):
-        stage = Stage.PREPARE
-        during = "valid"
-
-        def before_batch(self, learn):
-            pass
-
-        def after_step(self, learn):
-            pass
-
-    lines = draw_loop([Callback(after_step=toy_learner), First()]).splitlines()
-    assert [line.strip() for line in lines if "First" in line] == [
-        f"fire after_step: First, Callback from {toy_learner!r}",
-        "fire before_batch: First",
-    ]
-    assert lines[5].strip() == "fire before_batch"  # of training

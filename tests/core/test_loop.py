@@ -1,9 +1,7 @@
 import gc
 import itertools
 import random
-import re
 import weakref
-from contextlib import suppress
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
+from traced_loop import NORMAL, Boom, Tracer, no_gradients, parameters, same, sgd
 
 from onecycle import (
     Callback,
@@ -25,11 +24,10 @@ from onecycle import (
     Learner,
     OnecycleError,
     Progress,
-    Recorder,
     Stage,
     TensorLoader,
 )
-from onecycle.core.events import BATCH_EVENTS, EVENTS, LOOP
+from onecycle.core.events import BATCH_EVENTS, EVENTS
 from onecycle.record.history import BLOCK
 from onecycle.testing import toy_learner
 
@@ -43,64 +41,10 @@ SCOPES = {
 }
 
 
-def draw(lines, repeats):
-    """Play the drawing of the loop: the events that it fires, in order."""
-    events, i = [], 0
-    while i < len(lines):
-        depth = len(lines[i]) - len(lines[i].lstrip())
-        text = lines[i].strip()
-        if text.endswith(":"):
-            deeper = " " * (depth + 1)
-            body = list(itertools.takewhile(lambda x, d=deeper: x.startswith(d), lines[i + 1 :]))
-            times = next(n for word, n in repeats.items() if word in text)
-            events += draw(body, repeats) * times
-            i += len(body)
-        elif text.startswith("fire "):
-            events.append(text.removeprefix("fire "))
-        i += 1
-    return events
-
-
-NORMAL = draw(
-    LOOP.splitlines(),
-    {"each epoch": 2, "training batch": 2, "validation batch": 2, "update": 1},
-)
-
-
-class Tracer(Callback):
-    """Writes down each event, and may raise something at one of them."""
-
-    def __init__(self, at=None, error=None, where=None):
-        self.trace, self.at, self.error = [], at, error
-        self.where = where or (lambda learn: True)
-        super().__init__(**{event: self._note(event) for event in EVENTS})
-
-    def _note(self, event):
-        def note(learn):
-            self.trace.append(event)
-            if event == self.at and self.where(learn):
-                self.at = None
-                raise self.error
-
-        return note
-
-
 def traced(at=None, error=None, where=None, n_epoch=2):
     learn, tracer = toy_learner(n_batches=2), Tracer(at, error, where)
     learn.fit(n_epoch, cbs=[tracer])
     return learn, tracer.trace
-
-
-def parameters(learn):
-    return [p.detach().clone() for p in learn.model.parameters()]
-
-
-def same(left, right):
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def no_gradients(learn):
-    return all(p.grad is None for p in learn.model.parameters())
 
 
 # The order of events ----------------------------------------------------------------------
@@ -222,175 +166,6 @@ def test_cancel_epoch_in_the_first_epoch_leaves_the_second_whole():
     assert trace == head + second
 
 
-def test_a_reporting_event_reaches_every_callback_before_a_cancel_acts():
-    seen = []
-
-    def stop(learn):
-        raise CancelFit("enough")
-
-    save = Callback(after_step=lambda learn: seen.append(learn.n_updates))
-    save.stage = Stage.SAVE
-    stopper = Callback(after_step=stop)
-    stopper.stage = Stage.PREPARE  # before the recorder
-    learn = toy_learner()
-    learn.fit(1, cbs=[stopper, save])
-    assert seen == [1]
-    assert learn.recorder.history["train_loss"].updates.tolist() == [1]
-    assert (learn.stop_reason, learn.total_updates) == ("enough", 1)
-
-
-@pytest.mark.parametrize(
-    "cancels", list(itertools.permutations([CancelBatch, CancelTrain, CancelFit]))
-)
-def test_the_widest_cancel_of_a_reporting_event_acts(cancels):
-    def raising(cancel):
-        def raise_it(learn):
-            raise cancel(cancel.__name__)
-
-        return Callback(after_step=raise_it)
-
-    learn = toy_learner()
-    learn.fit(1, cbs=[raising(cancel) for cancel in cancels])
-    assert learn.stop_reason == "CancelFit"
-    assert learn.total_updates == 1
-    assert "valid_loss" not in learn.recorder.history
-
-
-def test_other_events_stop_at_the_first_cancel():
-    def stop(learn):
-        raise CancelBatch
-
-    seen = []
-    learn = toy_learner(n_batches=1)
-    learn.dls.valid = None
-    learn.fit(1, cbs=[Callback(after_pred=stop), Callback(after_pred=seen.append)])
-    assert not seen
-
-
-# Errors -----------------------------------------------------------------------------------
-
-
-class Boom(Exception):  # noqa: N818 - the sound of it
-    pass
-
-
-@pytest.mark.parametrize("event", [e for e in dict.fromkeys(NORMAL) if e != "cleanup_fit"])
-def test_after_an_error_only_cleanup_fit_fires(event):
-    tracer, learn = Tracer(event, Boom("the words")), toy_learner(n_batches=2)
-    with pytest.raises(Boom, match="the words"):
-        learn.fit(2, cbs=[tracer])
-    assert tracer.trace == [*NORMAL[: NORMAL.index(event) + 1], "cleanup_fit"]
-    assert no_gradients(learn)
-    learn.fit(1)
-
-
-def test_an_error_keeps_its_type_and_names_callback_event_epoch_and_batch():
-    class Faulty(Callback):
-        def after_loss(self, learn):
-            if learn.epoch == 1 and learn.iter == 1:
-                raise KeyError("lost")
-
-    with pytest.raises(KeyError, match="lost") as caught:
-        toy_learner(n_batches=2).fit(2, cbs=[Faulty()])
-    notes = " ".join(caught.value.__notes__)
-    assert re.search(r"Faulty in after_loss, epoch 1, training batch 1, after 3 updates", notes)
-
-
-def test_an_error_in_validation_says_so():
-    class Faulty(Callback):
-        during = "valid"
-
-        def after_loss(self, learn):
-            raise KeyError("lost")
-
-    with pytest.raises(KeyError) as caught:
-        toy_learner(n_batches=2).fit(2, cbs=[Faulty()])
-    assert "epoch 0, validation batch 0, after 2 updates" in " ".join(caught.value.__notes__)
-
-
-def test_an_error_of_the_model_says_where_it_was():
-    learn = toy_learner(n_batches=2)
-    learn.loss_func = lambda pred, yb: F.mse_loss(pred, yb[:3].expand(5, 1))
-    with pytest.raises(RuntimeError) as caught:
-        learn.fit(1)
-    assert "epoch 0, training batch 0, after 0 updates" in " ".join(caught.value.__notes__)
-
-
-def test_an_error_of_the_loader_names_the_batch():
-    class Broken:
-        def __len__(self):
-            return 5
-
-        def __iter__(self):
-            yield torch.zeros(2, 4), torch.zeros(2, 1)
-            raise OSError("disk gone")
-
-    learn = toy_learner()
-    learn.dls.train = Broken()
-    with pytest.raises(OSError, match="disk gone") as caught:
-        learn.fit(1)
-    assert "by the loader while drawing batch 1" in " ".join(caught.value.__notes__)
-
-
-def test_a_cancel_out_of_its_scope_names_callback_event_and_place():
-    class Faulty(Callback):
-        def before_epoch(self, learn):
-            if learn.epoch:
-                raise CancelValid("no reason at all")
-
-    words = "CancelValid.*Faulty in before_epoch, epoch 1.*no validation pass is running"
-    with pytest.raises(OnecycleError, match=words):
-        toy_learner(n_batches=2).fit(2, cbs=[Faulty()])
-
-
-def test_cleanup_runs_newest_first_and_cannot_hide_the_first_error():
-    order = []
-
-    def failing(name):
-        def clean(learn):
-            order.append(name)
-            raise ValueError(f"cleanup of {name}")
-
-        return Callback(cleanup_fit=clean)
-
-    def stop(learn):
-        raise Boom("first")
-
-    cbs = [failing("old"), failing("new"), Callback(after_loss=stop)]
-    with pytest.raises(Boom, match="first") as caught:
-        toy_learner().fit(1, cbs=cbs)
-    assert order == ["new", "old"]
-    notes = " ".join(caught.value.__notes__)
-    assert "cleanup of new" in notes
-    assert "cleanup of old" in notes
-
-
-def test_an_error_in_cleanup_alone_is_raised_after_every_cleanup():
-    order = []
-
-    def clean(learn):
-        order.append("failed")
-        raise Boom("in cleanup")
-
-    cbs = [Callback(cleanup_fit=lambda learn: order.append("done")), Callback(cleanup_fit=clean)]
-    learn = toy_learner(n_batches=2)
-    with pytest.raises(Boom, match="in cleanup"):
-        learn.fit(1, cbs=cbs)
-    assert order == ["failed", "done"]
-    learn.fit(1)
-
-
-def test_an_interrupt_is_cleaned_up_after_and_goes_on():
-    tracer, learn = Tracer("after_step", KeyboardInterrupt()), toy_learner(n_batches=2)
-    with pytest.raises(KeyboardInterrupt):
-        learn.fit(2, cbs=[tracer])
-    assert tracer.trace[-2:] == ["after_step", "cleanup_fit"]
-    assert no_gradients(learn)
-    assert not [cb for cb in learn.cbs if cb is tracer]
-    learn.fit(1)
-    assert learn.total_updates == 3
-
-
 def test_a_fit_cannot_start_another_fit():
     again = Callback(after_epoch=lambda learn: learn.fit(1))
     learn = toy_learner(n_batches=2)
@@ -417,10 +192,6 @@ def test_no_batch_prediction_or_graph_outlives_a_fit():
 
 
 # Cancels and gradients --------------------------------------------------------------------
-
-
-def sgd(n_batches=4, **options):
-    return toy_learner(n_batches, opt_func=torch.optim.SGD, lr=0.05, **options)
 
 
 def postpone_odd(learn):
@@ -487,6 +258,28 @@ def test_skips_do_not_lengthen_the_fit_and_it_says_where_the_schedule_ended(capl
     full.fit_one_cycle(1, 0.1, moms=False)
     assert lrs.tolist() == full.recorder.history["lr"].values.tolist()[:8]  # the schedule waited
     assert f"position {7 / 9:.4g}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reason", "skips", "warns"),
+    [("enough", False, False), (None, False, True), ("enough", True, True)],
+)
+def test_a_fit_that_was_stopped_with_a_reason_warns_only_of_what_it_skipped(
+    reason, skips, warns, caplog
+):
+    def stop(learn):
+        if learn.n_updates == 2:
+            raise CancelFit(reason)
+
+    def skip(learn):
+        if skips and not learn.n_skipped:
+            raise CancelStep
+
+    learn = sgd(6)
+    learn.fit(1, cbs=[Callback(after_step=stop, before_step=skip)])
+    assert learn.n_updates == 2
+    said = f"2 of 6 planned updates were made, {int(skips)} skipped: the schedule ended at position"
+    assert [said in message for message in caplog.messages] == [True] * warns
 
 
 def test_skips_count_against_max_updates():
@@ -602,84 +395,6 @@ def test_an_epoch_that_was_cut_short_has_used_up_its_order(event):
     learn.fit(1, cbs=[spy])
     assert first != second[: len(first)]
     assert learn.total_epochs == 2
-
-
-# Bad input --------------------------------------------------------------------------------
-
-
-def freeze(learn):
-    learn.model.requires_grad_(False)
-
-
-no_grad = torch.no_grad()
-
-
-def empty_loader(learn):
-    class Empty:
-        def __iter__(self):
-            return iter(())
-
-    learn.dls.train = Empty()
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
-    [
-        (lambda learn: learn.fit(0), ValueError, "n_epoch must be at least 1; got 0"),
-        (lambda learn: learn.fit(-1), ValueError, "n_epoch must be at least 1; got -1"),
-        (lambda learn: learn.fit(1.5), TypeError, "n_epoch must be an integer; got 1.5"),
-        (lambda learn: learn.fit(True), TypeError, "n_epoch must be an integer; got True"),
-        (lambda learn: learn.fit("2"), TypeError, "n_epoch must be an integer"),
-        (lambda learn: learn.fit(None), ValueError, "needs max_updates"),
-        (lambda learn: learn.fit(1, max_updates=0), ValueError, "max_updates must be at least"),
-        (lambda learn: learn.fit(1, steps_per_epoch=2.0), TypeError, "steps_per_epoch must be"),
-        (lambda learn: learn.fit(1, lr=-0.1), ValueError, "lr must be finite and not negative"),
-        (lambda learn: learn.fit(1, lr=float("nan")), ValueError, "lr must be finite"),
-        (lambda learn: learn.fit(1, lr="0.1"), TypeError, "lr must be a number"),
-        (lambda learn: learn.fit(1, lr=True), TypeError, "lr must be a number"),
-        (lambda learn: learn.fit(1, lr=[0.1, 0.2]), ValueError, r"expected one lr(?s:.*)group"),
-        (lambda learn: learn.fit(1, wd=-1.0), ValueError, "weight_decay must be finite"),
-        (lambda learn: learn.fit(1, cbs=[Recorder]), TypeError, "write it with parentheses"),
-        (lambda learn: learn.fit(1, cbs=Recorder()), TypeError, "cbs must be a list"),
-        (lambda learn: learn.fit_one_cycle(1, -0.1), ValueError, "lr_max must be finite"),
-        (lambda learn: learn.fit_one_cycle(1, [1, 2]), ValueError, "expected one lr_max"),
-        (lambda learn: learn.fit_one_cycle(1, 0.1, 0.0), ValueError, "div must be positive"),
-        (lambda learn: learn.fit_one_cycle(1, pct_start=30), ValueError, "did you mean 0.3"),
-        (lambda learn: learn.fit_one_cycle(1, moms=(0.9, 0.8)), ValueError, "three numbers"),
-        (lambda learn: learn.fit_one_cycle(1, moms=()), ValueError, "three numbers"),
-        (lambda learn: learn.fit_one_cycle(1, moms=(0.9, 0.8, 1.0)), ValueError, "three num"),
-        (lambda learn: learn.fit_one_cycle(1, policy="cosin"), ValueError, "policy must be"),
-        (lambda learn: (freeze(learn), learn.fit(1)), ValueError, "set requires_grad"),
-        (lambda learn: no_grad(learn.fit)(1), RuntimeError, "gradients are switched off here"),
-        (lambda learn: no_grad(learn.lr_find)(), RuntimeError, "gradients are switched off here"),
-        (lambda learn: (empty_loader(learn), learn.fit(1)), ValueError, "gave no batch"),
-        (
-            lambda learn: (learn.model.to("meta"), learn.fit(1)),
-            ValueError,
-            "'0.weight' is on meta, and the batches go to cpu",
-        ),
-    ],
-)
-def test_bad_input_is_refused_before_the_first_batch(call, error, words):
-    batches = []
-    learn = sgd(2, cbs=(Callback(before_batch=batches.append),))
-    before, state = parameters(learn), dict(learn.opt.state)
-    with pytest.raises(error, match=words):
-        call(learn)
-    assert not batches
-    assert learn.total_updates == 0
-    assert state == dict(learn.opt.state) == {}
-    if learn.model[0].weight.device.type != "meta":
-        assert same(parameters(learn), before)
-        learn.model.requires_grad_(True)
-        learn.dls.train = sgd(2).dls.train
-        learn.fit(1)  # and the learner is usable
-        assert learn.total_updates == 2
-
-
-def test_a_class_instead_of_an_object_in_the_callbacks_is_refused_by_the_learner_too():
-    with pytest.raises(TypeError, match="write it with parentheses"):
-        toy_learner(cbs=(Recorder,))
 
 
 def test_one_wrong_batch_loader_length_does_not_block_the_learner():
@@ -1067,25 +782,3 @@ def test_a_fit_that_max_updates_alone_ends_does_not_run_for_ever_without_updates
     learn = sgd(3)
     with pytest.raises(OnecycleError, match="no update was tried in epoch 0"):
         learn.fit(None, max_updates=5, cbs=[Callback(before_batch=leave)])
-
-
-def test_an_error_carries_one_note_of_its_place():
-    def fail(learn):
-        raise KeyError("mine")
-
-    with pytest.raises(KeyError) as caught:
-        sgd(3).fit(1, cbs=[Callback(after_loss=fail)])
-    assert sum("training batch 0" in note for note in caught.value.__notes__) == 1
-
-
-@pytest.mark.parametrize("event", [name for name in EVENTS if "cancel" not in name])
-def test_a_cancel_lets_the_others_hear_first_exactly_of_events_that_report(event):
-    def cancel(learn):
-        raise CancelFit("enough")
-
-    heard = []
-    first, second = Callback(**{event: cancel}), Callback(**{event: heard.append})
-    # Cleaning up runs the newest first, and nothing may keep a callback from it.
-    with suppress(OnecycleError):
-        sgd(2).fit(1, cbs=[first, second])
-    assert bool(heard) == (EVENTS[event].reports or event == "cleanup_fit")

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from onecycle.data.nested import concatenate, map_tensors
+from onecycle.data.nested import concatenate, map_tensors, split_batch
 
 Pair = namedtuple("Pair", "first second")
 ONE, TWO = torch.ones(1), torch.full((2,), 2.0)
@@ -64,3 +64,48 @@ def test_what_torch_returns_as_a_named_result_keeps_its_type() -> None:
 def test_tuples_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="shorter"):
         concatenate([(ONE, ONE), (ONE,)])
+
+
+@pytest.mark.parametrize(
+    ("batch", "n_inp", "expected"),
+    [
+        ((1, 2), None, (1, 2)),
+        ([1, 2], 1, (1, 2)),
+        ((1, 2), 2, ((1, 2), None)),
+        ((1, 2, 3), None, ((1, 2), 3)),
+        ([1, 2, 3, 4], 2, ((1, 2), (3, 4))),
+        ((1, 2, 3), 1, (1, (2, 3))),
+        ((1,), None, (1, None)),
+        (Pair(1, 2), None, (1, 2)),
+    ],
+)
+def test_split_batch_takes_the_first_n_inp_items_as_inputs(batch, n_inp, expected):
+    assert split_batch(batch, n_inp) == expected
+
+
+def test_split_batch_gives_a_dict_to_the_model_and_to_the_loss():
+    batch = {"x": 1}
+    xb, yb = split_batch(batch)
+    assert xb is batch
+    assert yb is batch
+
+
+def test_split_batch_takes_a_lone_tensor_as_input():
+    x = torch.zeros(3, 2)
+    assert split_batch(x)[0] is x
+    assert split_batch(x)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "n_inp", "message"),
+    [
+        ((1, 2), 3, r"expected n_inp in \[1, 2\] for this batch; got 3"),
+        ((1, 2), 0, r"expected n_inp in \[1, 2\] for this batch; got 0"),
+        (torch.zeros(5), 2, r"expected n_inp in \[1, 1\] for this batch; got 2"),
+        ({"x": 1}, 1, "n_inp=1 counts the items of a tuple; the batch is a dict"),
+        ((), None, "expected a batch of at least one item"),
+    ],
+)
+def test_split_batch_refuses_what_does_not_fit(batch, n_inp, message):
+    with pytest.raises(ValueError, match=message):
+        split_batch(batch, n_inp)

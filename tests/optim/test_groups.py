@@ -136,8 +136,15 @@ def test_values_are_expanded_to_one_for_each_group(values, expected):
     assert all(type(value) is float for value in found)
 
 
-def test_the_end_of_a_slice_is_exact_and_with_one_group_all_there_is():
-    assert ParamGroups(sgd(4)).expand("lr", slice(1e-5, 3e-3))[-1] == 3e-3
+@pytest.mark.parametrize(("lo", "hi"), [(1e-4, 0.03), (1e-5, 0.5), (0.01, 0.7), (1e-3, 9e-3)])
+def test_the_ends_of_a_slice_are_exact_to_the_bit(lo, hi):
+    assert lo * (hi / lo) ** 1.0 != hi  # computed like those between, the end would be another
+    for n in (2, 3, 4):
+        found = ParamGroups(sgd(n)).expand("lr", slice(lo, hi))
+        assert (found[0], found[-1], len(found)) == (lo, hi, n)
+
+
+def test_of_a_slice_with_one_group_the_end_is_all_there_is():
     assert ParamGroups(sgd(1)).expand("lr", slice(1e-5, 3e-3)) == [3e-3]
     assert ParamGroups(sgd(1)).expand("lr", slice(3e-3)) == [3e-3]
 

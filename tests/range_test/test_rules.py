@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from smoothed import smoothed
 
 from onecycle.range_test.rules import MIN_POINTS, StopRule, minimum, slide, steep, suggest, valley
 from onecycle.record.smoothing import Smoother
@@ -21,15 +22,6 @@ def noisy(losses, noise, seed):
     return losses * (1 + noise * np.random.default_rng(seed).normal(size=len(losses)))
 
 
-def smoothed(losses, beta=0.98):
-    """The weighted mean of all losses so far, written out as a sum for every point."""
-    out = []
-    for t in range(1, len(losses) + 1):
-        weights = beta ** np.arange(t - 1, -1, -1)
-        out.append(np.sum(weights * losses[:t]) / np.sum(weights))
-    return np.array(out)
-
-
 def read(losses, rules=RULES, num_it=100, lrs=LRS):
     return suggest(
         lrs[: len(losses)], losses, smoothed=smoothed(losses), num_it=num_it, rules=rules
@@ -43,31 +35,6 @@ def first_stop(losses, **settings):
         if reason := rule.update(loss, smoother.update(loss)):
             return number, reason
     return None
-
-
-# Smoothing
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.5, 0.98])
-def test_smoothed_loss_is_the_exponentially_weighted_mean_of_the_losses_so_far(beta):
-    losses = np.random.default_rng(0).normal(2, 1, size=30)
-    smoother = Smoother(beta)
-    np.testing.assert_allclose([smoother.update(x) for x in losses], smoothed(losses, beta))
-
-
-def test_first_smoothed_loss_is_the_first_loss():
-    assert Smoother().update(7.25) == pytest.approx(7.25, rel=1e-13)
-
-
-def test_smoothed_loss_stays_nan_after_a_nan():
-    smoother = Smoother()
-    assert [math.isnan(smoother.update(x)) for x in (1.0, math.nan, 1.0)] == [False, True, True]
-
-
-@pytest.mark.parametrize("beta", [-0.1, 1.0, math.nan])
-def test_beta_outside_zero_to_one_is_refused(beta):
-    with pytest.raises(ValueError, match="beta is expected"):
-        Smoother(beta)
 
 
 # The stop rule
@@ -290,6 +257,19 @@ def test_pair_reaches_to_the_end_of_a_flat_bottom():
     losses = 2.3 - 1.9 / (1 + (1e-4 / LRS) ** 2) + np.where(LRS > 0.5, (LRS / 0.5) ** 3 - 1, 0)
     found = [read(noisy(losses, 0.02, seed)).lr_max for seed in range(20)]
     assert 0.1 < np.min(found) <= np.max(found) < 1.0
+
+
+@pytest.mark.parametrize(("height", "first", "last"), [(2.0, 85, 94), (4.0, 55, 62)])
+def test_pair_ends_at_a_rise_of_three_standard_errors_and_not_at_one_of_two(height, first, last):
+    # Noise of alternating sign cancels in a moving average of ten: what is left is the curve.
+    points = np.arange(100)
+    noise = 0.05 * (-1.0) ** points
+    losses = np.interp(points, [0, 40], [1.5, 0.5]) + noise
+    steps = np.diff(losses[10:65])
+    error = np.sqrt((steps**2).mean() / 2) / np.sqrt(10)  # as the standard error of a mean is
+    losses[60:] += height * error
+    found = read(losses)
+    assert LRS[first] <= found.lr_max <= LRS[last]
 
 
 def test_easy_first_batch_does_not_hide_the_valley():

@@ -108,7 +108,7 @@ def test_top_k_is_named_by_k_and_needs_k_classes(classes: tuple[Tensor, Tensor])
     ]
     with pytest.raises(ValueError, match="top_9_accuracy needs 9 classes or more, pred has 7"):
         top_k_accuracy(9)(*classes)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="at least 1; got 0"):
         top_k_accuracy(0)
 
 

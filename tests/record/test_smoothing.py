@@ -2,8 +2,9 @@ import math
 
 import numpy as np
 import pytest
+from smoothed import smoothed
 
-from onecycle.record.smoothing import smooth
+from onecycle.record.smoothing import Smoother, smooth
 
 
 def test_smoothed_value_is_the_normalised_sum_of_powers_of_beta() -> None:
@@ -42,3 +43,25 @@ def test_beta_outside_its_range_is_refused(beta: float) -> None:
 def test_several_series_at_once_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(2, 3\)"):
         smooth(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.98])
+def test_smoothed_loss_is_the_exponentially_weighted_mean_of_the_losses_so_far(beta):
+    losses = np.random.default_rng(0).normal(2, 1, size=30)
+    smoother = Smoother(beta)
+    np.testing.assert_allclose([smoother.update(x) for x in losses], smoothed(losses, beta))
+
+
+def test_first_smoothed_loss_is_the_first_loss():
+    assert Smoother().update(7.25) == pytest.approx(7.25, rel=1e-13)
+
+
+def test_smoothed_loss_stays_nan_after_a_nan():
+    smoother = Smoother()
+    assert [math.isnan(smoother.update(x)) for x in (1.0, math.nan, 1.0)] == [False, True, True]
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.0, math.nan])
+def test_beta_outside_zero_to_one_is_refused(beta):
+    with pytest.raises(ValueError, match="beta is expected"):
+        Smoother(beta)

@@ -4,6 +4,8 @@ import pytest
 import torch
 from image_learner import image_learner
 from learner_state import trained
+from numbered_pixels import Seen as SeenPixels
+from numbered_pixels import at_pixels, numbered_images, pixel_learner
 from torch import Tensor
 
 from onecycle import (
@@ -19,7 +21,6 @@ from onecycle import (
     linear,
 )
 from onecycle.vision import Augmentation
-from onecycle.vision.augment import reflected
 
 ALL = [RandomFlip(0.3), RandomCrop(2), Cutout(3), Cutout(4)]
 IDS = ["flip", "crop", "cutout-odd", "cutout-even"]
@@ -99,12 +100,6 @@ def test_nothing_is_read_back_from_the_device(augmentation) -> None:
     assert augmentation.transform(x).shape == x.shape
     with pytest.raises((RuntimeError, NotImplementedError)):
         x.sum().item()
-
-
-def test_reflection_is_that_of_torch() -> None:
-    x = torch.arange(5.0).view(1, 1, 5)
-    padded = torch.nn.functional.pad(x, (4, 4), mode="reflect").flatten()
-    assert torch.equal(x.flatten()[reflected(torch.arange(-4, 9), 5)], padded)
 
 
 # --- how often -------------------------------------------------------------------------------
@@ -215,6 +210,60 @@ def test_a_resumed_fit_ends_in_the_same_bits(mixer, tmp_path) -> None:
     torch.manual_seed(99)
     fit(other)
     assert trained(other) != expected
+
+
+# --- targets that are maps -------------------------------------------------------------------
+
+MAPS = {
+    "labels": torch.randint(-100, 9, (8, 6, 9)),
+    "labels, uint8": torch.randint(0, 255, (8, 6, 9)).byte(),
+    "a mask, bool": torch.rand(8, 6, 9) < 0.5,
+    "a mask with a channel": (torch.rand(8, 1, 6, 9) < 0.5).float(),
+    "a depth": torch.randn(8, 6, 9),
+    "heat maps": torch.rand(8, 17, 6, 9),
+    "a picture": torch.rand(8, 3, 6, 9),
+    "masks of objects": torch.rand(8, 4, 1, 6, 9) < 0.5,
+}
+
+
+@pytest.mark.parametrize("augmentation", ALL[:2], ids=IDS[:2])
+@pytest.mark.parametrize("target", MAPS.values(), ids=MAPS)
+def test_every_pixel_takes_its_part_of_a_map_along(augmentation, target) -> None:
+    x, before, seen = numbered_images(8), target.clone(), SeenPixels()
+    learn = pixel_learner([(x, target)] * 5)
+    torch.manual_seed(0)
+    learn.fit(1, cbs=[augmentation, seen])
+    for xb, yb in zip(seen.xb, seen.yb, strict=True):
+        assert not torch.equal(xb, x)
+        assert yb.dtype == target.dtype
+        assert torch.equal(yb, at_pixels(target, xb))
+    assert torch.equal(target, before)
+    assert torch.equal(x, numbered_images(8))
+
+
+@pytest.mark.parametrize("augmentation", ALL[:2], ids=IDS[:2])
+def test_images_with_a_map_are_moved_as_those_without(augmentation) -> None:
+    x, found = numbered_images(8), []
+    for target in (torch.arange(8), MAPS["labels"]):
+        seen = SeenPixels()
+        torch.manual_seed(0)
+        pixel_learner([(x, target)] * 3).fit(1, cbs=[augmentation, seen])
+        found.append(torch.stack(seen.xb))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("augmentation", ALL[:2], ids=IDS[:2])
+def test_what_was_moved_is_turned_back_and_0_where_it_was_out_of_view(augmentation) -> None:
+    x = numbered_images(50) + 1
+    torch.manual_seed(0)
+    moved = augmentation.transform(x)
+    back = augmentation.transform_back(moved)
+    assert torch.equal(augmentation.transform_back(torch.ones_like(x)), (back == x).float())
+    for i in range(50):
+        shown = torch.isin(x[i, 0], moved[i, 0])
+        assert torch.equal(back[i, 0] == x[i, 0], shown)
+        assert not back[i, 0][~shown].any()
+    assert not torch.equal(moved, x)
 
 
 # --- refused ---------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from image_learner import image_learner
+from numbered_pixels import Seen, numbered_images, pixel_learner
 from torch.nn.functional import interpolate
 
 from onecycle import (
@@ -85,6 +86,80 @@ def test_range_tests_and_inference_see_full_size() -> None:
         learn.lr_find(num_it=12, show_plot=False)
         learn.validate()
     assert set(shapes.train + shapes.valid) == {(8, 8)}
+
+
+# --- targets that are maps -------------------------------------------------------------------
+
+
+def resized(x, target, sizes, n=8):
+    """Return what the model and the loss get in a fit of growing sizes."""
+    seen = Seen()
+    learn = pixel_learner([(x, target)] * n)
+    learn.fit(1, cbs=[ProgressiveResizing(sizes, multiple=1), seen])
+    return seen
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        torch.randint(-100, 9, (4, 9, 14)),
+        torch.rand(4, 9, 14) < 0.5,
+        (torch.rand(4, 1, 9, 14) < 0.5).float(),
+        torch.randint(-1, 2, (4, 3, 9, 14)).float().abs(),
+        torch.rand(4, 9, 14),
+        torch.rand(4, 5, 9, 14),
+    ],
+    ids=["labels", "bool", "mask", "whole numbers", "depth", "heat maps"],
+)
+def test_a_small_pixel_of_a_map_has_the_value_in_its_middle(target) -> None:
+    seen = resized(torch.rand(4, 3, 9, 14), target, linear(2, 9))
+    assert {tuple(yb.shape[-2:]) for yb in seen.yb} == {
+        (s, round(14 * s / 9)) for s in range(2, 10)
+    }
+    for xb, yb in zip(seen.xb, seen.yb, strict=True):
+        height, width = xb.shape[2:]
+        rows = [int((i + 0.5) * 9 / height + 1e-9) for i in range(height)]
+        columns = [int((j + 0.5) * 14 / width + 1e-9) for j in range(width)]
+        expected = torch.stack(
+            [torch.stack([target[..., i, j] for j in columns], -1) for i in rows], -2
+        )
+        assert torch.equal(yb, expected)
+        maps = target.double().view(4, -1, 9, 14)
+        by_torch = interpolate(maps, (height, width), mode="nearest-exact").to(target.dtype)
+        assert torch.equal(yb, by_torch.view(yb.shape))
+
+
+def test_a_target_that_is_an_image_is_resized_as_the_images_are() -> None:
+    clean = torch.rand(4, 1, 9, 14)
+    for x in (torch.rand(4, 1, 9, 14), clean):
+        seen = resized(x, clean, linear(2, 9))
+        for xb, yb in zip(seen.xb, seen.yb, strict=True):
+            size = tuple(xb.shape[2:])
+            small = interpolate(clean, size, mode="bilinear", antialias=True)
+            assert torch.equal(yb, small if size != (9, 14) else clean)
+
+
+def test_a_label_fits_its_pixel_at_every_size() -> None:
+    """Blocks of three pixels: at a third of the size there is one small pixel for each."""
+    labels = torch.randint(0, 4, (4, 3, 5))
+    target = labels.repeat_interleave(3, 1).repeat_interleave(3, 2)
+    x = target.unsqueeze(1).float()
+    seen = resized(x, target, constant(3), n=1)
+    assert torch.equal(seen.yb[0], labels)
+    assert torch.equal(resized(x, target, constant(9), n=1).yb[0], target)
+
+
+def test_validation_has_maps_as_they_are() -> None:
+    target, found = torch.randint(0, 4, (8, 6, 9)), []
+    learn = pixel_learner([(numbered_images(8), target)] * 4)
+    valid = Callback(after_pred=lambda learn: found.append(learn.yb))
+    valid.during = "valid"
+    learn.fit(1, cbs=[ProgressiveResizing(linear(2, 6), multiple=1), valid])
+    assert all(yb is target for yb in found)
+    assert len(found) == 4
+
+
+# --- refused ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,99 @@
+"""Checkpoints are taken when they are due, and at no other moment."""
+
+import os
+
+import numpy as np
+import pytest
+
+from onecycle import Callback, Checkpoint, GradientAccumulation
+from onecycle.callbacks import checkpoint as checkpoint_module
+from onecycle.checkpoints import fit_files
+from onecycle.testing import toy_learner
+
+
+@pytest.mark.parametrize(
+    ("every", "updates"),
+    [
+        ("5 updates", [5, 10, 15]),
+        ("1 update", [*range(1, 17)]),
+        ("2 epochs", [16]),
+        ("1 epoch", [8, 16]),
+        ("100 updates", []),
+        ("1000 minutes", []),
+        ("0.0 minutes", None),
+    ],
+)
+def test_checkpoints_are_taken_as_often_as_asked(every, updates, tmp_path):
+    if updates is None:
+        with pytest.raises(ValueError, match="every must be like"):
+            Checkpoint(tmp_path, every)
+        return
+    toy_learner(n_batches=8).fit(2, cbs=[Checkpoint(tmp_path, every, keep=99)])
+    files = fit_files.find(tmp_path)[::-1]
+    assert [fit_files.read(f)["counters"]["total_updates"] for f in files] == updates
+
+
+def test_minutes_are_those_since_the_last_checkpoint(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint_module.time, "monotonic", lambda: now[0])
+
+    def tick(learn):
+        now[0] += 30
+
+    cbs = [Checkpoint(tmp_path, "1.5 minutes", keep=99), Callback(after_step=tick)]
+    toy_learner(n_batches=8).fit(1, cbs=cbs)
+    files = fit_files.find(tmp_path)[::-1]
+    assert [fit_files.read(f)["counters"]["total_updates"] for f in files] == [3, 6]
+
+
+def test_no_checkpoint_is_taken_while_gradients_wait(tmp_path):
+    learn = toy_learner(n_batches=8)
+    learn.fit(1, cbs=[GradientAccumulation(3), Checkpoint(tmp_path, "1 update", keep=99)])
+    positions = [fit_files.read(f)["position"] for f in fit_files.find(tmp_path)]
+    assert [p["batches"] for p in positions] == [8, 6, 3]
+
+
+def test_keep_leaves_the_newest_files_and_nothing_of_killed_writers(tmp_path):
+    (tmp_path / ".checkpoint-000007.pt.abc.tmp").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    learn = toy_learner(n_batches=8)
+    learn.fit(1, cbs=[Checkpoint(tmp_path, "1 update", keep=2)])
+    names = ["checkpoint-000006.pt", "checkpoint-000007.pt", "notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == names
+    learn.fit(1, cbs=[Checkpoint(tmp_path, "8 updates", keep=2)])
+    names = ["checkpoint-000007.pt", "checkpoint-000008.pt", "notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == names
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("5",),
+        ("five updates",),
+        ("0 updates",),
+        ("1.5 epochs",),
+        (5,),
+        ("1 update", 0),
+        ("-1 epoch",),
+        ("1 update", 1.5),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(arguments, tmp_path):
+    with pytest.raises((ValueError, TypeError), match="must be"):
+        Checkpoint(tmp_path, *arguments)
+
+
+def test_a_file_as_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="expected a folder"):
+        Checkpoint(tmp_path / "file")
+
+
+def test_a_state_that_could_not_be_read_back_is_refused_at_the_first_checkpoint(tmp_path):
+    class Unsafe(Callback):
+        def state_dict(self):
+            return {"learner": np.float64(1)}
+
+    with pytest.raises(TypeError, match="the state_dict of Unsafe has more"):
+        toy_learner().fit(1, cbs=[Unsafe(), Checkpoint(tmp_path)])
+    assert fit_files.find(tmp_path) == []
