@@ -2,8 +2,8 @@
 
 Here are the recipes, freezing, landing, the studies and what shows. Inherited from
 `onecycle.training.trainer.Trainer`: ``fit``, ``fit_one_cycle``, ``lr_find``, ``validate``,
-``get_preds``, ``predict``, ``save``, ``load``, ``recorder``, ``removed_cbs`` and ``no_bar``; from
-`onecycle.core.loop.Loop`, which runs them all: ``added_cbs``.
+``check``, ``get_preds``, ``predict``, ``save``, ``load``, ``recorder``, ``removed_cbs`` and
+``no_bar``; from `onecycle.core.loop.Loop`, which runs them all: ``added_cbs``.
 """
 
 from __future__ import annotations
@@ -72,6 +72,9 @@ class Learner(Trainer):
             see `CompiledSteps`. The first batches take seconds to minutes; a batch of another
             size, such as the last one of an epoch, has the model compiled once more. Results
             agree with those of the plain learner to rounding.
+
+        check: Look at the first batch of the first fit before its first update, and at one batch
+            of validation, and log what looks wrong: see `check`.
 
     Raises:
         TypeError, ValueError: For what cannot work, with what to do.

@@ -334,7 +334,7 @@ def test_a_fault_outside_of_the_callbacks_loses_nothing(
 ) -> None:
     spoil, times = PARTS[part]
     for at in range(1, times + 1):
-        learn, fault = tiny(), kind("deliberate")
+        learn, fault = tiny(check=False), kind("deliberate")
         learn.cbs.append(progress.Progress())
         spoil(learn, fault, at)
         places: list[tuple[int, str, int]] = []

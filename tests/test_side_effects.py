@@ -31,6 +31,7 @@ CHANGES = {
     "freeze_to",
     "go_on_with_rng",
     "join_fit",
+    "leave_fit",
     "land",
     "load",
     "plan_pass",
@@ -62,6 +63,7 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
         lambda learn, _: learn.lr_find(num_it=3, moms=[0.5], linear=True, show_plot=False),
         lambda learn, _: learn.lr_find(num_it=3, batch_sizes=[2], show_plot=False),
     ],
+    "check": [lambda learn, _: learn.check(), lambda learn, _: learn.check(batches=2)],
     "no_bar": [lambda learn, _: enter(learn.no_bar())],
     "predict": [lambda learn, _: learn.predict(torch.zeros(4))],
     "regularization_report": [

@@ -61,6 +61,7 @@ class Recorder(Callback):
         if self._momenta:
             self._add_momentum = self.history.series("momentum", width=len(groups)).append
         self._valid = MetricSet(learn.metrics)
+        self._has_warned = False
 
     def before_train(self, learn: Loop) -> None:
         """Note how many updates were made before this pass; a resumed fit knows it by now."""
@@ -98,14 +99,15 @@ class Recorder(Callback):
         new = results.keys() - {"valid_loss", *self._metric_names}
         self._metric_names += [name for name in results if name in new]
 
-    def after_fit(self, learn: Loop) -> None:
-        """Warn of losses that are not finite, where nobody ended the fit for them."""
+    def after_epoch(self, learn: Loop) -> None:
+        """Warn of losses that are not finite in the epoch it happens, once in a fit."""
         series = self.history.get("train_loss")
-        if series is None:  # cancelled before it began
+        if series is None or self._has_warned:
             return
         updates, losses = series.updates, series.values
         bad = updates[~np.isfinite(losses) & (updates > learn.total_updates - learn.n_updates)]
         if len(bad) and learn.stop_reason is None:
+            self._has_warned = True
             log.warning(
                 "the training loss of %d updates was NaN or infinite, first at update %d: with "
                 "cbs=[TerminateOnNonFinite()] the fit ends there, and says what was wrong",

@@ -43,10 +43,10 @@ def speed_profile(precision: Literal["fp32", "bf16", "fp16"] | None = None) -> l
         >>> from onecycle import speed_profile
         >>> from onecycle.testing import toy_learner
         >>> speed_profile("fp32")
-        [BackendFlags(), ChannelsLast()]
+        [BackendFlags(tf32=True, benchmark=True), ChannelsLast()]
         >>> toy_learner(cbs=(*speed_profile("bf16"),)).fit(1)
     """
     if precision not in (None, "fp32", "bf16", "fp16"):
         raise ValueError(f"precision must be 'fp32', 'bf16', 'fp16' or None; got {precision!r}")
-    callbacks: list[Callback] = [BackendFlags(), ChannelsLast()]
+    callbacks: list[Callback] = [BackendFlags(tf32=True, benchmark=True), ChannelsLast()]
     return callbacks if precision == "fp32" else [*callbacks, MixedPrecision(precision)]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence, Sized
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from onecycle.arguments import check_count
 from onecycle.core.callback import Callback, check_handlers
+from onecycle.data.sizes import warn_of_single_sample
 from onecycle.errors import MissingCallbackError
 
 if TYPE_CHECKING:
@@ -103,26 +103,7 @@ def check_model(learn: LoopState) -> None:
             "freeze them",
             said,
         )
-    _warn_of_single_sample(learn.model, learn.dls.train)
-
-
-def _warn_of_single_sample(model: nn.Module, dl: Any) -> None:
-    """Warn if the last batch has one sample: batch norm mostly fails on it, an epoch from here."""
-    kinds = (nn.BatchNorm1d, nn.LazyBatchNorm1d)
-    name = next((name for name, m in model.named_modules() if isinstance(m, kinds)), None)
-    size = getattr(dl, "batch_size", None)
-    if name is None or not isinstance(size, int) or size < 2 or getattr(dl, "drop_last", True):
-        return
-    samples = dl.sampler if isinstance(dl, DataLoader) else getattr(dl, "tensors", ((),))[0]
-    if isinstance(samples, Sized) and len(samples) % size == 1:
-        log.warning(
-            "the last training batch has one sample (of %d, by %d), with which the batch norm %r "
-            "fails unless its input has a length besides channels: use drop_last=True, or another "
-            "batch size",
-            len(samples),
-            size,
-            name,
-        )
+    warn_of_single_sample(learn.model, learn.dls.train)
 
 
 def _some(names: list[str]) -> str:

@@ -101,8 +101,8 @@ class Loop(LoopState):
         callbacks = [callback for callback in self.cbs if callback.takes_part_in(run)]
         check_requirements(callbacks)
         check_model(self)
-        self._on = Handlers(callbacks, "train")
-        self._on_valid = Handlers(callbacks, "valid")
+        self._on, self._on_valid = Handlers(callbacks, "train"), Handlers(callbacks, "valid")
+        self._held: Sequence[Callback] = ()
         self._contexts = self._forward_contexts(callbacks)
         self.n_epoch, self.steps_per_epoch, self.max_updates = n_epoch, steps_per_epoch, max_updates
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
@@ -358,7 +358,16 @@ class Loop(LoopState):
     def join_fit(self, callback: Callback, held: Sequence[Callback]) -> None:
         """Let a callback take part in the running fit, and schedulers set nothing any more."""
         self.cbs = [*self.cbs, callback]
-        callbacks = [each for each in self.cbs if each.takes_part_in("fit")]
+        self._build_handlers(held)
+
+    def leave_fit(self, callback: Callback) -> None:
+        """Let a callback hear no more of what is running; from here on it costs nothing."""
+        self.cbs = [each for each in self.cbs if each is not callback]
+        self._build_handlers(self._held)
+
+    def _build_handlers(self, held: Sequence[Callback]) -> None:
+        self._held = held
+        callbacks = [each for each in self.cbs if each.takes_part_in(self._run or "fit")]
         self._on.build(callbacks, "train", held)
         self._on_valid.build(callbacks, "valid", held)
 

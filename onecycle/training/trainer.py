@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from onecycle.arguments import check_count
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
@@ -39,9 +39,10 @@ from onecycle.optim.groups import GroupValues
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import Rule, minimum, valley
 from onecycle.range_test.sweeps import RangeTests, range_tests
-from onecycle.record.metrics import MetricSet, as_metrics, batch_size_of
+from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.shapes import Schedule
+from onecycle.training.checking import Check, FirstBatch, measure, warn_of_bad_parameters
 
 log = logging.getLogger("onecycle")
 
@@ -69,13 +70,14 @@ class Trainer(Loop):
         seed: int | None = None,
         fast_step: bool = False,
         compile: bool | str = False,
+        check: bool = True,
     ) -> None:
         check_parts(model, loss_func, cbs)
         move_to(device, model, loss_func)
         groups = param_groups(model, opt, opt_func, wd, splitter, wd_bn_bias)
         self.lr = groups.get("lr") if lr is None else groups.expand("lr", lr)
         groups.set("lr", self.lr)
-        self.moms = moms
+        self.moms, self._first_batch = moms, FirstBatch() if check else None
         super().__init__(
             as_dataloaders(dls),
             model,
@@ -145,9 +147,13 @@ class Trainer(Loop):
         if wd is not None:
             self.groups.set("weight_decay", wd)
         self.groups.set("lr", rates)
+        if not resumed:
+            warn_of_bad_parameters(self)
+        look = self._first_batch
+        looks = [look] if look is not None and look.check is None and not resumed else []
         self.run_fit(
             n_epoch,
-            cbs=[*(cbs or ()), *resumed],
+            cbs=[*(cbs or ()), *looks, *resumed],
             steps_per_epoch=steps_per_epoch,
             max_updates=max_updates,
         )
@@ -338,6 +344,7 @@ class Trainer(Loop):
         """
         if self._run is not None and self.training:
             check_between_updates(self.event)
+        warn_of_bad_parameters(self)
         sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
         asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
         if len(asked) > 1:
@@ -370,15 +377,40 @@ class Trainer(Loop):
         Returns:
             ``"valid_loss"`` and each metric by name.
         """
-        means = MetricSet(deepcopy(self.metrics))  # theirs may be in the middle of a pass
-        means.reset()
+        warn_of_bad_parameters(self)
+        return measure(self, self._loader(dl))
 
-        def collect(learn: Loop) -> None:
-            if learn.pred is not None:
-                means.update(learn.pred, learn.yb, learn.loss, batch_size_of(learn.batch))
+    def check(self, batches: int = 1) -> Check:
+        """Try a few batches of each loader, optimizer included, and say what looks wrong.
 
-        self.infer(self._loader(dl), collect)
-        return means.compute()
+        The batches go through model, loss, metrics, backward pass and optimizer as in a fit, so
+        that what cannot work fails here, in seconds. Nothing is left behind, as by `lr_find`. A
+        look at the first batch of a learner's first fit is taken by itself, before its first
+        update, and what it finds is logged: ``Learner(check=False)`` leaves that out.
+
+        Args:
+            batches: The updates of training, and the batches of validation.
+
+        Returns:
+            Loss, metrics and findings; prints as a list.
+
+        Raises:
+            Exception: Whatever model, loss, metric or optimizer raise.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> toy_learner().check().findings
+            ()
+        """
+        look = FirstBatch(check_count("batches", batches))
+        if self._run is not None and self.training:
+            check_between_updates(self.event)
+        with preserved(self):
+            self._run = None  # as for a range test
+            self.run_fit(None, cbs=[look], run="range_test", max_updates=batches)
+        if look.check is None:
+            raise RuntimeError("every batch was cancelled by a callback: nothing to look at")
+        return look.check
 
     def get_preds(
         self, dl: Iterable[Any] | None = None, *, inference_mode: bool = False

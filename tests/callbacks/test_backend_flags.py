@@ -210,7 +210,7 @@ def test_they_are_on_in_a_range_test(user: Callable[[], None]) -> None:
 def learner_that_notes(*cbs: Callback) -> tuple[Learner, list[bool]]:
     """Return a learner, and a list of whether the flags were on when its model was called."""
     seen: list[bool] = []
-    learn = toy_learner(cbs=cbs)
+    learn = toy_learner(cbs=cbs, check=False)
     learn.model.register_forward_pre_hook(lambda module, args: seen.append(is_on()))
     return learn, seen
 

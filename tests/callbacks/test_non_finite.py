@@ -66,7 +66,8 @@ def test_late_reading_reads_once_a_block(monkeypatch):
     learn.dls.valid = None
     learn.fit(2, cbs=[TerminateOnNonFinite()])
     monkeypatch.undo()
-    assert reads == [5, 5, 2, 5, 5, 2, 24]  # the last is the Recorder's, after the fit
+    # The first looks at the parameters; the last of each epoch is the Recorder's, of its updates.
+    assert reads == [4, 5, 5, 2, 12, 5, 5, 2, 12]
 
 
 def test_accelerator_reads_in_blocks_and_the_cpu_at_once():
@@ -241,13 +242,13 @@ def test_skips_in_a_row_are_counted_on_after_a_restart():
 # Without the callback ---------------------------------------------------------------------
 
 
-def test_a_fit_without_the_callback_warns_once_at_its_end(caplog):
+def test_a_fit_without_the_callback_warns_once_in_the_epoch_where_it_happens(caplog):
     learn = toy_learner(n_batches=4, loss_func=BreaksAt(7, NAN))
     learn.fit(1)
     assert caplog.messages == []
     learn.fit(2)
     assert caplog.messages == [
-        "the training loss of 6 updates was NaN or infinite, first at update 7: with "
+        "the training loss of 2 updates was NaN or infinite, first at update 7: with "
         "cbs=[TerminateOnNonFinite()] the fit ends there, and says what was wrong"
     ]
     learn.loss_func = lambda pred, yb: pred.sum() * 0 + 1.0

@@ -133,7 +133,7 @@ def test_proposed_rate_is_a_tenth_of_the_one_where_the_smoothed_loss_was_lowest(
         smoothed.append(average / (1 - 0.9**n))
     assert smoothed.index(min(smoothed)) == 3
     script = iter(losses)
-    learn = toy_learner(loss_func=lambda pred, yb: pred.sum() * 0 + next(script))
+    learn = toy_learner(check=False, loss_func=lambda pred, yb: pred.sum() * 0 + next(script))
     rates = ParamScheduler({"lr": linear(0.0, 39.0)})  # 1 more with each of 40 updates
     found = post_mortem(learn, rates)
     assert found.lr == pytest.approx(0.3)

@@ -163,7 +163,7 @@ def test_only_preparing_callbacks_take_part_outside_fits_unless_they_say_otherwi
     running = ["fit"]
     callback = Callback(before_batch=lambda learn: runs.add(running[0]))
     callback.stage, callback.runs_in = stage, runs_in
-    learn = toy_learner(n_batches=3, cbs=(callback,))
+    learn = toy_learner(n_batches=3, cbs=(callback,), check=False)
     learn.fit(1)
     running[0] = "range_test"
     learn.lr_find(num_it=3, show_plot=False)

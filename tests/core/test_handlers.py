@@ -227,7 +227,7 @@ def test_during_filters_the_batch_events_and_no_other(during, trainings, validat
 
 
 def test_an_event_that_nobody_handles_costs_no_call(monkeypatch):
-    learn = toy_learner(n_batches=4)
+    learn = toy_learner(n_batches=4, check=False)
     fired = []
 
     def watch(learn, handlers, event):

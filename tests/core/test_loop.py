@@ -659,7 +659,7 @@ def count_reads(n_updates, *cbs):
         after_train=lambda learn: setattr(counter, "on", False),
     )
     switch.stage = Stage.PREPARE
-    learn = toy_learner(n_batches=n_updates, batch_size=1)
+    learn = toy_learner(n_batches=n_updates, batch_size=1, check=False)
     with counter:
         learn.fit_one_cycle(1, 0.1, cbs=[switch, *cbs])
     assert learn.total_updates == n_updates
