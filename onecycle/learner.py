@@ -64,9 +64,9 @@ class Learner(Trainer):
         device: By default the accelerator if there is one, else the CPU.
         seed: Of the order of the data; drawn from torch by default. Weights and dropout come from
             torch's own generator: ``torch.manual_seed``.
-        fast_step: Let the optimizer's fused kernel be called directly, which gives the same bits
-            with less Python around it: see `FastStepper`. Where that cannot be, a log message
-            says why.
+        fast_step: Call the optimizer's fused kernel directly where that gives the same bits and
+            nobody looks on, with less Python around it: see `FastStepper`. `summary` says which
+            step is taken, and why.
         compile: ``True``, or a mode of ``torch.compile`` such as ``"max-autotune"``: compile the
             model, and the step of SGD, Adam or AdamW, such that a schedule recompiles nothing:
             see `CompiledSteps`. The first batches take seconds to minutes; a batch of another

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onecycle.optim.stepper import Stepper, is_extended
+from onecycle.optim.stepper import Stepper, is_extended, is_watched
 
 
 class BoundStepper(Stepper):
@@ -16,7 +16,8 @@ class BoundStepper(Stepper):
 
     The state stays the optimizer's own and is saved and loaded as ever. The optimizer's own step
     makes every update that the short way does not cover: the first one of a parameter, which
-    creates its state, and any while step hooks are registered.
+    creates its state, and any while step hooks are registered, somebody looks on, or a gradient is
+    no plain tensor.
 
     Attributes:
         reason: Why the optimizer's own step makes all updates, in a sentence; ``None`` where it
@@ -28,8 +29,7 @@ class BoundStepper(Stepper):
     """
 
     def __init__(self, opt: Optimizer) -> None:
-        super().__init__(opt)
-        self.reason = self.why_not(opt)
+        super().__init__(opt, self.why_not(opt))
         self.groups: list[Any] = []
         self._state: Any = None
         self._n_states = 0
@@ -57,7 +57,7 @@ class BoundStepper(Stepper):
 
     def step(self) -> bool:
         """Step the optimizer."""
-        if self.reason is not None or is_extended(self.opt):
+        if self.reason is not None or is_extended(self.opt) or is_watched():
             return super().step()
         gradients = self._gradients()
         if gradients is None:
@@ -112,7 +112,9 @@ class Group:
         self.states = [opt.state.get(p, {}) for p in self.params]
 
     def has_state(self) -> bool:
-        """Tell whether there is all that an update needs."""
+        """Tell whether there is all that an update needs, in plain tensors."""
+        if not all(map(_is_plain, self.params)):
+            return False
         key = "exp_avg" if "betas" in self.group else "momentum_buffer"
         needs_none = key == "momentum_buffer" and not self._has_momentum
         return needs_none or all(state.get(key) is not None for state in self.states)
@@ -141,3 +143,13 @@ class Group:
     def buffers(self) -> list[Tensor]:
         """Return SGD's momentum buffers; none where there is no momentum."""
         return [state["momentum_buffer"] for state in self.states] if self._has_momentum else []
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    """Tell whether the kernels may take a parameter and its gradient: no subclass, not sparse."""
+    gradient = parameter.grad
+    return (
+        type(parameter) in (Tensor, nn.Parameter)
+        and type(gradient) is Tensor
+        and gradient.layout is torch.strided
+    )

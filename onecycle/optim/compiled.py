@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,8 @@ class CompiledStepper(BoundStepper):
         opt: The optimizer.
         update: Makes the update of all groups.
     """
+
+    kind = "compiled step"
 
     def __init__(self, opt: Optimizer, update: _Update) -> None:
         super().__init__(opt)
@@ -162,20 +165,26 @@ def choose_stepper(
         compile: Likewise.
 
     Raises:
-        TypeError, ValueError: If ``compile`` is nothing known, or both are asked for.
+        TypeError, ValueError: If ``compile`` is nothing known.
         RuntimeError: If there is no compiler for this platform.
     """
     options = compile_options(compile)
+    if options is None and not fast_step:
+        return partial(Stepper, reason="fast_step=False")
     if options is None:
-        if fast_step and (reason := FastStepper.why_not(opt)):
-            log.warning("fast_step: torch's own step makes the updates: %s", reason)
-        return FastStepper if fast_step else Stepper
-    if fast_step:
-        raise ValueError("the step is compiled or fast: give compile= or fast_step=True, not both")
+        return partial(_fast_stepper, model)
     compile_model(model, **options)
     if reason := CompiledStepper.why_not(opt):
         log.warning("compile: the model is compiled, the step is not: %s", reason)
     return CompiledSteps(**options)
+
+
+def _fast_stepper(model: nn.Module, opt: Optimizer) -> Stepper:
+    """Make the stepper of a fit: the fast one, unless the model has been compiled by its owner."""
+    parts = model.modules()
+    if any(part._compiled_call_impl is not None or hasattr(part, "_orig_mod") for part in parts):
+        return Stepper(opt, reason="the model is compiled")
+    return FastStepper(opt)
 
 
 def compile_options(compile: bool | str) -> dict[str, Any] | None:

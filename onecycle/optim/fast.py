@@ -11,6 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from onecycle.explanations import explain_backward_error
 from onecycle.optim.bound import BoundStepper, Group
+from onecycle.optim.stepper import is_watched
 
 #: What the kernels were called with when this was written, by the names of their arguments.
 _ARGUMENTS = {
@@ -29,14 +30,15 @@ class FastStepper(BoundStepper):
     optimizer's, as for every `BoundStepper`. The autograd engine is given the loss, with a gradient
     of 1 that is made once; a loss that is no plain tensor goes through ``Tensor.backward``.
 
-    Given up are torch's checks in each update, of sparse gradients for one, its profiler range, its
-    log of the autograd graph, and what it tells the threads of a backward pass of its compiler's
-    settings, which a model that you have compiled yourself may need. The engine and the kernels are
-    private to torch: where one takes other arguments than known it is not called.
+    While a profiler, anomaly mode, or a mode for torch's functions or operators is on, torch's own
+    backward and step are called whole. Given up is its log of the autograd graph. The engine and
+    the kernels are private to torch: where one takes other arguments than known it is not called.
 
     Args:
         opt: The optimizer.
     """
+
+    kind = "fast step"
 
     def __init__(self, opt: Optimizer) -> None:
         super().__init__(opt)
@@ -46,7 +48,7 @@ class FastStepper(BoundStepper):
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a scalar loss to those that wait."""
         one = self._one
-        if self._engine is None or type(loss) is not Tensor or loss.ndim:
+        if self._engine is None or is_watched() or type(loss) is not Tensor or loss.ndim:
             super().backward(loss)
             return
         if one is None or one.dtype != loss.dtype or one.device != loss.device or one._version:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from onecycle.errors import CancelValid
 from onecycle.optim.compiled import uncompiled
+from onecycle.optim.stepper import Stepper
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -57,6 +58,7 @@ class Summary:
         n_bytes: What parameters and buffers take in memory.
         groups: The parameter groups, as a table.
         optimizer: Its class, whether it is fused, and what momentum it can cycle.
+        step: Which step makes the updates, and why where it is torch's own.
         loss_func: The name of the loss function.
         device: Where the model is.
         callbacks: For each stage the names of its callbacks, in their order.
@@ -69,6 +71,7 @@ class Summary:
     n_bytes: int
     groups: str
     optimizer: str
+    step: str
     loss_func: str
     device: str
     callbacks: tuple[tuple[str, tuple[str, ...]], ...]
@@ -87,6 +90,7 @@ class Summary:
             "buffers": f"{self.n_buffers:,}",
             "size": _size(self.n_bytes),
             "optimizer": self.optimizer,
+            "step": self.step,
             "loss": self.loss_func,
             "device": self.device,
         }
@@ -135,6 +139,7 @@ def summarize(learn: Loop) -> Summary:
         n_bytes=sum(t.numel() * t.element_size() for t in (*parameters, *buffers)),
         groups=learn.groups.table(),
         optimizer=_describe_optimizer(learn),
+        step=_describe_step(learn),
         loss_func=_name_of(learn.loss_func),
         device=str(learn.device),
         callbacks=tuple((s.name, tuple(type(cb).__name__ for cb in cbs)) for s, cbs in by_stage),
@@ -187,6 +192,11 @@ def _describe_optimizer(learn: Loop) -> str:
     else:
         momentum = "momentum 0" if learn.groups.has_momentum() else "no momentum to cycle"
     return f"{type(learn.opt).__name__} ({fused}; {momentum})"
+
+
+def _describe_step(learn: Loop) -> str:
+    stepper = learn.make_stepper(learn.opt)
+    return stepper.kind if stepper.reason is None else f"{Stepper.kind}: {stepper.reason}"
 
 
 def _name_of(loss_func: Any) -> str:

@@ -68,7 +68,7 @@ class Trainer(Loop):
         n_inp: int | None = None,
         device: str | torch.device | None = None,
         seed: int | None = None,
-        fast_step: bool = False,
+        fast_step: bool = True,
         compile: bool | str = False,
         check: bool = True,
     ) -> None:

@@ -46,7 +46,7 @@ from onecycle.cuda_graphs import batches as graphed
 from onecycle.cuda_graphs import capture
 from onecycle.cuda_graphs.batches import Results
 from onecycle.cuda_graphs.capture import Cuda
-from onecycle.optim.stepper import Stepper
+from onecycle.optim.fast import FastStepper
 from onecycle.testing import check_callback, toy_learner
 
 MakeLearner = Callable[..., Learner]
@@ -699,7 +699,7 @@ def stop_with(error: type[BaseException]) -> Callback:
 def fit_again(learn: Learner) -> dict[str, Any]:
     """Fit without a graph, and check that nothing of it is there."""
     assert not {"predict_batch", "compute_loss"} & set(vars(learn))
-    assert type(learn.stepper) is Stepper
+    assert type(learn.stepper) is FastStepper
     assert all(p.grad is None for p in learn.model.parameters())
     replays = StandIn.replays
     learn.fit(1)

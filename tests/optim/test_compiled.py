@@ -281,7 +281,6 @@ def test_a_platform_without_a_compiler_is_refused_in_a_sentence(monkeypatch):
     [
         ({"compile": "faster"}, ValueError, "one of .*reduce-overhead"),
         ({"compile": 3}, TypeError, "got 3"),
-        ({"compile": True, "fast_step": True}, ValueError, "not both"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused(options, error, message):

@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
+from torch.overrides import TorchFunctionMode
+from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onecycle import Callback
 from onecycle.optim import fast as fast_step
@@ -326,9 +329,144 @@ def test_a_range_test_in_the_middle_of_a_fit_leaves_the_fast_step_right():
     assert all(torch.equal(a, b) for a, b in zip(*fits, strict=True))
 
 
-def test_a_learner_says_once_where_the_fast_step_cannot_be(caplog):
-    learn = toy_learner(2, opt_func=torch.optim.Adamax, fast_step=True)
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        ({}, "fast step"),
+        ({"fast_step": False}, "torch's own step: fast_step=False"),
+        (
+            {"opt_func": torch.optim.Adamax},
+            "torch's own step: Adamax is not SGD, Adam or AdamW of torch",
+        ),
+        ({"opt_func": partial(SGD, fused=False)}, "torch's own step: SGD is not fused"),
+    ],
+)
+def test_the_fast_step_is_the_default_and_the_summary_says_which_is_taken(options, step, caplog):
+    learn = toy_learner(2, **options)
     learn.fit(1)
-    assert caplog.messages == [
-        "fast_step: torch's own step makes the updates: Adamax is not SGD, Adam or AdamW of torch"
-    ]
+    assert learn.summary().step == step
+    assert (type(learn.stepper) is FastStepper) == ("fast_step" not in options)
+    assert caplog.messages == []
+
+
+def test_a_model_that_its_owner_compiled_gets_torchs_own_step():
+    learn = toy_learner(2)
+    learn.model[0].compile(backend="eager")
+    assert learn.summary().step == "torch's own step: the model is compiled"
+
+
+# Who looks on sees what the ordinary step shows ------------------------------------------------
+
+
+class Functions(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(getattr(func, "__name__", str(func)))
+        return func(*args, **(kwargs or {}))
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+class Profile(profile):
+    @property
+    def seen(self):
+        kept = ("Optimizer", "aten::_fused", "aten::linear", "Backward", "backward")
+        return [event.name for event in self.events() if event.name.startswith(kept)]
+
+
+@pytest.mark.parametrize("watch", [Functions, Operators, Profile])
+@pytest.mark.parametrize("opt_func", [partial(SGD, momentum=0.9), AdamW])
+def test_a_mode_or_a_profiler_that_comes_in_the_fit_sees_the_ordinary_step(watch, opt_func):
+    seen = []
+    for fast in (False, True):
+        watcher = watch()
+
+        def on(learn, watcher=watcher):
+            if learn.n_updates == 3:
+                watcher.__enter__()
+
+        def off(learn, watcher=watcher):
+            if learn.n_updates == 5:
+                watcher.__exit__(None, None, None)
+
+        learn = toy_learner(8, opt_func=opt_func, fast_step=fast, check=False)
+        learn.dls.valid = None
+        learn.fit(1, cbs=[Callback(before_batch=on, after_batch=off)])
+        seen.append(watcher.seen)
+    assert len(seen[0]) > 4
+    assert seen[0] == seen[1]
+
+
+def test_in_anomaly_mode_a_nan_in_the_backward_pass_is_an_error_as_ever():
+    class Root(nn.Module):
+        def forward(self, pred, yb):
+            return (pred * 0).sqrt().sum() * 0 + (0 * pred).sqrt().mul(pred).sum()
+
+    learn = toy_learner(2, loss_func=Root(), check=False)
+    with pytest.warns(UserWarning, match="Error detected in"):  # noqa: SIM117
+        with torch.autograd.set_detect_anomaly(True), pytest.raises(RuntimeError, match="nan"):
+            learn.fit(1)
+
+
+@pytest.mark.parametrize("opt_func", [partial(SGD, momentum=0.9), AdamW])
+def test_hooks_of_parameters_modules_and_optimizer_are_called_as_often(opt_func):
+    def count(fast):
+        calls = []
+        learn = toy_learner(4, opt_func=opt_func, fast_step=fast, check=False)
+        first = learn.model[0]
+        first.weight.register_hook(lambda gradient: calls.append("gradient"))
+        first.weight.register_post_accumulate_grad_hook(lambda p: calls.append("accumulated"))
+        learn.model[2].register_full_backward_hook(lambda *_: calls.append("backward"))
+        learn.opt.register_step_pre_hook(lambda *_: calls.append("before step"))
+        step = learn.opt.step
+        learn.opt.step = lambda *args: calls.append("step") or step(*args)
+        learn.fit(1)
+        return calls, [p.detach().clone() for p in learn.model.parameters()]
+
+    (ordinary, theirs), (fast, ours) = count(False), count(True)
+    assert len(set(ordinary)) == 5
+    assert ordinary == fast
+    assert all(map(torch.equal, ours, theirs))
+
+
+def test_a_subclass_that_overrides_step_is_stepped_by_it():
+    class Mine(SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.sub_(p.grad, alpha=group["lr"])
+
+    learn = toy_learner(1, opt_func=Mine, lr=0.5, check=False)
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    gradients = []
+    keep = Callback(
+        before_step=lambda learn: gradients.extend(p.grad.clone() for p in learn.model.parameters())
+    )
+    learn.fit(1, cbs=[keep])
+    for p, old, gradient in zip(learn.model.parameters(), before, gradients, strict=True):
+        assert torch.equal(p, old - 0.5 * gradient)
+
+
+def test_parameters_of_a_subclass_are_left_to_torch():
+    class Marked(nn.Parameter):
+        pass
+
+    learn = toy_learner(4, check=False)
+    module = learn.model[0]
+    module.weight = Marked(module.weight.detach())
+    other = type(learn)(learn.dls, learn.model, learn.loss_func, SGD, lr=0.1, device="cpu", seed=0)
+    with other.no_bar():
+        other.fit(1)
+    assert all(not group.has_state() for group in other.stepper.groups)
+    assert other.n_updates == 4
