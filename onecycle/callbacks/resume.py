@@ -61,13 +61,14 @@ class Resume(Callback):
         """
         if self._state is None:
             return
+        files.check_modules(learn, self._state, self.path)
         was, now = self._state["plan"], plan_of(learn)
         names = differing(was, now)
         if names:
             self._check_change(learn, names, was, now)
         else:
             self._extend = None
-        files.check_modules(learn, self._state, self.path)
+        files.check_opt(learn, self._state, self.path)
         if self._extend is not None:
             self._change_plan(learn, self._state, was)
             self._rates = now["lr"] if "lr" in names else None

@@ -113,7 +113,7 @@ class SaveModel(Callback):
                 self.path,
             )
         if self.restore_best and self._best_path is not None:
-            read_model(self._best_path, learn.model, None)
+            read_model(self._best_path, learn, with_opt=False)
 
     def _save(self, learn: Loop, path: str) -> bool:
         """Save the model; tell whether that worked."""
@@ -122,7 +122,7 @@ class SaveModel(Callback):
             for callback in learn.cbs:
                 weights.enter_context(callback.as_validated(learn))
             try:
-                write_model(path, learn.model, learn.opt)
+                write_model(path, learn)
             except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
                 self._n_failed += 1
                 if self._n_failed == 1:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from onecycle.checkpoints.model_files import check_fits, load_opt_state
+from onecycle.checkpoints.model_files import check_fits
+from onecycle.checkpoints.opt_state import load_opt_state, opt_misfit, opt_state
 from onecycle.core.restore import RngState
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("onecycle")
 
 #: The version of the files. All versions begin with the line that `_header` makes.
-FORMAT = 2
+FORMAT = 3
 
 _HEADER = re.compile(rb"onecycle checkpoint (\d{1,6}) ([0-9a-f]{64})\n")
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
@@ -41,16 +42,17 @@ _COUNTERS = (
     "n_updates_scheduled",
 )
 _PARTS = {
-    "plan",
-    "position",
-    "counters",
-    "modules",
-    "opt",
-    "frozen",
-    "frozen_norms",
-    "callbacks",
-    "pass_rng",
-    "rng",
+    "plan": dict,
+    "position": dict,
+    "counters": dict,
+    "modules": list,
+    "opt": dict,
+    "frozen": list,
+    "frozen_norms": list,
+    "callbacks": list,
+    "pass_rng": dict,
+    "rng": dict,
+    "extra": dict,  # what a reader may pass over
 }
 
 
@@ -84,12 +86,13 @@ def capture(
             {"state": module.state_dict(), "buffers": _other_buffers(module)}
             for module in _modules(learn)
         ],
-        "opt": learn.opt.state_dict(),
+        "opt": opt_state(learn),
         "frozen": [n for n, p in learn.model.named_parameters() if not p.requires_grad],
         "frozen_norms": [n for n, m in learn.model.named_modules() if m in learn.frozen_norms],
         "callbacks": [[name, state] for name, _, state in _callbacks(learn) if state],
         "pass_rng": pass_rng,
         "rng": RngState().state_dict(),
+        "extra": {},
     }
 
 
@@ -97,7 +100,7 @@ def restore(learn: Loop, state: dict[str, Any]) -> None:
     """Put back, in place, what `capture` returned; the random states are the caller's part.
 
     Args:
-        learn: A learner that `check_modules` has accepted.
+        learn: A learner that `check_modules` and `check_opt` have accepted.
         state: What `capture` returned.
     """
     restore_counters(learn, state)
@@ -110,7 +113,7 @@ def restore(learn: Loop, state: dict[str, Any]) -> None:
     for name, parameter in learn.model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     learn.freeze_norms(learn.model.get_submodule(name) for name in state["frozen_norms"])
-    load_opt_state(state["opt"], learn.groups)
+    load_opt_state(learn, state["opt"])
     ready_state(learn.opt)
     _restore_callbacks(learn, state["callbacks"])
 
@@ -171,7 +174,26 @@ def check_modules(learn: Loop, state: dict[str, Any], path: Path) -> None:
     if len(state["modules"]) != len(own):
         raise CheckpointError(f"{path}: only one of the two loss functions is a torch module")
     for module, found in zip(own, state["modules"], strict=True):
-        check_fits(path, found["state"], module.state_dict())
+        of = "model" if module is learn.model else "loss function"
+        check_fits(path, found["state"], module.state_dict(), of)
+
+
+def check_opt(learn: Loop, state: dict[str, Any], path: Path) -> None:
+    """Refuse a state of an optimizer that does not fit, before any of it is loaded.
+
+    Args:
+        learn: The learner.
+        state: What `capture` returned.
+        path: The file it comes from, for the message.
+
+    Raises:
+        CheckpointError: Naming what does not fit.
+    """
+    misfit = opt_misfit(learn, state["opt"])
+    if misfit is not None:
+        raise CheckpointError(
+            f"{path}: the optimizer's state does not fit {type(learn.opt).__name__}: {misfit}"
+        )
 
 
 # Files ------------------------------------------------------------------------------------
@@ -258,7 +280,9 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, which could run code"
         ) from error
-    if not isinstance(state, dict) or not state.keys() >= _PARTS:
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(part), kind) for part, kind in _PARTS.items()
+    ):
         raise CheckpointError(f"{path} was not written by Checkpoint")
     return state
 

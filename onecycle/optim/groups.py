@@ -180,6 +180,24 @@ class ParamGroups:
             self.opt.add_param_group({**fields, "params": without})
             self.members[g].append(len(self.opt.param_groups) - 1)
 
+    def divided(self, *, finely: bool = False) -> list[list[nn.Parameter]]:
+        """Return what each of the optimizer's own groups holds.
+
+        Args:
+            finely: As `separate_decay` everywhere would leave them, in another order.
+        """
+        groups = [list(group["params"]) for group in self.opt.param_groups]
+        if not finely:
+            return groups
+        for member in self.members:
+            group = groups[member[0]]
+            if len(member) == 1 and "weight_decay" in self.opt.param_groups[member[0]]:
+                without = [p for p in group if id(p) in self._exempt]
+                if 0 < len(without) < len(group):
+                    groups[member[0]] = [p for p in group if id(p) not in self._exempt]
+                    groups.append(without)
+        return groups
+
     def has_momentum(self) -> bool:
         """Tell whether the optimizer has momentum, or beta1, at all."""
         return _slot(self.opt.param_groups[0], "momentum") is not None

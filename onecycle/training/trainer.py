@@ -473,24 +473,27 @@ class Trainer(Loop):
     def save(self, path: str | Path) -> None:
         """Save the model and the optimizer to a file, which is whole or not there.
 
+        With the optimizer go the parameters that it trains beside the model's, as those of a loss
+        function.
+
         Args:
             path: Where to write; a file that is there is replaced.
         """
-        write_model(path, self.model, self.opt)
+        write_model(path, self)
 
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:
         """Load what `save` wrote; runs no code from the file.
 
         Args:
             path: A file that `save` wrote.
-            with_opt: Load the optimizer's state too.
+            with_opt: Load the optimizer's state too, with what it trains beside the model.
 
         Raises:
             CheckpointError: If the file is none of ours, or does not fit this learner, which is
                 then unchanged.
             OSError: If the file cannot be opened.
         """
-        read_model(path, self.model, self.groups if with_opt else None)
+        read_model(path, self, with_opt=with_opt)
 
     def _loader(self, dl: Iterable[Any] | None) -> Any:
         if dl is None and self.dls.valid is None:

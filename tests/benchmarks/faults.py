@@ -98,7 +98,7 @@ def without_rng() -> None:
 
 def without_optimizer() -> None:
     """Leave the optimizer's state alone."""
-    fit_files.load_opt_state = lambda state, groups: None
+    fit_files.load_opt_state = lambda learn, state: None
 
 
 def without_position() -> None:

@@ -313,7 +313,7 @@ def rng_left_alone(monkeypatch):
 
 
 def optimizer_left_alone(monkeypatch):
-    monkeypatch.setattr(fit_files, "load_opt_state", lambda state, groups: None)
+    monkeypatch.setattr(fit_files, "load_opt_state", lambda learn, state: None)
 
 
 def batches_drawn_again(monkeypatch):

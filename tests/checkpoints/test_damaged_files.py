@@ -75,13 +75,14 @@ def of_something_else(good: bytes, rng: random.Random) -> bytes:
         pickle.dumps([1, 2, 3]),
         torch_file(torch.ones(3)),
         torch_file({"weight": torch.ones(3)}),
-        torch_file({"format": 1}),
+        torch_file({"format": model_files.FORMAT}),
     ]
     return rng.choice(contents)
 
 
 def malicious(good: bytes, rng: random.Random) -> bytes:
-    state = {"format": 1, "model": RunsCode(), "opt": {}, "opt_class": "SGD", "plan": RunsCode()}
+    version = model_files.FORMAT
+    state = {"format": version, "model": RunsCode(), "opt": {}, "plan": RunsCode()}
     return rng.choice(
         [
             pickle.dumps(RunsCode()),

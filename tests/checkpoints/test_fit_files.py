@@ -108,13 +108,13 @@ def test_where_no_file_can_be_read_nothing_begins(folder):
     assert learn.total_updates == 0
 
 
-@pytest.mark.parametrize(("version", "advice"), [(3, "update it"), (1, "finish that fit")])
+@pytest.mark.parametrize(("version", "advice"), [(4, "update it"), (2, "finish that fit")])
 def test_a_file_of_another_format_is_refused_with_both_versions(folder, version, advice):
     newest = fit_files.find(folder)[0]
     payload = newest.read_bytes().split(b"\n", 1)[1]
     newest.write_bytes(with_header(payload, version))
     for path in (newest, folder):
-        words = f"has format {version}; this onecycle reads 2: {advice}"
+        words = f"has format {version}; this onecycle reads 3: {advice}"
         with pytest.raises(CheckpointError, match=words):
             toy_learner().fit(2, 0.1, resume=path)
 
@@ -122,7 +122,7 @@ def test_a_file_of_another_format_is_refused_with_both_versions(folder, version,
 def test_a_checkpoint_holds_a_checksum_over_all_of_it(folder):
     content = fit_files.find(folder)[0].read_bytes()
     header, payload = content.split(b"\n", 1)
-    assert header.split()[-1].decode() == hashlib.sha256(b"2\n" + payload).hexdigest()
+    assert header.split()[-1].decode() == hashlib.sha256(b"3\n" + payload).hexdigest()
     (folder / "payload.zip").write_bytes(payload)
     assert zipfile.is_zipfile(folder / "payload.zip")
 

@@ -127,8 +127,13 @@ class TestFiles:
             learner(nn.Linear(5, 1)).load(tmp_path / "a")
 
     def test_a_newer_format_asks_for_an_update(self, tmp_path: Path) -> None:
-        torch.save({"format": 2, "what": "ever"}, tmp_path / "a")
-        with pytest.raises(CheckpointError, match="format 2; this onecycle reads up to 1: update"):
+        torch.save({"format": 3, "what": "ever"}, tmp_path / "a")
+        with pytest.raises(CheckpointError, match="format 3; this onecycle reads 2: update it"):
+            learner().load(tmp_path / "a")
+
+    def test_an_older_format_is_refused_by_name(self, tmp_path: Path) -> None:
+        torch.save({"format": 1, "model": {}, "opt": {}, "opt_class": "AdamW"}, tmp_path / "a")
+        with pytest.raises(CheckpointError, match="format 1; this onecycle reads 2: load it with"):
             learner().load(tmp_path / "a")
 
     @pytest.mark.parametrize(
@@ -136,9 +141,9 @@ class TestFiles:
         [
             [1, 2],
             {"weight": torch.ones(1)},
-            {"format": "pt", "model": {}, "opt": {}, "opt_class": "SGD"},
-            {"format": 1, "model": [], "opt": {}, "opt_class": "SGD"},
-            {"format": 1, "model": {}, "opt": [], "opt_class": "SGD"},
+            {"format": "pt", "model": {}, "opt": {}},
+            {"format": 2, "model": [], "opt": {}},
+            {"format": 2, "model": {}, "opt": []},
         ],
         ids=["list", "state dict", "format", "model", "opt"],
     )
@@ -166,7 +171,7 @@ class TestFiles:
             def __reduce__(self) -> Any:
                 return os.mkdir, (str(tmp_path / "ran"),)
 
-        state = {"format": 1, "model": Evil(), "opt": {}, "opt_class": "AdamW"}
+        state = {"format": 2, "model": Evil(), "opt": {}}
         if zipped:
             torch.save(state, tmp_path / "a")
         else:

@@ -10,7 +10,7 @@ from learner_state import trained
 from tiny_learner import tiny_for
 
 from onecycle import Callback, Learner, Recorder
-from onecycle.checkpoints.model_files import load_opt_state
+from onecycle.checkpoints.opt_state import load_opt_state, opt_state
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.restore import RngState
 
@@ -56,7 +56,7 @@ def not_ready(learn: Learner, make: Callable[[], Callback], callback: Callback |
     """List where the next fit differs from that of a new learner, rebuilt from what is there."""
     rebuilt = tiny_for(callback)
     rebuilt.model.load_state_dict(deepcopy(learn.model.state_dict()))
-    load_opt_state(deepcopy(learn.opt.state_dict()), rebuilt.groups)
+    load_opt_state(rebuilt, deepcopy(opt_state(learn)))
     rebuilt.total_updates, rebuilt.total_epochs = learn.total_updates, learn.total_epochs
     rebuilt.recorder.load_state_dict(learn.recorder.state_dict())
     again = None
