@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onecycle.arguments import check_count, check_positive
+from onecycle.arguments import Default, check_count, check_positive
 from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.one_cycle import OneCycleSchedule
@@ -21,7 +21,7 @@ from onecycle.callbacks.replan import Extend
 from onecycle.core.callback import Callback
 from onecycle.core.checks import check_budget, check_callbacks
 from onecycle.core.handlers import draw_loop
-from onecycle.optim.groups import GroupValues
+from onecycle.optim.groups import GroupValues, check_value
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
 from onecycle.schedules.shapes import Schedule
@@ -52,7 +52,8 @@ class Learner(Trainer):
             be.
         lr: The learning rate: one number, one for each parameter group, or a slice. By default
             1e-3, or with ``opt=`` what it has.
-        metrics: Functions ``(pred, yb) -> scalar``, or objects with reset, update and compute.
+        metrics: Functions ``(pred, yb) -> scalar``, or objects with reset, update and compute. What
+            gives several values is recorded by their names: see `named_numbers`.
         cbs: Callbacks for every fit, besides the `Recorder` and the `Progress` that each learner
             has.
         opt: An optimizer that exists, instead of ``opt_func``; used as it is.
@@ -154,7 +155,7 @@ class Learner(Trainer):
     def fit_flat_cos(
         self,
         n_epoch: int,
-        lr: GroupValues | None = None,
+        lr: GroupValues | Default = Default.OWN,
         div_final: float = 1e5,
         pct_start: float = 0.75,
         wd: float | None = None,
@@ -186,7 +187,7 @@ class Learner(Trainer):
             >>> learn.recorder.history["lr"].values.round(4).tolist()
             [0.1, 0.1, 0.1, 0.1, 0.1, 0.0854, 0.05, 0.0146, 0.0]
         """
-        rates = self.groups.expand("lr", self.lr if lr is None else lr)
+        rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
         each = [flat_cos(rate, div_final=div_final, pct_start=pct_start) for rate in rates]
         flat = ParamScheduler({"lr": each})
         self._fit_by(flat, n_epoch, wd=wd, cbs=cbs, resume=resume, extend=extend)
@@ -195,7 +196,7 @@ class Learner(Trainer):
         self,
         n_cycles: int,
         cycle_len: int,
-        lr_max: GroupValues | None = None,
+        lr_max: GroupValues | Default = Default.OWN,
         cycle_mult: int = 2,
         cbs: Sequence[Callback] | None = None,
         wd: float | None = None,
@@ -234,7 +235,7 @@ class Learner(Trainer):
         check_count("n_cycles", n_cycles)
         check_count("cycle_len", cycle_len)
         check_count("cycle_mult", cycle_mult)
-        peaks = self.groups.expand("lr_max", self.lr if lr_max is None else lr_max)
+        peaks = self.groups.expand("lr_max", self.lr if lr_max is Default.OWN else lr_max)
 
         def plan(n: int) -> dict[str, Sequence[Schedule | None]]:
             options = {"n_cycles": n_cycles, "cycle_mult": cycle_mult}
@@ -301,7 +302,7 @@ class Learner(Trainer):
         """
         check_budget(epochs, None, None)
         check_count("freeze_epochs", freeze_epochs, least=0)
-        half = check_positive("base_lr", base_lr) / 2
+        half = check_positive("base_lr", check_value("base_lr", base_lr)) / 2
         rates = slice(half / check_positive("lr_mult", lr_mult), half)
         OneCycleSchedule(rates, div, pct_start=pct_start)  # refuses before the first stage has run
         check_callbacks(cbs or ())
@@ -454,7 +455,7 @@ class Learner(Trainer):
     def compare(
         self,
         n_epoch: int,
-        lr: GroupValues | None = None,
+        lr: GroupValues | Default = Default.OWN,
         policies: Sequence[str] | Mapping[str, Compared] = NAMES,
         seeds: Sequence[int] = (0, 1, 2),
         *,
@@ -488,8 +489,9 @@ class Learner(Trainer):
             metric: What to judge by: a metric, or ``"valid_loss"``; by default the learner's
                 first metric.
             target: Also tell when validation first reached this value.
-            mode: Whether less (``"min"``) or more (``"max"``) of the metric is better; by default
-                by its name.
+            mode: Whether less (``"min"``) or more (``"max"``) of the metric is better. ``"auto"``:
+                as the metric says it by its attribute ``higher_is_better``, or as its name is
+                known for; where neither says it, the mode is asked for.
             init: Makes a model like the learner's; every run begins with the weights of a new
                 one, made under its seed, and an empty optimizer state. By default with those
                 that the learner has: the spread is then that of data order and dropout alone.
@@ -530,6 +532,7 @@ class Learner(Trainer):
         *,
         wds: Sequence[float] = (0.0, 1e-4, 1e-3),
         metric: str | None = None,
+        mode: Mode = "auto",
         lr_usual: float | None = None,
     ) -> Diagnosis:
         """Say whether super-convergence is possible for this model and data.
@@ -549,8 +552,8 @@ class Learner(Trainer):
             num_it: The updates of each test, at least 20: the more, the surer.
             wds: Weight decays to try besides the learner's own; ``()`` for none.
             metric: ``"valid_loss"`` or a metric's name; by default the first metric, or the loss
-                where there is none. Less is better for a name with "loss", "error", "mse" or
-                "mae" in it.
+                where there is none.
+            mode: As in `compare`.
             lr_usual: The constant rate of a usual fit; by default what the rule `minimum` suggests
                 after an exponential range test.
 
@@ -573,11 +576,11 @@ class Learner(Trainer):
             >>> found.answer, found.plateaus[0.01].is_open
             ('yes', True)
         """
-        return diagnose(self, end_lr, num_it, wds=wds, metric=metric, lr_usual=lr_usual)
+        return diagnose(self, end_lr, num_it, wds=wds, metric=metric, mode=mode, lr_usual=lr_usual)
 
     def regularization_report(
         self,
-        lr_max: GroupValues | None = None,
+        lr_max: GroupValues | Default = Default.OWN,
         n_epoch: int = 1,
         *,
         wds: Sequence[float] | None = None,
@@ -585,6 +588,7 @@ class Learner(Trainer):
         batch_sizes: Sequence[int] | None = None,
         seeds: Sequence[int] = range(5),
         metric: str | None = None,
+        mode: Mode = "auto",
         init: Init | None = None,
     ) -> RegularizationReport:
         """Measure which weight decay, dropout and batch size short fits by one cycle prefer.
@@ -602,6 +606,7 @@ class Learner(Trainer):
             batch_sizes: The batch sizes of the training loader to compare.
             seeds: A fit for each; they govern data order and dropout, and new weights.
             metric: ``"valid_loss"``, the default, or a metric's name.
+            mode: As in `compare`.
             init: Makes a model like the learner's, such as its class, so that each seed has new
                 weights. By default all fits start from the learner's, and the spread is smaller
                 than that of fits from scratch.
@@ -635,5 +640,6 @@ class Learner(Trainer):
             batch_sizes=batch_sizes,
             seeds=seeds,
             metric=metric,
+            mode=mode,
             init=init,
         )

@@ -1,10 +1,13 @@
 import logging
 import math
 
+import numpy as np
 import pytest
+import torch
 from grouped_learner import record
 from landings import N, learner
 from scripted import scripted_learner
+from torch.optim import lr_scheduler
 
 from onecycle import (
     Callback,
@@ -16,6 +19,7 @@ from onecycle import (
     Stage,
     constant,
 )
+from onecycle.callbacks.monitor import Monitor
 from onecycle.testing import toy_learner
 
 NAN, INF = math.nan, math.inf
@@ -37,7 +41,6 @@ def epochs_run(learn, values, n_epoch=9, **options):
     [
         ([3, 2, 1, 2], {"mode": "min"}, 4),
         ([1, 2, 3, 3], {"mode": "max"}, 4),  # equal is not better
-        ([1, 2, 3, 2], {}, 4),  # auto: "score" is better when more
         ([3, 2, 2, 1, 1, 1], {"mode": "min", "patience": 2}, 6),  # a better one begins anew
         ([1.0, 0.95, 0.9, 0.85], {"mode": "min", "min_delta": 0.5, "patience": 3}, 4),
         ([1.0, 0.75, 0.5, 0.25], {"mode": "min", "min_delta": 0.25}, 2),  # exactly min_delta
@@ -54,7 +57,7 @@ def test_fit_ends_after_so_many_epochs_without_improvement(values, options, stop
 
 def test_fit_that_improves_runs_to_its_end():
     learn = scripted_learner(range(9))
-    assert epochs_run(learn, range(9)) == 9
+    assert epochs_run(learn, range(9), mode="max") == 9
     assert learn.stop_reason is None
 
 
@@ -133,13 +136,15 @@ def test_state_goes_on_after_a_restart():
     ("kind", "options", "message"),
     [
         (EarlyStopping, {"mode": "less"}, "mode must be"),
-        (EarlyStopping, {"min_delta": -1.0}, "min_delta must be"),
+        (EarlyStopping, {"min_delta": -1.0}, "min_delta must not be negative"),
         (EarlyStopping, {"patience": 0}, "patience must be"),
         (EarlyStopping, {"patience": 1.5}, "patience must be an integer"),
         (EarlyStopping, {"patience": True}, "patience must be an integer"),
         (ReduceLROnPlateau, {"factor": 1.0}, "factor must be"),
         (ReduceLROnPlateau, {"factor": 0.0}, "factor must be"),
         (ReduceLROnPlateau, {"min_lr": -1e-3}, "min_lr must be"),
+        (ReduceLROnPlateau, {"cooldown": -1}, "cooldown must be at least 0"),
+        (ReduceLROnPlateau, {"threshold": 5.0}, r"threshold is a fraction .* \(did you mean 0.05"),
     ],
 )
 def test_arguments_out_of_range_are_refused(kind, options, message):
@@ -184,14 +189,14 @@ def test_rates_of_all_groups_fall_each_to_the_floor_and_not_beyond():
         return [list(model[0].parameters()), list(model[2].parameters())]
 
     learn = scripted_learner([1] * 4, splitter=halves)
-    reduce = ReduceLROnPlateau("score", factor=0.1, min_lr=0.05)
+    reduce = ReduceLROnPlateau("score", mode="max", factor=0.1, min_lr=0.05)
     learn.fit(4, lr=[0.01, 1.0], cbs=[reduce])
     assert rates_by_epoch(learn) == [[0.01, 1.0], [0.01, 1.0], [0.01, 0.1], [0.01, 0.05]]
 
 
 def test_second_fit_has_its_own_rates_and_begins_anew():
     learn = scripted_learner([1, 1, 1, 1])
-    reduce = ReduceLROnPlateau("score", factor=0.5)
+    reduce = ReduceLROnPlateau("score", mode="max", factor=0.5)
     learn.fit(2, lr=0.8, cbs=[reduce])
     assert learn.groups.get("lr") == [0.4]
     learn.fit(2, lr=0.8, cbs=[reduce])
@@ -200,7 +205,9 @@ def test_second_fit_has_its_own_rates_and_begins_anew():
 
 def test_lowered_rate_is_logged(caplog):
     caplog.set_level(logging.INFO, "onecycle")
-    scripted_learner([1, 1]).fit(2, lr=0.8, cbs=[ReduceLROnPlateau("score", factor=0.5)])
+    scripted_learner([1, 1]).fit(
+        2, lr=0.8, cbs=[ReduceLROnPlateau("score", mode="max", factor=0.5)]
+    )
     assert caplog.messages == [
         "ReduceLROnPlateau: score has not improved on 1 for 1 epoch: learning rate 0.4"
     ]
@@ -208,7 +215,7 @@ def test_lowered_rate_is_logged(caplog):
 
 def test_schedule_of_the_rate_is_a_conflict_and_one_of_momentum_is_not():
     learn = scripted_learner([1, 1])
-    reduce = ReduceLROnPlateau("score", factor=0.5)
+    reduce = ReduceLROnPlateau("score", mode="max", factor=0.5)
     with pytest.raises(
         ScheduleConflictError, match=r"ReduceLROnPlateau and ParamScheduler .* 'lr'"
     ):
@@ -223,7 +230,7 @@ def test_schedule_of_the_rate_is_a_conflict_and_one_of_momentum_is_not():
 def test_rate_of_the_next_epoch_goes_on_after_a_restart():
     learn = scripted_learner([6, 4, 4])
     reduce = ReduceLROnPlateau("score", mode="min", patience=2, factor=0.5)
-    state = {"monitor": {"seen": 0, "best": 5.0}, "waited": 1}
+    state = {"monitor": {"seen": 0, "best": 5.0}, "waited": 1, "resting": 0}
     resume = Callback(before_train=lambda learn: learn.epoch or reduce.load_state_dict(state))
     learn.fit(3, lr=0.8, cbs=[reduce, resume])
     assert rates_by_epoch(learn) == [0.8, 0.4, 0.4]
@@ -259,3 +266,58 @@ def test_early_stopping_lands_once_also_over_many_epochs():
 def test_what_early_stopping_cannot_do_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
         EarlyStopping(**options)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize(
+    "options", [(1, 0.0, 0), (2, 0.0, 3), (1, 0.1, 0), (3, 0.05, 2), (1, 0.3, 1)]
+)
+def test_patience_threshold_and_cooldown_are_those_of_torch(mode, options):
+    patience, threshold, cooldown = options
+    values = np.random.default_rng(3).uniform(1, 2, 30) ** 2
+    opt = torch.optim.SGD([torch.zeros(1)], lr=0.8)
+    theirs = lr_scheduler.ReduceLROnPlateau(
+        opt, mode, 0.5, patience - 1, threshold=threshold, cooldown=cooldown, eps=0.0
+    )
+    expected = []
+    for value in values:
+        expected.append(opt.param_groups[0]["lr"])
+        theirs.step(value)
+    learn = scripted_learner(values.tolist())
+    reduce = ReduceLROnPlateau(
+        "score", mode=mode, patience=patience, factor=0.5, threshold=threshold, cooldown=cooldown
+    )
+    learn.fit(30, lr=0.8, cbs=[reduce])
+    assert rates_by_epoch(learn) == expected
+    assert len(set(expected)) > 3
+
+
+def test_a_threshold_is_a_part_of_the_size_of_the_best_below_zero_too():
+    monitor = Monitor("score", "max", threshold=0.1)
+    monitor.best = -10.0
+    assert [monitor.is_better(value) for value in (-9.5, -9.0, -8.9)] == [False, False, True]
+    monitor.best = -INF
+    assert monitor.is_better(-1e9)
+
+
+def test_the_cooldown_goes_on_after_a_restart():
+    learn = scripted_learner([6, 7, 8, 9])
+    reduce = ReduceLROnPlateau("score", mode="min", factor=0.5, cooldown=9)
+    state = {"monitor": {"seen": 0, "best": 5.0}, "waited": 0, "resting": 2}
+    resume = Callback(before_train=lambda learn: learn.epoch or reduce.load_state_dict(state))
+    learn.fit(4, lr=0.8, cbs=[reduce, resume])
+    assert rates_by_epoch(learn) == [0.8, 0.8, 0.8, 0.4]
+    assert reduce.state_dict()["resting"] == 8
+
+
+# Which way is better
+
+
+@pytest.mark.parametrize("name", ["my_loss", "error_rate", "perplexity"])
+def test_nan_is_never_the_best_whatever_came_before(name):
+    learn = scripted_learner([NAN, 3, NAN, 2, 1, NAN], name)
+    best = []
+    stop = EarlyStopping(name, patience=9)
+    keep = Callback(after_epoch=lambda learn: best.append(stop.state_dict()["monitor"]["best"]))
+    learn.fit(6, cbs=[stop, keep])
+    assert best == [None, 3, 3, 2, 1, 1]
