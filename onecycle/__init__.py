@@ -94,6 +94,7 @@ from onecycle.schedules.shapes import (
     join_steps,
     linear,
     polynomial,
+    polynomial_decay,
     step,
 )
 from onecycle.schedules.torch_like import (
@@ -101,6 +102,7 @@ from onecycle.schedules.torch_like import (
     torch_cyclic,
     torch_linear,
     torch_one_cycle,
+    torch_polynomial,
     torch_step,
     torch_warm_restarts,
 )
@@ -196,6 +198,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "one_cycle",
     "plot_schedule",
     "polynomial",
+    "polynomial_decay",
     "resnet56",
     "resnet9",
     "rmse",
@@ -213,6 +216,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "torch_cyclic",
     "torch_linear",
     "torch_one_cycle",
+    "torch_polynomial",
     "torch_step",
     "torch_warm_restarts",
     "toy_learner",

@@ -4,7 +4,7 @@ A schedule knows no optimizer, no step and no epoch. Called with a position it g
 value there; called with an array of positions it gives the array of values, bit for bit
 the same. The shapes between two values and the ways to combine them:
 
-    constant   linear   cosine   exponential   polynomial   step
+    constant   linear   cosine   exponential   polynomial   polynomial_decay   step
     join       one after the other, in fractions of the training
     join_steps one after the other, in updates
     schedule.scaled(factor)   multiplied
@@ -249,6 +249,14 @@ class Polynomial(Between, kind="polynomial"):
 
 
 @dataclass(frozen=True)
+class PolynomialDecay(Polynomial, kind="polynomial_decay"):
+    """A power of what is left of the way; made by `polynomial_decay`."""
+
+    def _weights(self, p: Array) -> Array:
+        return np.power(1.0 - p, self.power)
+
+
+@dataclass(frozen=True)
 class Step(Schedule, kind="step"):
     """Flat, and multiplied at each milestone; made by `step`."""
 
@@ -431,6 +439,8 @@ def exponential(start: float, end: float) -> Exponential:
 def polynomial(start: float, end: float, power: float) -> Polynomial:
     """Go from one value to another on a power: ``start + p ** power * (end - start)``.
 
+    A power above 1 stays near the start and leaves it late, which suits a rise.
+
     Args:
         start: The value at position 0.
         end: The value at position 1.
@@ -444,6 +454,30 @@ def polynomial(start: float, end: float, power: float) -> Polynomial:
         1.0
     """
     return Polynomial(start, end, power)
+
+
+def polynomial_decay(start: float, end: float, power: float) -> PolynomialDecay:
+    """Fall on a power of what is left of the way: ``end + (1 - p) ** power * (start - end)``.
+
+    A power above 1 leaves the start at once and comes near the end slowly, as decays of the
+    learning rate do: `polynomial` from the end to the start, read backwards.
+
+    Args:
+        start: The value at position 0.
+        end: The value at position 1.
+        power: The power of what is left, positive. 1 is a straight line.
+
+    Returns:
+        The schedule.
+
+    Source:
+        Chen et al., DeepLab (arXiv 1606.00915), section 4.1: the "poly" policy, power 0.9.
+
+    Example:
+        >>> polynomial_decay(8.0, 0.0, 3.0)(0.5)
+        1.0
+    """
+    return PolynomialDecay(start, end, power)
 
 
 def step(start: float, factor: float, *, milestones: Sequence[float] = (0.5, 0.75)) -> Step:

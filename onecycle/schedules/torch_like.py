@@ -30,6 +30,7 @@ from onecycle.schedules.shapes import (
     join_steps,
     linear,
     piecewise,
+    polynomial_decay,
     step,
 )
 
@@ -313,6 +314,33 @@ def torch_cosine(total_steps: int, *, lr: float, t_max: int, eta_min: float = 0.
     halves = -(-check_count("total_steps", total_steps) // check_count("t_max", t_max))
     waves = (cosine(top, low), cosine(low, top))
     return join_steps(total_steps, [(t_max, waves[k % 2]) for k in range(halves)])
+
+
+def torch_polynomial(
+    total_steps: int, *, lr: float, total_iters: int = 5, power: float = 1.0
+) -> JoinSteps:
+    """Follow ``PolynomialLR``: fall to 0 on a power of what is left, and stay there.
+
+    Args:
+        total_steps: Optimizer updates in all, at least 1.
+        lr: The rate at the start.
+        total_iters: The steps after which the rate is 0.
+        power: The power of the part of the steps that is left, positive.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> torch_polynomial(6, lr=1.0, total_iters=4, power=2.0)(np.arange(6) / 5)
+        array([1.    , 0.5625, 0.25  , 0.0625, 0.    , 0.    ])
+    """
+    fall = polynomial_decay(check_not_negative("lr", lr), 0.0, power)
+    return join_steps(
+        total_steps, [(check_count("total_iters", total_iters), fall), (1, constant(0.0))]
+    )
 
 
 def torch_warm_restarts(

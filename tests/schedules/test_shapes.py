@@ -35,6 +35,7 @@ from onecycle.schedules.shapes import (
     join_steps,
     linear,
     polynomial,
+    polynomial_decay,
     step,
 )
 from onecycle.schedules.torch_like import (
@@ -42,6 +43,7 @@ from onecycle.schedules.torch_like import (
     torch_cyclic,
     torch_linear,
     torch_one_cycle,
+    torch_polynomial,
     torch_step,
     torch_warm_restarts,
 )
@@ -56,6 +58,8 @@ BETWEEN = [
     exponential(0.3, 1e-300),
     polynomial(0.1, 0.7, 2),
     polynomial(0.7, 0.1, 0.9),
+    polynomial_decay(0.7, 0.1, 2),
+    polynomial_decay(0.1, 0.7, 0.9),
 ]
 FLAT_COS = join([(0.75, constant(1.0)), (0.25, cosine(1.0, 1e-5))])
 EVERY = [
@@ -86,6 +90,7 @@ EVERY = [
     torch_step(77, lr=0.3, step_size=10),
     torch_linear(77, lr=0.3),
     torch_cosine(77, lr=0.3, t_max=20),
+    torch_polynomial(77, lr=0.3, total_iters=50, power=0.9),
     torch_warm_restarts(77, lr=0.3, t_0=10, t_mult=2),
     torch_cyclic(77, base_lr=0.1, max_lr=0.9, step_size_up=10, mode="exp_range", gamma=0.99),
 ]
@@ -166,9 +171,20 @@ def test_each_shape_has_its_formula():
             cosine(a, b): a + (b - a) * (1 - math.cos(math.pi * p)) / 2,
             exponential(a, b): a * (b / a) ** p,
             polynomial(a, b, 1.7): a + (b - a) * p**1.7,
+            polynomial_decay(a, b, 1.7): b + (a - b) * (1 - p) ** 1.7,
         }
         for schedule, value in expected.items():
             assert schedule(p) == pytest.approx(value, rel=1e-12, abs=0)
+
+
+def test_polynomial_decay_is_the_rise_from_its_end_read_backwards():
+    pos = np.arange(33) / 32  # 1 - p is exact
+    for power in (0.5, 0.9, 1.0, 2.0, 3.0):
+        backwards = polynomial(0.0, 8.0, power)(1 - pos)
+        found = polynomial_decay(8.0, 0.0, power)(pos)
+        np.testing.assert_allclose(found, backwards, rtol=1e-14)
+    expected = [0.025, 0.025 * 0.535886731268146, 0.0]  # the square root of 0.5 ** 1.8, by hand
+    np.testing.assert_allclose(polynomial_decay(0.025, 0.0, 0.9)([0, 0.5, 1]), expected, rtol=1e-14)
 
 
 # --- ends, cuts, positions outside -----------------------------------------------------
@@ -184,7 +200,8 @@ def test_both_ends_are_exact(schedule):
 def test_both_ends_are_exact_for_any_values():
     rng = np.random.default_rng(1)
     for a, b in 10 ** rng.uniform(-12, 3, (300, 2)):
-        for schedule in (linear(a, b), cosine(a, b), exponential(a, b), polynomial(a, b, 1.3)):
+        powers = polynomial(a, b, 1.3), polynomial_decay(a, b, 1.3)
+        for schedule in (linear(a, b), cosine(a, b), exponential(a, b), *powers):
             assert (schedule(0.0), schedule(1.0)) == (a, b)
 
 
@@ -341,6 +358,7 @@ def test_the_round_trip_is_tried_for_every_kind():
         Schedule.from_dict({"kind": "no such kind"})
     tried = {kind for schedule in EVERY for kind in kinds(schedule.to_dict())}
     ours = {"constant", "cosine", "exponential", "join", "linear", "polynomial", "scaled"}
+    ours |= {"polynomial_decay"}
     ours |= {"step", "join_steps", "torch_cyclic", "torch_momentum", "torch_one_cycle"}
     assert tried == ours
     assert all(repr(kind) in str(error.value) for kind in ours)
@@ -459,7 +477,10 @@ WRONG = {
     "milestones must increase; got (0.6, 0.3)": [lambda: step(1.0, 0.1, milestones=(0.6, 0.3))],
     "start must be positive; got 0": [lambda: exponential(0, 1)],
     "end must be finite; got nan": [lambda: linear(0, math.nan), lambda: cosine(0, math.nan)],
-    "power must be positive; got 0": [lambda: polynomial(0, 1, 0)],
+    "power must be positive; got 0": [
+        lambda: polynomial(0, 1, 0),
+        lambda: polynomial_decay(1, 0, 0),
+    ],
     "value must be finite; got inf": [lambda: constant(math.inf)],
     "factor must be finite; got nan": [lambda: constant(1).scaled(math.nan)],
 }

@@ -15,6 +15,7 @@ from onecycle.schedules.torch_like import (
     torch_cyclic,
     torch_linear,
     torch_one_cycle,
+    torch_polynomial,
     torch_step,
     torch_warm_restarts,
 )
@@ -189,6 +190,24 @@ def test_torch_cosine_is_cosine_annealing_lr(total_steps, t_max, eta_min):
 
 
 @LENGTHS
+@pytest.mark.parametrize("power", [0.5, 0.9, 1.0, 2.0, 3])
+@pytest.mark.parametrize("total_iters", [1, 6, 59, 400])
+def test_torch_polynomial_is_polynomial_lr(total_steps, power, total_iters):
+    ours = torch_polynomial(total_steps, lr=0.3, total_iters=total_iters, power=power)
+    found = ours(positions(total_steps))
+    lrs, _ = rates(lambda opt: lr_scheduler.PolynomialLR(opt, total_iters, power), total_steps, 0.3)
+    np.testing.assert_allclose(found, lrs, rtol=1e-11)
+    # Step by step torch multiplies, and rounds each time; its formula is met to the last bit or two.
+    left = [1.0 - min(total_iters, k) / total_iters for k in range(total_steps)]
+    np.testing.assert_array_max_ulp(found, np.array([0.3 * x**power for x in left]), 2)
+
+
+def test_torch_polynomial_has_the_golden_values():
+    found = torch_polynomial(7, lr=1.0, total_iters=4, power=2.0)(positions(7))
+    assert found.tolist() == [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0, 0.0]
+
+
+@LENGTHS
 @pytest.mark.parametrize(("t_0", "t_mult"), [(1, 1), (1, 2), (10, 1), (10, 2), (4, 3), (500, 2)])
 def test_torch_warm_restarts_is_cosine_annealing_warm_restarts(total_steps, t_0, t_mult):
     lrs, _ = rates(
@@ -226,6 +245,8 @@ def test_the_comparisons_with_torch_see_a_cycle_that_is_one_step_longer():
         (lambda: torch_step(9.5, lr=1, step_size=2), TypeError, "total_steps must be an integer"),
         (lambda: torch_linear(9, lr=1, total_iters=-1), ValueError, "total_iters must be at least"),
         (lambda: torch_cosine(9, lr=1, t_max=0), ValueError, "t_max must be at least 1; got 0"),
+        (lambda: torch_polynomial(9, lr=1, total_iters=0), ValueError, "total_iters must be at le"),
+        (lambda: torch_polynomial(9, lr=1, power=-1), ValueError, "power must be positive; got -1"),
         (lambda: torch_warm_restarts(9, lr=1, t_0=0), ValueError, "t_0 must be at least 1"),
         (lambda: torch_cyclic(9, base_lr=0, max_lr=1, mode="sine"), ValueError, "mode must be one"),
         (lambda: torch_cyclic(9, base_lr=0, max_lr=-1), ValueError, "max_lr must not be negative"),
