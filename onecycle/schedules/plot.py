@@ -5,7 +5,6 @@ the caller.
 """
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,6 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.arguments import check_count
+from onecycle.schedules.of_torch import (
+    follows_a_metric,
+    is_torch_scheduler,
+    position,
+    values_left,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +45,7 @@ def plot_schedule(
             ``torch.optim.lr_scheduler.LRScheduler``; or several of one sort, as a mapping
             from names or as a sequence.
         steps: The points of a schedule, or the steps of a scheduler, from where it stands
-            (a scheduler that knows its ``total_steps`` is not taken beyond them).
+            (one that knows its ``total_steps``, or holds such a one, is not taken beyond them).
         ax: Where to draw; a new figure by default.
 
     Returns:
@@ -62,7 +67,7 @@ def plot_schedule(
 
     check_count("steps", steps, least=2)
     curves = _named_curves(schedule_or_torch_scheduler)
-    of_torch = {_is_torch_scheduler(curve) for curve in curves.values()}
+    of_torch = {is_torch_scheduler(curve) for curve in curves.values()}
     if len(of_torch) != 1:
         wrong = "schedules and torch schedulers together" if of_torch else "nothing to draw"
         raise (TypeError if of_torch else ValueError)(
@@ -96,14 +101,9 @@ def _short_name(curve: Curve) -> str:
     return getattr(curve, "__name__", type(curve).__name__)
 
 
-def _is_torch_scheduler(curve: Curve) -> bool:
-    """Tell a scheduler of torch from a schedule, without importing torch."""
-    return hasattr(curve, "optimizer") and hasattr(curve, "get_last_lr")
-
-
 def _lines(name: str, curve: Any, steps: int) -> list[tuple[str, Positions, Positions]]:
     """Give label, x and y of every line that a curve needs."""
-    if not _is_torch_scheduler(curve):
+    if not is_torch_scheduler(curve):
         if not callable(curve):
             raise TypeError(f"a schedule is called with positions; got {curve!r}")
         x = np.linspace(0.0, 1.0, steps)
@@ -117,16 +117,14 @@ def _lines(name: str, curve: Any, steps: int) -> list[tuple[str, Positions, Posi
 
 def _simulate(scheduler: Any, steps: int) -> tuple[Positions, Positions]:
     """Step a copy of a torch scheduler; give its steps and rates (steps, groups)."""
-    if "metrics" in inspect.signature(scheduler.step).parameters:
+    if follows_a_metric(scheduler):
         raise TypeError(
             f"{type(scheduler).__name__} follows a metric, which is not known before the "
             "training; plot the recorded learning rate after it"
         )
     stand_in = _copy_without_tensors(scheduler)
-    first = scheduler.last_epoch
-    total = getattr(scheduler, "total_steps", None)
-    # OneCycleLR jumps at its step `total_steps`, one after its last, and raises beyond.
-    count = steps if total is None else max(1, min(steps, total - first))
+    first = position(scheduler)
+    count = int(min(steps, values_left(scheduler)))
     rates = []
     for k in range(count):
         if k > 0:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler
+from torch.optim.swa_utils import SWALR
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -85,16 +86,38 @@ def test_one_cycle_of_torch_is_drawn_over_its_steps_and_not_beyond():
 
 
 MAKERS = {
-    "one cycle": lambda opt: lr_scheduler.OneCycleLR(opt, max_lr=1.0, total_steps=60),
-    "cosine": lambda opt: lr_scheduler.CosineAnnealingLR(opt, T_max=50),
-    "lambda": lambda opt: lr_scheduler.LambdaLR(opt, lambda step: 0.9**step),
-    "cyclic": lambda opt: lr_scheduler.CyclicLR(opt, base_lr=0.1, max_lr=1.0, step_size_up=7),
-    "sequential": lambda opt: lr_scheduler.SequentialLR(
+    "LambdaLR": lambda opt: lr_scheduler.LambdaLR(opt, lambda step: 0.9**step),
+    "MultiplicativeLR": lambda opt: lr_scheduler.MultiplicativeLR(opt, lambda step: 0.95),
+    "StepLR": lambda opt: lr_scheduler.StepLR(opt, 2, 0.8),
+    "MultiStepLR": lambda opt: lr_scheduler.MultiStepLR(opt, [3, *range(5, 40)], 0.9),
+    "ConstantLR": lambda opt: lr_scheduler.ConstantLR(opt, 0.1, 9),
+    "LinearLR": lambda opt: lr_scheduler.LinearLR(opt, 0.1, total_iters=25),
+    "ExponentialLR": lambda opt: lr_scheduler.ExponentialLR(opt, 0.9),
+    "PolynomialLR": lambda opt: lr_scheduler.PolynomialLR(opt, 25, 2.0),
+    "CosineAnnealingLR": lambda opt: lr_scheduler.CosineAnnealingLR(opt, T_max=50),
+    "CosineAnnealingWarmRestarts": lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 11),
+    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(
+        opt, base_lr=0.1, max_lr=1.0, step_size_up=7, mode="triangular2"
+    ),
+    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, max_lr=1.0, total_steps=60),
+    "SWALR": lambda opt: SWALR(opt, swa_lr=0.01, anneal_epochs=25),
+    "SequentialLR": lambda opt: lr_scheduler.SequentialLR(
         opt,
         [lr_scheduler.ConstantLR(opt, 0.1, 5), lr_scheduler.ExponentialLR(opt, 0.9)],
         milestones=[5],
     ),
+    "ChainedScheduler": lambda opt: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.LinearLR(opt, 0.1, total_iters=9), lr_scheduler.ExponentialLR(opt, 0.9)]
+    ),
+    "a sequence in a chain": lambda opt: lr_scheduler.ChainedScheduler(
+        [MAKERS["SequentialLR"](opt), lr_scheduler.StepLR(opt, 2, 0.5)]
+    ),
 }
+
+
+def test_every_scheduler_of_torch_that_follows_no_metric_is_among_those_that_are_drawn():
+    bases = {"LRScheduler", "ReduceLROnPlateau"}
+    assert {*lr_scheduler.__all__} - bases <= MAKERS.keys()
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")
@@ -113,7 +136,51 @@ def test_the_drawn_rates_are_those_that_a_training_then_has(make):
         scheduler.step()
     assert line.get_xdata().tolist() == list(range(4, 34))
     assert line.get_ydata().tolist() == rates
-    assert len(set(rates)) > 10
+    assert len(set(rates)) > (1 if make is MAKERS["ConstantLR"] else 8)
+
+
+HOLD_A_CYCLE = {
+    "chained": lambda opt: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ExponentialLR(opt, 1.0), cycle_of(40, opt)]
+    ),
+    "second": lambda opt: lr_scheduler.SequentialLR(
+        opt, [lr_scheduler.ConstantLR(opt), cycle_of(33, opt)], milestones=[7]
+    ),
+    "first, and not left": lambda opt: lr_scheduler.SequentialLR(
+        opt, [cycle_of(40, opt), lr_scheduler.ConstantLR(opt)], milestones=[90]
+    ),
+}
+
+
+def cycle_of(total_steps, opt):
+    return lr_scheduler.OneCycleLR(opt, max_lr=1.0, total_steps=total_steps)
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")
+@pytest.mark.parametrize("steps_made", [0, 3, 12])
+@pytest.mark.parametrize("make", HOLD_A_CYCLE.values(), ids=HOLD_A_CYCLE)
+def test_what_holds_a_cycle_of_torch_is_not_drawn_beyond_its_end(make, steps_made):
+    opt = trained_optimizer()
+    scheduler = make(opt)
+    for _ in range(steps_made):
+        take_step(opt)
+        scheduler.step()
+    (line,) = plot_schedule(scheduler).lines
+    assert line.get_xdata().tolist() == list(range(steps_made, 40))
+    assert line.get_ydata()[-1] == pytest.approx(4e-6)  # 1 / 25 / 1e4: the end of the cycle
+    for _ in range(steps_made, 40):
+        take_step(opt)
+        scheduler.step()
+    assert opt.param_groups[0]["lr"] > line.get_ydata()[-1]  # the jump that it was kept from
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")
+def test_a_cycle_that_gives_way_before_its_end_sets_no_limit():
+    opt = trained_optimizer()
+    first, second = cycle_of(40, opt), lr_scheduler.ExponentialLR(opt, 0.9)
+    scheduler = lr_scheduler.SequentialLR(opt, [first, second], milestones=[40])
+    (line,) = plot_schedule(scheduler).lines
+    assert line.get_xdata().tolist() == list(range(100))
 
 
 def test_groups_with_other_rates_are_drawn_apart():
@@ -143,7 +210,7 @@ def frozen(scheduler, opt):
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
-@pytest.mark.parametrize("name", ["one cycle", "cosine", "lambda", "cyclic"])
+@pytest.mark.parametrize("name", ["OneCycleLR", "CosineAnnealingLR", "LambdaLR", "CyclicLR"])
 def test_drawing_leaves_the_scheduler_and_its_optimizer_as_they_are(name):
     opt = trained_optimizer((0.1, 0.2))
     scheduler = MAKERS[name](opt)
@@ -155,7 +222,7 @@ def test_drawing_leaves_the_scheduler_and_its_optimizer_as_they_are(name):
 
 
 def test_drawing_copies_no_parameters_and_no_state(monkeypatch):
-    scheduler = MAKERS["one cycle"](trained_optimizer())
+    scheduler = MAKERS["OneCycleLR"](trained_optimizer())
     copied = []
     monkeypatch.setattr(torch.Tensor, "__deepcopy__", lambda self, memo: copied.append(self))
     monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(self))

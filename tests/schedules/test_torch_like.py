@@ -197,7 +197,7 @@ def test_torch_polynomial_is_polynomial_lr(total_steps, power, total_iters):
     found = ours(positions(total_steps))
     lrs, _ = rates(lambda opt: lr_scheduler.PolynomialLR(opt, total_iters, power), total_steps, 0.3)
     np.testing.assert_allclose(found, lrs, rtol=1e-11)
-    # Step by step torch multiplies, and rounds each time; its formula is met to the last bit or two.
+    # Torch multiplies from step to step, and rounds each time; its formula is met to 2 ulp.
     left = [1.0 - min(total_iters, k) / total_iters for k in range(total_steps)]
     np.testing.assert_array_max_ulp(found, np.array([0.3 * x**power for x in left]), 2)
 
