@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 from warnings import catch_warnings
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    PolynomialLR,
+)
 
 from onecycle.arguments import check_one_of
 from onecycle.callbacks.param_scheduler import ParamScheduler
+from onecycle.data.loaders import n_batches
+from onecycle.errors import ScheduleConflictError
+from onecycle.optim.groups import Slot
+from onecycle.schedules.of_torch import cycles_momentum, follows_a_metric, parts
 from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
+
+log = logging.getLogger("onecycle")
 
 
 class TorchScheduler(ParamScheduler):
@@ -27,13 +41,19 @@ class TorchScheduler(ParamScheduler):
     An update that is skipped or postponed does not advance it. What it adds to the optimizer
     (``initial_lr`` and the like) is gone after the fit.
 
+    A ``OneCycleLR`` must be as long as the fit. Where another scheduler with a length of its own,
+    such as ``CosineAnnealingLR``, is longer or shorter, the log says what that means.
+
     Args:
-        make: Called with the optimizer when a fit begins; returns the scheduler. One that takes a
-            list takes a value for each of ``learn.opt.param_groups``.
+        make: Called with the optimizer when a fit begins; returns the scheduler. Meanwhile the
+            optimizer has one group for each of the splitter's, also where norms and biases stand
+            in groups of their own: a scheduler that takes a list takes a value for each of the
+            splitter's groups.
         every: When it advances: after every ``"update"`` or every ``"epoch"``.
 
     Raises:
         TypeError: Before the first batch, if no scheduler is made, or one that follows a metric.
+        ValueError: Before the first batch, if a ``OneCycleLR`` has another length than the fit.
         ScheduleConflictError: If another callback schedules the learning rate too, or the
             momentum where the scheduler cycles it.
 
@@ -65,7 +85,7 @@ class TorchScheduler(ParamScheduler):
         self._make = make
         self._scheduler: LRScheduler | None = None
         self._state: dict[str, Any] = {}
-        self._steps, self._resumed = 0, False
+        self._steps, self._resumed, self._is_checked = 0, False, False
 
     def schedules(self, learn: Loop) -> dict[str, list[Schedule | None]]:
         """Return no schedule: the scheduler keeps its own."""
@@ -73,60 +93,100 @@ class TorchScheduler(ParamScheduler):
 
     def targets(self, learn: Loop) -> set[tuple[str, int]]:
         """Return what the scheduler drives: names with the index of the group."""
-        cycles_momentum = getattr(self._scheduler, "cycle_momentum", False)
-        names = ("lr", "momentum") if cycles_momentum else ("lr",)
-        return {(name, g) for name in names for g in range(len(learn.groups))}
+        return {(name, g) for name in self._driven() for g in range(len(learn.groups))}
+
+    def _driven(self) -> tuple[str, ...]:
+        has_momentum = self._scheduler is not None and cycles_momentum(self._scheduler)
+        return ("lr", "momentum") if has_momentum else ("lr",)
+
+    def refuse_conflicts(self, learn: Loop) -> None:
+        """Refuse another callback that schedules the same, a second one of this kind above all."""
+        if any(isinstance(other, TorchScheduler) and other is not self for other in learn.cbs):
+            raise ScheduleConflictError(
+                "two TorchSchedulers both schedule 'lr' of every parameter group: make one "
+                "TorchScheduler of both, whose function returns ChainedScheduler([...]), in which "
+                "they multiply, or SequentialLR(...), in which one follows the other"
+            )
+        super().refuse_conflicts(learn)
 
     def before_fit(self, learn: Loop) -> None:
         """Make the scheduler, and refuse what cannot work, before anything runs."""
-        self._scheduler, self._steps, self._resumed = None, 0, False
+        self._scheduler, self._steps = None, 0
+        self._resumed = self._is_checked = False
         self.refuse_conflicts(learn)
         groups = learn.opt.param_groups
-        before = [dict(group) for group in groups]
         # A scheduler would begin from the rate that an earlier one, of somebody else, began from.
-        self._foreign = [
-            {"initial_lr": group.pop("initial_lr")} if "initial_lr" in group else {}
-            for group in groups
-        ]
-        self._keys = [set(group) for group in groups]
+        self._foreign = [(g, g.pop("initial_lr")) for g in groups if "initial_lr" in g]
+        self._keys = {key for group in groups for key in group}
+        self._values = _driven_values(learn)
         self._was_wrapped = "step" in vars(learn.opt)
         try:
-            self._scheduler = _checked(self._make(learn.opt), learn.opt)
+            with _one_group_each(learn):
+                self._scheduler = _checked(self._make(learn.opt), learn.opt)
+            self._added = {key for group in groups for key in group} - self._keys
+            self._spread(learn)
             self.refuse_conflicts(learn)
         except BaseException:
-            self._scheduler = None
-            self._clean(learn.opt)
-            for group, values in zip(groups, before, strict=True):
-                group.update(values)
+            self._undo(learn)
             raise
+
+    def before_epoch(self, learn: Loop) -> None:
+        """Refuse a scheduler of another length, now that every callback has set that of the fit."""
+        if self._is_checked or self._scheduler is None:
+            return
+        by_update = self.every == "update"
+        n = learn.n_updates_planned if by_update else _epochs(learn)
+        try:
+            _check_length(self._scheduler, n, f"{self.every}s")
+        except ValueError:
+            self._undo(learn)
+            raise
+        self._is_checked = True
 
     def before_batch(self, learn: Loop) -> None:
         """Advance the scheduler to this update or epoch."""
         done = learn.n_updates if self.every == "update" else learn.epoch
         if self._scheduler is None or not learn.n_updates:
             return  # torch warns of a step before the optimizer's first
-        # Torch warns where this optimizer has not stepped; it did, in the run that was resumed.
-        quiet = catch_warnings(action="ignore", category=UserWarning)
-        with quiet if self._resumed else nullcontext():
-            while self._steps < done:
-                self._scheduler.step()
-                self._steps += 1
+        if self._steps < done:
+            # Torch warns where this optimizer has not stepped; it did, in the run that was resumed.
+            quiet = catch_warnings(action="ignore", category=UserWarning)
+            with quiet if self._resumed else nullcontext(), _one_group_each(learn):
+                while self._steps < done:
+                    self._scheduler.step()
+                    self._steps += 1
+            self._spread(learn)
         self._resumed = False
+
+    def _spread(self, learn: Loop) -> None:
+        """Give the groups that the scheduler does not see what those beside them have."""
+        for g, member in enumerate(learn.groups.members):
+            for name in self._driven() if len(member) > 1 else ():
+                first, *others = learn.groups.slots(name, g)
+                for slot in others:
+                    slot.set(first.get())
 
     def cleanup_fit(self, learn: Loop) -> None:
         """Take out of the optimizer what the scheduler put there, but for the values in force."""
         if self._scheduler is None:
             return
         self._state = self.state_dict()
-        self._scheduler = None
         self._clean(learn.opt)
 
+    def _undo(self, learn: Loop) -> None:
+        """Leave the optimizer as it was, values in force included."""
+        self._added = {key for group in learn.opt.param_groups for key in group} - self._keys
+        self._clean(learn.opt)
+        for slot, value in self._values:
+            slot.set(value)
+
     def _clean(self, opt: Optimizer) -> None:
-        each = zip(opt.param_groups, self._keys, self._foreign, strict=True)
-        for group, keys, foreign in each:
-            for key in set(group) - keys:
+        self._scheduler = None
+        for group in opt.param_groups:
+            for key in self._added & group.keys():
                 del group[key]
-            group.update(foreign)
+        for group, initial_lr in self._foreign:
+            group["initial_lr"] = initial_lr
         if not self._was_wrapped:
             vars(opt).pop("step", None)  # a wrapper that only watches the order of steps
 
@@ -144,13 +204,35 @@ class TorchScheduler(ParamScheduler):
             self._scheduler.load_state_dict(state["scheduler"])
 
 
+@contextmanager
+def _one_group_each(learn: Loop) -> Iterator[None]:
+    """Show the optimizer with one group for each of the splitter's, the first where it has more."""
+    opt, members = learn.opt, learn.groups.members
+    every = opt.param_groups
+    if len(every) == len(members):
+        yield
+        return
+    opt.param_groups = [every[member[0]] for member in members]
+    try:
+        yield
+    finally:
+        opt.param_groups = every
+
+
+def _driven_values(learn: Loop) -> list[tuple[Slot, float]]:
+    """Return what a scheduler may drive, in every place, with the value in force."""
+    names = ("lr", "momentum") if learn.groups.has_momentum() else ("lr",)
+    slots = (learn.groups.slots(name, g) for name in names for g in range(len(learn.groups)))
+    return [(slot, slot.get()) for places in slots for slot in places]
+
+
 def _checked(scheduler: object, opt: Optimizer) -> LRScheduler:
     if not isinstance(scheduler, LRScheduler):
         raise TypeError(
             "expected the function of TorchScheduler to return a scheduler of "
             f"torch.optim.lr_scheduler; got {scheduler!r}"
         )
-    if "metrics" in inspect.signature(scheduler.step).parameters:
+    if follows_a_metric(scheduler):
         raise TypeError(
             f"{type(scheduler).__name__} follows a metric: use the callback ReduceLROnPlateau"
         )
@@ -160,3 +242,69 @@ def _checked(scheduler: object, opt: Optimizer) -> LRScheduler:
             "function of TorchScheduler is given"
         )
     return scheduler
+
+
+# How long it is ---------------------------------------------------------------------------
+
+
+def _epochs(learn: Loop) -> int | None:
+    """Return how many epochs the fit will have; ``None`` if that cannot be known."""
+    if learn.max_updates is None:
+        return learn.n_epoch
+    limits = [n for n in (n_batches(learn.dls.train), learn.steps_per_epoch) if n is not None]
+    if not limits:
+        return None
+    needed = math.ceil(learn.max_updates / math.ceil(min(limits) / learn.batches_per_update))
+    return needed if learn.n_epoch is None else min(needed, learn.n_epoch)
+
+
+def _check_length(scheduler: LRScheduler, n: int | None, units: str) -> None:
+    """Refuse a ``OneCycleLR`` of another length than its part of the fit; warn of others.
+
+    Args:
+        scheduler: The scheduler, new.
+        n: How many values it has to give; ``None`` if that cannot be known.
+        units: What each of them is for: updates or epochs.
+
+    Raises:
+        ValueError: If a cycle would break off, or jump back up and fail.
+    """
+    for part, steps in parts(scheduler, math.inf if n is None else n):
+        if isinstance(part, OneCycleLR) and part.total_steps != steps:
+            cycle = f"OneCycleLR(total_steps={part.total_steps})"
+            if steps == math.inf:
+                raise ValueError(
+                    f"{cycle} must have as many {units}, and the number of this fit's cannot be "
+                    "known: give max_updates= or steps_per_epoch="
+                )
+            raise ValueError(
+                f"{cycle} has {steps} {units} in this fit: it would break off, or jump back up and "
+                f"fail. Give it total_steps={steps}, or use learn.fit_one_cycle(..., "
+                'policy="torch"), which is as long as the fit'
+            )
+        if problem := _problem(part, steps, units):
+            log.warning("TorchScheduler: %s", problem)
+
+
+#: By kind the argument that is its length, and what its rate does beyond it.
+_LENGTHS: dict[type[LRScheduler], tuple[str, str]] = {
+    CosineAnnealingLR: ("T_max", "its rate rises again after them"),
+    PolynomialLR: ("total_iters", "its rate is 0 after them"),
+    LinearLR: ("total_iters", ""),
+    ConstantLR: ("total_iters", ""),
+}
+
+
+def _problem(part: LRScheduler, steps: float, units: str) -> str:
+    """Say what is odd about the length of a part that has so many steps; nothing if none is."""
+    argument, beyond = _LENGTHS.get(type(part), ("", ""))
+    if not argument or steps in (0, math.inf):
+        return ""
+    length = getattr(part, argument)
+    if length > steps:
+        said = "it does not come to its end"
+    elif beyond and length < steps - 1:
+        said = beyond
+    else:
+        return ""
+    return f"{type(part).__name__}({argument}={length}) has {steps} {units}: {said}"

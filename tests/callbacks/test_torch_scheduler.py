@@ -3,7 +3,8 @@ from functools import partial
 
 import pytest
 import torch
-from torch.optim import SGD, lr_scheduler
+from torch.optim import SGD, AdamW, lr_scheduler
+from torch.optim.swa_utils import SWALR
 
 from onecycle import (
     Callback,
@@ -11,9 +12,11 @@ from onecycle import (
     GradientAccumulation,
     MomentumCycler,
     OneCycleSchedule,
+    ParamScheduler,
     ReduceLROnPlateau,
     ScheduleConflictError,
     TorchScheduler,
+    linear,
 )
 from onecycle.testing import toy_learner
 
@@ -66,9 +69,9 @@ def test_every_update_has_the_values_of_a_bare_loop(make):
 
 @EACH
 def test_by_epoch_every_update_of_an_epoch_has_its_value(make):
-    learn = toy(3)
-    learn.fit(4, cbs=[TorchScheduler(make, every="epoch")])
-    assert recorded(learn) == [values for values in bare_rates(make, 4) for _ in range(3)]
+    learn = toy(2)
+    learn.fit(12, cbs=[TorchScheduler(make, every="epoch")])
+    assert recorded(learn) == [values for values in bare_rates(make, 12) for _ in range(2)]
 
 
 def test_a_skipped_update_does_not_advance_the_scheduler():
@@ -77,9 +80,9 @@ def test_a_skipped_update_does_not_advance_the_scheduler():
             raise CancelStep
 
     make = SCHEDULERS["OneCycleLR"]
-    learn = toy(8)
+    learn = toy(12)
     learn.fit(1, cbs=[TorchScheduler(make), Callback(before_step=skip)])
-    assert recorded(learn) == bare_rates(make, 6)
+    assert recorded(learn) == bare_rates(make, 10)
 
 
 def test_accumulated_batches_advance_it_once():
@@ -101,7 +104,7 @@ def test_each_fit_begins_anew_from_its_own_rate():
 def test_the_optimizer_is_left_as_it_was_but_for_the_values(make):
     learn = toy(3)
     keys, step = [set(group) for group in learn.opt.param_groups], learn.opt.step
-    learn.fit(1, cbs=[TorchScheduler(make)])
+    learn.fit(4, cbs=[TorchScheduler(make)])
     assert [set(group) for group in learn.opt.param_groups] == keys
     assert learn.opt.step == step
 
@@ -114,14 +117,56 @@ def test_the_rate_of_the_fit_counts_not_that_of_an_earlier_scheduler_of_somebody
     assert learn.opt.param_groups[0]["initial_lr"] == 0.7
 
 
-def test_every_group_is_driven_those_without_decay_too():
-    def two_groups(model):
-        return [model[0].parameters(), model[2].parameters()]
+def body_and_head(model):
+    return [model[0].parameters(), model[2].parameters()]
 
-    learn = toy(4, splitter=two_groups, wd=0.1)
+
+def test_every_group_is_driven_those_without_decay_too():
+    learn = toy(4, splitter=body_and_head, wd=0.1)
     learn.fit(1, lr=[0.01, 0.1], cbs=[TorchScheduler(SCHEDULERS["StepLR"])])
     assert learn.recorder.history["lr"].values[-1].tolist() == [0.005, 0.05]
     assert [group["lr"] for group in learn.opt.param_groups] == [0.005, 0.05, 0.005, 0.05]
+
+
+#: Schedulers that take a list, with a value for each of two groups.
+LISTS = {
+    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, [0.1, 0.3], total_steps=6),
+    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(opt, [0.01, 0.02], [0.1, 0.2], 3),
+    "LambdaLR": lambda opt: lr_scheduler.LambdaLR(opt, [lambda k: 1 / (1 + k), lambda k: 0.5**k]),
+    "SWALR": lambda opt: SWALR(opt, swa_lr=[0.01, 0.02], anneal_epochs=4),
+}
+
+
+@pytest.mark.parametrize("opt_func", [sgd, AdamW], ids=["SGD", "AdamW"])
+@pytest.mark.parametrize("wd", [0.0, 0.1])
+@pytest.mark.parametrize("make", LISTS.values(), ids=LISTS)
+def test_a_list_has_a_value_for_each_of_the_splitters_groups(make, wd, opt_func):
+    learn = toy_learner(6, opt_func=opt_func, lr=[0.05, 0.2], splitter=body_and_head, wd=wd)
+    assert len(learn.opt.param_groups) == (4 if wd else 2)  # what torch would ask a value for
+    each = []
+    note = Callback(after_step=lambda learn: each.append(in_force(learn.opt)))
+    learn.fit(1, cbs=[TorchScheduler(make), note])
+    bare = opt_func([{"params": [torch.zeros(1)], "lr": rate} for rate in (0.05, 0.2)])
+    scheduler = make(bare)
+    for found in each:
+        assert found == in_force(bare) * (2 if wd else 1)
+        bare.step()
+        scheduler.step()
+    assert len({tuple(found) for found in each}) > 2
+
+
+def in_force(opt):
+    """The rate and the momentum of every group of an optimizer."""
+    return [(g["lr"], g["betas"][0] if "betas" in g else g["momentum"]) for g in opt.param_groups]
+
+
+def test_a_group_that_decay_splits_off_in_the_fit_is_driven_too_and_left_clean():
+    learn = toy(4, splitter=body_and_head)
+    keys = {*learn.opt.param_groups[0], "no_decay"}
+    decay = ParamScheduler({"weight_decay": linear(0.0, 0.1)})
+    learn.fit(1, lr=[0.01, 0.1], cbs=[TorchScheduler(SCHEDULERS["StepLR"]), decay])
+    assert [group["lr"] for group in learn.opt.param_groups] == [0.005, 0.05, 0.005, 0.05]
+    assert all(group.keys() <= keys for group in learn.opt.param_groups)
 
 
 @EACH
@@ -135,10 +180,10 @@ def test_a_fit_that_takes_back_its_state_goes_on_where_it_was(make):
         other.load_state_dict(states[0][0])
         for group, values in zip(again.opt.param_groups, states[0][1], strict=True):
             group.update(values | {"params": group["params"]})
-        learn.n_updates = 5
+        learn.n_updates = learn.iter = 5
 
     states, callback, other = [], TorchScheduler(make), TorchScheduler(make)
-    learn, again = toy(12), toy(7)
+    learn, again = toy(12), toy(12)
     learn.fit(1, cbs=[callback, Callback(after_step=save)])
     again.fit(1, cbs=[other, Callback(before_train=load)])
     assert recorded(again) == recorded(learn)[5:]
@@ -159,6 +204,127 @@ def test_another_schedule_of_the_rate_is_refused(other, order):
     with pytest.raises(ScheduleConflictError, match=r"both (schedule|drive) 'lr' of"):
         learn.fit(1, cbs=pair)
     assert learn.total_updates == 0
+
+
+def test_of_two_schedulers_of_torch_one_is_to_be_made():
+    pair = [TorchScheduler(SCHEDULERS[name]) for name in ("StepLR", "LambdaLR")]
+    with pytest.raises(ScheduleConflictError, match=r"returns ChainedScheduler\(\[\.\.\.\]\)"):
+        toy().fit(1, cbs=pair)
+
+    def chained(opt):
+        return lr_scheduler.ChainedScheduler([SCHEDULERS[n](opt) for n in ("StepLR", "LambdaLR")])
+
+    learn = toy(6)
+    learn.fit(1, cbs=[TorchScheduler(chained)])
+    assert recorded(learn) == bare_rates(chained, 6)
+
+
+@pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])
+def test_a_cycle_within_a_chain_drives_the_momentum_too(name):
+    def chained(opt):
+        return lr_scheduler.ChainedScheduler([SCHEDULERS[name](opt)])
+
+    with pytest.raises(ScheduleConflictError, match="both schedule 'momentum'"):
+        toy(12).fit(1, cbs=[TorchScheduler(chained), MomentumCycler()])
+    learn = toy(12)
+    learn.fit(1, cbs=[TorchScheduler(chained)])
+    assert recorded(learn) == bare_rates(chained, 12)
+
+
+# The length -------------------------------------------------------------------------------
+
+
+def cycle_of(total_steps, opt):
+    return lr_scheduler.OneCycleLR(opt, 0.3, total_steps=total_steps)
+
+
+def two_phases(total_steps, opt):
+    first = lr_scheduler.ConstantLR(opt, 0.5, total_iters=2)
+    second = cycle_of(total_steps - 2, opt)
+    return lr_scheduler.SequentialLR(opt, [first, second], milestones=[2])
+
+
+def within(kind):
+    def make(total_steps, opt):
+        return kind([cycle_of(total_steps, opt), lr_scheduler.ExponentialLR(opt, 0.9)])
+
+    return make
+
+
+@pytest.mark.parametrize("make", [cycle_of, two_phases, within(lr_scheduler.ChainedScheduler)])
+@pytest.mark.parametrize(
+    ("options", "every", "right"),
+    [
+        ({"n_epoch": 3}, "update", 18),
+        ({"n_epoch": 3}, "epoch", 3),
+        ({"n_epoch": 9, "max_updates": 8}, "update", 8),
+        ({"n_epoch": 9, "max_updates": 15}, "epoch", 3),  # the third is cut short
+        ({"n_epoch": None, "max_updates": 15}, "epoch", 3),
+        ({"n_epoch": 3, "steps_per_epoch": 5}, "update", 15),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")
+def test_a_cycle_of_torch_in_a_fit_of_another_length_is_refused_before_the_first_update(
+    make, options, every, right
+):
+    for wrong in (right - 1, right + 1):
+        learn = toy(6)
+        before = in_force(learn.opt), [set(group) for group in learn.opt.param_groups]
+        if make is two_phases and wrong < 3:
+            continue  # no cycle at all
+        with pytest.raises(ValueError, match=rf"OneCycleLR\(total_steps=\d+\) has \d+ {every}s in"):
+            learn.fit(**options, cbs=[TorchScheduler(partial(make, wrong), every=every)])
+        assert learn.total_updates == 0
+        assert before == (in_force(learn.opt), [set(group) for group in learn.opt.param_groups])
+    learn = toy(6)
+    learn.fit(**options, cbs=[TorchScheduler(partial(make, right), every=every)])
+    rates = [rate for rate, _ in bare_rates(partial(make, right), right)]
+    assert learn.recorder.history["lr"].values[-1] == rates[-1]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_accumulation_counts_whichever_comes_first(first):
+    callbacks = [TorchScheduler(partial(cycle_of, 4)), GradientAccumulation(2)]
+    learn = toy(8)
+    learn.fit(1, cbs=callbacks if first else callbacks[::-1])
+    assert recorded(learn) == bare_rates(partial(cycle_of, 4), 4)
+    with pytest.raises(ValueError, match="has 8 updates in this fit"):
+        learn.fit(1, cbs=[TorchScheduler(partial(cycle_of, 4))])
+
+
+def test_a_cycle_of_torch_needs_a_fit_whose_length_is_known():
+    learn = toy(6)
+    learn.dls.train = (batch for batch in list(learn.dls.train))
+    cycle = TorchScheduler(partial(cycle_of, 5))
+    with pytest.raises(ValueError, match="cannot be known: give max_updates= or steps_per_epoch="):
+        learn.fit(1, cbs=[cycle])
+    learn.fit(1, max_updates=5, cbs=[cycle])
+    assert recorded(learn) == bare_rates(partial(cycle_of, 5), 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda opt: lr_scheduler.CosineAnnealingLR(opt, 4), "rises again after them"),
+        (lambda opt: lr_scheduler.CosineAnnealingLR(opt, 5), None),  # the lowest rate comes last
+        (lambda opt: lr_scheduler.CosineAnnealingLR(opt, 6), None),  # it would be the next
+        (lambda opt: lr_scheduler.CosineAnnealingLR(opt, 7), "does not come to its end"),
+        (lambda opt: lr_scheduler.PolynomialLR(opt, 4), "is 0 after them"),
+        (lambda opt: lr_scheduler.PolynomialLR(opt, 6), None),
+        (lambda opt: lr_scheduler.PolynomialLR(opt, 60), "does not come to its end"),
+        (lambda opt: lr_scheduler.LinearLR(opt, total_iters=2), None),
+        (lambda opt: lr_scheduler.LinearLR(opt, total_iters=7), "does not come to its end"),
+        (lambda opt: lr_scheduler.StepLR(opt, 100), None),
+    ],
+)
+def test_a_scheduler_that_turns_or_stops_elsewhere_than_the_fit_is_told(make, said, caplog):
+    toy(6).fit(1, cbs=[TorchScheduler(make)])
+    told = [r.message for r in caplog.records if "TorchScheduler" in r.message]
+    assert len(told) == (said is not None)
+    assert all(said in message and "has 6 updates" in message for message in told)
+
+
+# Refusals of conflicts --------------------------------------------------------------------
 
 
 def test_a_schedule_of_momentum_conflicts_only_where_the_scheduler_cycles_it():
