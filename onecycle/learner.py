@@ -52,7 +52,8 @@ class Learner(Trainer):
             be.
         lr: The learning rate: one number, one for each parameter group, or a slice. By default
             1e-3, or with ``opt=`` what it has.
-        metrics: Functions ``(pred, yb) -> scalar``, or objects with reset, update and compute.
+        metrics: Functions ``(pred, yb) -> scalar``, or objects with reset, update and compute. What
+            gives several values is recorded by their names: see `named_numbers`.
         cbs: Callbacks for every fit, besides the `Recorder` and the `Progress` that each learner
             has.
         opt: An optimizer that exists, instead of ``opt_func``; used as it is.
@@ -488,8 +489,9 @@ class Learner(Trainer):
             metric: What to judge by: a metric, or ``"valid_loss"``; by default the learner's
                 first metric.
             target: Also tell when validation first reached this value.
-            mode: Whether less (``"min"``) or more (``"max"``) of the metric is better; by default
-                by its name.
+            mode: Whether less (``"min"``) or more (``"max"``) of the metric is better. ``"auto"``:
+                as the metric says it by its attribute ``higher_is_better``, or as its name is
+                known for; where neither says it, the mode is asked for.
             init: Makes a model like the learner's; every run begins with the weights of a new
                 one, made under its seed, and an empty optimizer state. By default with those
                 that the learner has: the spread is then that of data order and dropout alone.
@@ -530,6 +532,7 @@ class Learner(Trainer):
         *,
         wds: Sequence[float] = (0.0, 1e-4, 1e-3),
         metric: str | None = None,
+        mode: Mode = "auto",
         lr_usual: float | None = None,
     ) -> Diagnosis:
         """Say whether super-convergence is possible for this model and data.
@@ -549,8 +552,8 @@ class Learner(Trainer):
             num_it: The updates of each test, at least 20: the more, the surer.
             wds: Weight decays to try besides the learner's own; ``()`` for none.
             metric: ``"valid_loss"`` or a metric's name; by default the first metric, or the loss
-                where there is none. Less is better for a name with "loss", "error", "mse" or
-                "mae" in it.
+                where there is none.
+            mode: As in `compare`.
             lr_usual: The constant rate of a usual fit; by default what the rule `minimum` suggests
                 after an exponential range test.
 
@@ -573,7 +576,7 @@ class Learner(Trainer):
             >>> found.answer, found.plateaus[0.01].is_open
             ('yes', True)
         """
-        return diagnose(self, end_lr, num_it, wds=wds, metric=metric, lr_usual=lr_usual)
+        return diagnose(self, end_lr, num_it, wds=wds, metric=metric, mode=mode, lr_usual=lr_usual)
 
     def regularization_report(
         self,
@@ -585,6 +588,7 @@ class Learner(Trainer):
         batch_sizes: Sequence[int] | None = None,
         seeds: Sequence[int] = range(5),
         metric: str | None = None,
+        mode: Mode = "auto",
         init: Init | None = None,
     ) -> RegularizationReport:
         """Measure which weight decay, dropout and batch size short fits by one cycle prefer.
@@ -602,6 +606,7 @@ class Learner(Trainer):
             batch_sizes: The batch sizes of the training loader to compare.
             seeds: A fit for each; they govern data order and dropout, and new weights.
             metric: ``"valid_loss"``, the default, or a metric's name.
+            mode: As in `compare`.
             init: Makes a model like the learner's, such as its class, so that each seed has new
                 weights. By default all fits start from the learner's, and the spread is smaller
                 than that of fits from scratch.
@@ -635,5 +640,6 @@ class Learner(Trainer):
             batch_sizes=batch_sizes,
             seeds=seeds,
             metric=metric,
+            mode=mode,
             init=init,
         )

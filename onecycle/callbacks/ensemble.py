@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from onecycle.callbacks.monitor import Monitor
+from onecycle.callbacks.monitor import Mode, direction_of
 from onecycle.core.callback import Callback
-from onecycle.record.metrics import MetricFunction, accuracy, as_metrics
+from onecycle.record.metrics import Metric, MetricFunction, accuracy, as_metrics
+from onecycle.record.values import named_numbers
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -31,7 +32,8 @@ class EnsembleReport:
         metric: The name of the metric.
         members: The metric of each member, in the order they were taken.
         ensemble: The metric of their mean prediction.
-        gain: By how much the ensemble is better than the best member; negative if it is worse.
+        gain: By how much the ensemble is better than the best member; negative if it is worse. A
+            member whose metric is NaN is not the best.
     """
 
     metric: str
@@ -132,28 +134,30 @@ class SnapshotEnsemble(Callback):
         learn: Any,
         dl: Iterable[Any] | None = None,
         *,
-        metric: MetricFunction = accuracy,
+        metric: MetricFunction | Metric = accuracy,
+        mode: Mode = "auto",
     ) -> EnsembleReport:
         """Measure every member and the ensemble; leaves the learner as it was.
 
         Args:
             learn: As in `get_preds`.
             dl: By default the validation loader.
-            metric: What a `Learner` takes as a metric; it is given probabilities. Less is better
-                if its name says so, as for `EarlyStopping`.
+            metric: What a `Learner` takes as a metric, of one number; it is given probabilities.
+            mode: Which way it is better, as for `EarlyStopping`.
 
         Returns:
             The metric of each member and of the ensemble, and the gain over the best member.
 
         Raises:
-            ValueError: As in `get_preds`.
+            ValueError: As in `get_preds`; if which way the metric is better is not known.
+            TypeError: If the metric gives several numbers.
         """
+        ((name, given),) = as_metrics([metric]).items()
+        sign = -1.0 if direction_of(name, given, mode) == "min" else 1.0
         each = self._member_preds(learn, dl)
-        *members, ensemble = (_measured(metric, found) for found in [*each, _mean(each)])
-        (name,) = as_metrics([metric])
-        less_is_better = Monitor(name).mode == "min"
-        gain = min(members) - ensemble if less_is_better else ensemble - max(members)
-        return EnsembleReport(name, tuple(members), ensemble, gain)
+        *members, ensemble = (_measured(name, given, found) for found in [*each, _mean(each)])
+        best = max((sign * value for value in members if not math.isnan(value)), default=math.nan)
+        return EnsembleReport(name, tuple(members), ensemble, sign * ensemble - best)
 
     def _member_preds(self, learn: Any, dl: Iterable[Any] | None) -> list[Predictions]:
         if not self.members:
@@ -206,8 +210,14 @@ def _mean(each: list[Predictions]) -> Predictions:
     return replace(first, preds=torch.stack([found.preds for found in each]).mean(0))
 
 
-def _measured(metric: MetricFunction, found: Predictions) -> float:
-    (measure,) = as_metrics([deepcopy(metric)]).values()
+def _measured(name: str, metric: Metric, found: Predictions) -> float:
+    measure = deepcopy(metric)
     measure.reset()
     measure.update(found.preds, found.targets)
-    return float(measure.compute())
+    values = named_numbers(name, measure.compute())
+    if list(values) != [name]:
+        raise TypeError(
+            f"the metric of an ensemble is one number; {name} gave {', '.join(values)}: give one "
+            "of them alone"
+        )
+    return values[name]

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle.callbacks.monitor import EpochValue, recorded_names
-from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.monitor import EpochValue, recorded_names, shown_names
+from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.core.callback import Callback, Stage
 from onecycle.files import atomic_write
 
@@ -25,7 +25,8 @@ class CSVLogger(Callback):
     The columns are ``epoch`` (of the learner's life, the first is 1), ``train_loss`` (the mean
     over the epoch's updates), ``valid_loss`` and the metrics where there is validation,
     ``seconds``, and ``lr`` at the end of the epoch (``lr_0``, ``lr_1``, ... for several parameter
-    groups). A cell is empty where an epoch recorded nothing. Numbers are written so that reading
+    groups). A cell is empty where an epoch recorded nothing. The columns of a metric with several
+    values are there from the first validation on. Numbers are written so that reading
     them gives the same bits. ``learn.recorder.to_csv`` writes every update instead.
 
     The file is written anew after each epoch, so that a crash at any moment leaves the rows of all
@@ -64,18 +65,18 @@ class CSVLogger(Callback):
         self._header: list[str] | None = None
         self._rows: list[list[Any]] = []
         self._values: list[EpochValue] = []
+        self._lengths: dict[str, int] = {}  # of the record, as the fit began
         self._began = 0.0
 
     def before_fit(self, learn: Loop) -> None:
         """Write the header, or check the one that is there."""
-        self._values = [EpochValue(name) for name in recorded_names(learn)]
-        for value in self._values:
-            value.begin(learn)
-        n = len(learn.groups)
-        rates = ["lr"] if n == 1 else [f"lr_{g}" for g in range(n)]
-        header = ["epoch", *(value.name for value in self._values), "seconds", *rates]
+        self._values = []
+        self._lengths = {name: len(each) for name, each in recorder_of(learn).history.items()}
         if self._header is None and self.append:
             self._read()
+        header = self._begin(learn, recorded_names(learn))
+        if self._header not in (None, header):
+            header = self._begin(learn, shown_names(learn))
         if self._header not in (None, header):
             raise ValueError(
                 f"the rows of {self.path} have the columns {', '.join(self._header or ())}; this "
@@ -84,6 +85,17 @@ class CSVLogger(Callback):
         self._header = header
         self._write()
 
+    def _begin(self, learn: Loop, names: list[str]) -> list[str]:
+        """Read these values from here on, and return the columns."""
+        known = {value.name: value for value in self._values}
+        self._values = [known.get(name, EpochValue(name)) for name in names]
+        for value in self._values:
+            if value.name not in known:
+                value.load_state_dict({"seen": self._lengths.get(value.name, 0)})
+        n = len(learn.groups)
+        rates = ["lr"] if n == 1 else [f"lr_{g}" for g in range(n)]
+        return ["epoch", *names, "seconds", *rates]
+
     def before_epoch(self, learn: Loop) -> None:
         """Look at the clock."""
         self._began = time.perf_counter()
@@ -91,6 +103,7 @@ class CSVLogger(Callback):
     def after_epoch(self, learn: Loop) -> None:
         """Write the row of this epoch."""
         seconds = time.perf_counter() - self._began
+        self._take_names(recorded_names(learn), learn)
         values = [value.read(learn) for value in self._values]
         rates = learn.groups.get("lr")
         self._rows.append([learn.total_epochs + 1, *values, seconds, *rates])
@@ -98,6 +111,14 @@ class CSVLogger(Callback):
             self._write()
         except OSError as error:
             log.warning("CSVLogger: could not write %s, the fit goes on: %s", self.path, error)
+
+    def _take_names(self, names: list[str], learn: Loop) -> None:
+        """Give the values that a pass has shown a column each, in place of their metric's own."""
+        if names == [value.name for value in self._values]:
+            return
+        before, self._header = self._header or [], self._begin(learn, names)
+        rows = [dict(zip(before, row, strict=True)) for row in self._rows]
+        self._rows = [[row.get(name, "") for name in self._header] for row in rows]
 
     def _read(self) -> None:
         if self.path.exists():

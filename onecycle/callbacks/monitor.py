@@ -3,57 +3,133 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from onecycle.callbacks.recorder import recorder_of
-from onecycle.record.metrics import as_metrics
+from onecycle.arguments import check_fraction, check_not_negative, check_one_of
+from onecycle.callbacks.recorder import Recorder, recorder_of
+from onecycle.core.restore import hold_loaders
+from onecycle.range_test.probe import ValidProbe
+from onecycle.record.directions import Direction
+from onecycle.record.metrics import as_metrics, better_direction, value_owners
 
 if TYPE_CHECKING:
-    from onecycle.core.state import LoopState
+    from onecycle.core.loop import Loop
 
-#: Whether less or more of the monitored value is better; ``"auto"`` goes by its name.
+#: Whether less or more of the monitored value is better; ``"auto"``: as the metric says it by
+#: ``higher_is_better``, or as its name is known for.
 Mode = Literal["auto", "min", "max"]
 
-#: In mode ``"auto"``, a name that holds one of these is better when it is less.
-LESS_IS_BETTER = ("loss", "error", "mse", "mae", "perplexity")
 
-
-def recorded_names(learn: LoopState) -> list[str]:
+def recorded_names(learn: Loop) -> list[str]:
     """List what every epoch of a fit records: ``"train_loss"``, and what validation gives.
 
     Args:
         learn: The learner that is about to fit.
 
     Returns:
-        ``"train_loss"``; with a validation loader also ``"valid_loss"`` and the metrics' names.
+        ``"train_loss"``; with a validation loader also ``"valid_loss"`` and the metrics' names. A
+        metric that gives several values is listed by its own name until a pass has shown theirs.
     """
+    return list(_known_owners(learn))
+
+
+def shown_names(learn: Loop) -> list[str]:
+    """List `recorded_names`, the names of a metric's several values among them.
+
+    A validation batch shows them; nothing else is changed by it. From a loader that is an iterator
+    nothing is drawn, as the fit would miss it.
+    """
+    return list(_shown_owners(learn))
+
+
+def _known_owners(learn: Loop) -> dict[str, Any]:
+    """Return by recorded name the metric that the value comes from; the losses have none."""
+    recorders = (callback for callback in learn.cbs if isinstance(callback, Recorder))
+    recorder = next(recorders, None)
+    return _owners(learn, {} if recorder is None else recorder.metric_parts)
+
+
+def _shown_owners(learn: Loop) -> dict[str, Any]:
+    """Return the same, after a look at what the metrics give for a validation batch."""
+    valid = learn.dls.valid
+    if not learn.metrics or valid is None or isinstance(valid, Iterator):
+        return _known_owners(learn)
+    put_back = hold_loaders(valid)
+    try:
+        probe = ValidProbe(learn)
+        probe.measure(learn)
+        probe.close()
+    finally:
+        put_back()
+    return _owners(learn, probe.parts)
+
+
+def _owners(learn: Loop, parts: dict[str, list[str]]) -> dict[str, Any]:
+    losses = {"train_loss": None}
     if learn.dls.valid is None:
-        return ["train_loss"]
-    return ["train_loss", "valid_loss", *as_metrics(learn.metrics)]
+        return losses
+    return {**losses, "valid_loss": None, **value_owners(as_metrics(learn.metrics), parts)}
 
 
-def validated_name(learn: LoopState, metric: str | None) -> str:
-    """Return the name of what a study on validation batches judges by, or refuse it.
+def judged_by(learn: Loop, metric: str | None, mode: Mode) -> tuple[str, Direction]:
+    """Return the name of what a study on validation batches judges by, and which way is better.
 
     Args:
         learn: The learner.
         metric: ``"valid_loss"`` or a metric's name; by default the first metric, or the loss
             where there is none.
+        mode: As for `direction_of`.
 
     Raises:
-        ValueError: If there is no validation loader, or no such metric.
+        ValueError: If there is no validation loader, or no such metric; if which way is better is
+            not known.
     """
-    names = recorded_names(learn)[1:]
+    # A metric may give several values, and none of its own name.
+    owners = (_known_owners if metric == "valid_loss" else _shown_owners)(learn)
+    names = list(owners)[1:]
     if not names:
         raise ValueError(
             "this is judged by validation, and the learner has no validation loader: give it "
             "DataLoaders(train, valid)"
         )
-    if metric is None:
-        return names[min(1, len(names) - 1)]
-    if metric not in names:
-        raise ValueError(f"metric must be one of {', '.join(names)}; got {metric!r}")
-    return metric
+    name = names[min(1, len(names) - 1)] if metric is None else metric
+    if name not in names:
+        raise ValueError(f"metric must be one of {', '.join(names)}; got {name!r}")
+    return name, direction_of(name, owners[name], mode)
+
+
+def direction_of(name: str, metric: Any, mode: Mode) -> Direction:
+    """Return which way a recorded value is better, or ask for it.
+
+    Args:
+        name: One of `recorded_names`.
+        metric: What the value comes from; ``None`` for a loss.
+        mode: ``"min"`` and ``"max"`` say it; ``"auto"``: as the metric says it, or as its name is
+            known for.
+
+    Raises:
+        ValueError: For an unknown mode; in mode ``"auto"``, if neither says it.
+    """
+    check_mode(mode)
+    if mode != "auto":
+        return mode
+    found = better_direction(name, metric)
+    if found is None:
+        raise ValueError(
+            f'which way {name!r} is better is not known: pass mode="min" (less is better) or '
+            'mode="max" (more is), or let the metric say it, by an attribute higher_is_better'
+        )
+    return found
+
+
+def check_mode(mode: Mode) -> None:
+    """Refuse what is no mode.
+
+    Raises:
+        ValueError: Naming the modes.
+    """
+    check_one_of("mode", mode, ("auto", "min", "max"))
 
 
 class EpochValue:
@@ -77,14 +153,18 @@ class EpochValue:
     def __init__(self, name: str) -> None:
         self.name = name
         self._seen = 0
+        self._metric: Any = None
 
-    def begin(self, learn: LoopState) -> None:
+    def begin(self, learn: Loop) -> None:
         """Leave out what earlier fits recorded.
 
         Raises:
             ValueError: If this fit does not record the name.
         """
-        names = recorded_names(learn)
+        names = _known_owners(learn)
+        if self.name not in names:
+            names = _shown_owners(learn)
+        self._metric = names.get(self.name)
         if self.name not in names:
             hint = " (the learner has no validation loader)" if learn.dls.valid is None else ""
             raise ValueError(
@@ -93,7 +173,7 @@ class EpochValue:
         series = recorder_of(learn).history.get(self.name)
         self._seen = 0 if series is None else len(series)
 
-    def read(self, learn: LoopState) -> float | None:
+    def read(self, learn: Loop) -> float | None:
         """Return the mean of what was recorded since the last reading.
 
         That is one value of a validation pass, and of the training loss one for each update.
@@ -122,49 +202,65 @@ class Monitor(EpochValue):
 
     Args:
         name: One of `recorded_names`.
-        mode: ``"min"``: less is better; ``"max"``: more is. ``"auto"``: less for a name that
-            holds one of `LESS_IS_BETTER`, more for any other.
+        mode: ``"min"``: less is better; ``"max"``: more is; ``"auto"``: see `direction_of`.
         min_delta: By how much a value must be better than the best, at least 0.
+        threshold: By which part of the best a value must be better than it, in [0, 1].
 
     Attributes:
         best: The best value of this fit, set by whoever acts on `is_better`; ``None`` before.
 
     Raises:
-        ValueError: For an unknown mode, or a negative or infinite ``min_delta``.
+        ValueError: For an unknown mode, or a negative or infinite ``min_delta`` or ``threshold``.
 
     Example:
-        >>> monitor = Monitor("accuracy", min_delta=0.01)
+        >>> monitor = Monitor("accuracy", "max", min_delta=0.01)
         >>> monitor.best = 0.9
         >>> monitor.is_better(0.905), monitor.is_better(0.92)
         (False, True)
     """
 
-    def __init__(self, name: str, mode: Mode = "auto", min_delta: float = 0.0) -> None:
+    def __init__(
+        self, name: str, mode: Mode = "auto", min_delta: float = 0.0, threshold: float = 0.0
+    ) -> None:
         super().__init__(name)
-        if mode not in ("auto", "min", "max"):
-            raise ValueError(f'mode must be "auto", "min" or "max"; got {mode!r}')
-        if not 0 <= min_delta < math.inf:
-            raise ValueError(f"min_delta must be finite and not negative; got {min_delta!r}")
-        by_name = "min" if any(part in name.lower() for part in LESS_IS_BETTER) else "max"
-        self.mode = by_name if mode == "auto" else mode
-        self.min_delta = min_delta
+        check_mode(mode)
+        self.mode = mode
+        self.min_delta = check_not_negative("min_delta", min_delta)
+        self.threshold = check_fraction("threshold", threshold)
         self.best: float | None = None
+        self._direction = None if mode == "auto" else mode
 
-    def begin(self, learn: LoopState) -> None:
+    def begin(self, learn: Loop) -> None:
         """Forget the best of an earlier fit, and leave out what that recorded.
 
         Raises:
-            ValueError: If this fit does not record the name.
+            ValueError: If this fit does not record the name, or which way is better is not known.
         """
         super().begin(learn)
+        self._direction = direction_of(self.name, self._metric, self.mode)
         self.best = None
+
+    def read(self, learn: Loop) -> float | None:
+        """Return the mean of what was recorded since the last reading, as an `EpochValue` does.
+
+        Raises:
+            ValueError: If validation has run, and a metric does not give the value any more.
+        """
+        value = super().read(learn)
+        names = [self.name] if value is not None else recorded_names(learn)
+        if self.name not in names:
+            raise ValueError(
+                f"{self.name!r} is monitored, and validation gave {', '.join(names[1:])} only"
+            )
+        return value
 
     def is_better(self, value: float) -> bool:
         """Tell whether a value is better than the best; NaN never is."""
         if math.isnan(value) or self.best is None:
             return not math.isnan(value)
-        gain = self.best - value if self.mode == "min" else value - self.best
-        return gain > self.min_delta
+        gain = self.best - value if self._direction == "min" else value - self.best
+        share = self.threshold * abs(self.best) if math.isfinite(self.best) else 0.0
+        return gain > max(self.min_delta, share)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, and how much of the record is read."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from onecycle.callbacks.monitor import recorded_names
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.core.callback import Callback
-from onecycle.record.metrics import as_metrics
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -63,8 +63,7 @@ class Progress(Callback):
         """Begin the table."""
         self._table = _new_table(learn.n_epoch)
         self._refresh_at = perf_counter() if self._table.has_bars else math.inf
-        validated = [] if learn.dls.valid is None else ["valid_loss", *as_metrics(learn.metrics)]
-        self._names = ["train_loss", *validated]
+        self._names = recorded_names(learn)
         self._table.header(["epoch", *self._names, "time"])
         self._begin_epoch(learn)
 
@@ -107,7 +106,9 @@ class Progress(Callback):
         table.close_bar()  # still open where the epoch was cancelled
         values = self._epoch_values(recorder_of(learn))
         if new := [name for name in values if name not in self._names]:
-            self._names += new
+            # A metric that gives several values gives none of its own name.
+            given = [name for name in self._names if name in values or name == "train_loss"]
+            self._names = given + new
             table.header(["epoch", *self._names, "time"])
         numbers = [number(values[name]) if name in values else "" for name in self._names]
         table.row([str(learn.epoch), *numbers, clock(perf_counter() - self._epoch_began)])

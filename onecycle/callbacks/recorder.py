@@ -35,6 +35,8 @@ class Recorder(Callback):
     Attributes:
         history: The series ``train_loss``, ``lr``, ``momentum`` (one value for each update),
             ``valid_loss`` and each metric by name (one for each validation pass). See `History`.
+        metric_parts: By metric the names of the values that it gave in the last validation pass:
+            its own, or those of its several.
         lr_find_result: The result of the last range test, or of the last sweep of them.
     """
 
@@ -43,6 +45,7 @@ class Recorder(Callback):
 
     def __init__(self) -> None:
         self.history = History()
+        self.metric_parts: dict[str, list[str]] = {}
         self.lr_find_result: LRFindResult | RangeTests | None = None
         self._metric_names: list[str] = []
         self._recorded = 0  # the last update whose record is whole
@@ -96,6 +99,7 @@ class Recorder(Callback):
         results = self._valid.compute()
         for name, value in results.items():
             self.history.series(name).append(learn.total_updates, value)
+        self.metric_parts |= self._valid.parts
         new = results.keys() - {"valid_loss", *self._metric_names}
         self._metric_names += [name for name in results if name in new]
 
@@ -189,12 +193,17 @@ class Recorder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record."""
-        return {"history": self.history.state_dict(), "metrics": list(self._metric_names)}
+        return {
+            "history": self.history.state_dict(),
+            "metrics": list(self._metric_names),
+            "parts": {name: list(parts) for name, parts in self.metric_parts.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a record."""
         self.history.load_state_dict(state["history"])
         self._metric_names = list(state["metrics"])
+        self.metric_parts = {name: list(parts) for name, parts in state["parts"].items()}
 
 
 def recorder_of(learn: LoopState) -> Recorder:

@@ -33,8 +33,8 @@ class SaveModel(Callback):
             trained over the learner's life, this one included.
         monitor: ``"valid_loss"``, the name of a metric, or ``"train_loss"`` (the mean over the
             updates of an epoch).
-        mode: ``"min"``: less is better; ``"max"``: more is. ``"auto"``: less if the name holds
-            "loss", "error", "mse", "mae" or "perplexity", more otherwise.
+        mode: ``"min"``: less is better; ``"max"``: more is. ``"auto"``: as the metric says it by
+            its attribute ``higher_is_better``, or as its name is known for.
         min_delta: By how much a value must be better than the best to be saved, at least 0.
         every: Save after every so many epochs of the learner's life instead, and monitor nothing.
         restore_best: Give the model the best epoch's weights when the fit is done or cancelled,
@@ -44,7 +44,7 @@ class SaveModel(Callback):
     Raises:
         ValueError: For arguments out of range or that contradict each other; if ``path`` is a
             folder, or has another placeholder; before the first batch, if the fit does not record
-            ``monitor``.
+            ``monitor``, or ``mode="auto"`` does not know which way is better.
 
     Example:
         >>> import tempfile

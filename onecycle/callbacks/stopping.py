@@ -26,9 +26,9 @@ class _Patience(Callback):
 
     requires = (Recorder,)
 
-    def __init__(self, monitor: str, mode: Mode, min_delta: float, patience: int) -> None:
+    def __init__(self, monitor: Monitor, patience: int) -> None:
         self.patience = check_count("patience", patience)
-        self._monitor = Monitor(monitor, mode, min_delta)
+        self._monitor = monitor
         self._waited = 0
 
     def before_fit(self, learn: Loop) -> None:
@@ -41,13 +41,16 @@ class _Patience(Callback):
         value = self._monitor.read(learn)
         if value is None:
             return
-        if self._monitor.is_better(value):
+        is_better, is_resting = self._monitor.is_better(value), self._rests()
+        if is_better:
             self._monitor.best = value
-            self._waited = 0
-            return
-        self._waited += 1
+        self._waited = 0 if is_better or is_resting else self._waited + 1
         if self._waited >= self.patience:
             self._act(learn)
+
+    def _rests(self) -> bool:
+        """Tell whether this epoch does not count."""
+        return False
 
     def _act(self, learn: Loop) -> None:
         raise NotImplementedError
@@ -78,8 +81,8 @@ class EarlyStopping(_Patience):
     Args:
         monitor: ``"valid_loss"``, the name of a metric, or ``"train_loss"`` (the mean over the
             updates of an epoch).
-        mode: ``"min"``: less is better; ``"max"``: more is. ``"auto"``: less if the name holds
-            "loss", "error", "mse", "mae" or "perplexity", more otherwise.
+        mode: ``"min"``: less is better; ``"max"``: more is. ``"auto"``: as the metric says it by
+            its attribute ``higher_is_better``, or as its name is known for.
         min_delta: By how much a value must be better than the best to count, at least 0.
         patience: After how many epochs in a row without improvement the fit ends, at least 1. An
             epoch whose value is NaN has not improved.
@@ -89,7 +92,8 @@ class EarlyStopping(_Patience):
 
     Raises:
         ValueError: For arguments out of range or that contradict each other; before the first
-            batch, if the fit does not record ``monitor``.
+            batch, if the fit does not record ``monitor``, or ``mode="auto"`` does not know which
+            way is better.
 
     Example:
         >>> from onecycle import EarlyStopping
@@ -110,7 +114,7 @@ class EarlyStopping(_Patience):
         action: Literal["stop", "land"] = "stop",
         land_updates: int | None = None,
     ) -> None:
-        super().__init__(monitor, mode, min_delta, patience)
+        super().__init__(Monitor(monitor, mode, min_delta), patience)
         check_one_of("action", action, ("stop", "land"))
         if (action == "land") != (land_updates is not None):
             raise ValueError(
@@ -136,20 +140,24 @@ class EarlyStopping(_Patience):
 class ReduceLROnPlateau(_Patience):
     """Lower the learning rate of every parameter group when a monitored value stops improving.
 
-    It counts anew after each time. The best value stays. Every fit begins anew, with that fit's
-    own rates.
+    It counts anew after each time, and after the ``cooldown``. The best value stays. Every fit
+    begins anew, with that fit's own rates.
 
     Args:
         monitor: As in `EarlyStopping`.
         mode: As in `EarlyStopping`.
         min_delta: By how much a value must be better than the best to count, at least 0.
         patience: After how many epochs in a row without improvement the rates fall, at least 1.
+            The ``patience`` of torch's scheduler is one less.
         factor: What the rates are multiplied with, between 0 and 1, both excluded.
         min_lr: No rate is lowered beyond it; at least 0.
+        threshold: By which part of the best a value must be better than it to count, in [0, 1]:
+            1e-4 asks a loss of 2 to fall below 1.9998.
+        cooldown: For how many epochs after the rates fell none without improvement counts.
 
     Raises:
         ValueError: For arguments out of range; before the first batch, if the fit does not record
-            ``monitor``.
+            ``monitor``, or ``mode="auto"`` does not know which way is better.
         ScheduleConflictError: Before the first batch, if a schedule drives the learning rate: it
             would overwrite what this sets.
 
@@ -171,17 +179,22 @@ class ReduceLROnPlateau(_Patience):
         patience: int = 1,
         factor: float = 0.1,
         min_lr: float = 0.0,
+        threshold: float = 0.0,
+        cooldown: int = 0,
     ) -> None:
-        super().__init__(monitor, mode, min_delta, patience)
+        super().__init__(Monitor(monitor, mode, min_delta, threshold), patience)
         if not 0 < factor < 1:
             raise ValueError(f"factor must be between 0 and 1, both excluded; got {factor!r}")
         if not 0 <= min_lr < math.inf:
             raise ValueError(f"min_lr must be finite and not negative; got {min_lr!r}")
         self.factor, self.min_lr = factor, min_lr
+        self.cooldown = check_count("cooldown", cooldown, least=0)
+        self._resting = 0
 
     def before_fit(self, learn: Loop) -> None:
         """Begin anew, after checking that nothing else drives the learning rate."""
         super().before_fit(learn)
+        self._resting = 0
         for other in learn.cbs:
             if isinstance(other, ParamScheduler):
                 for _, g in sorted(target for target in other.targets(learn) if target[0] == "lr"):
@@ -190,11 +203,26 @@ class ReduceLROnPlateau(_Patience):
                         f"parameter group {g}: remove one of them from cbs"
                     )
 
+    def _rests(self) -> bool:
+        if not self._resting:
+            return False
+        self._resting -= 1
+        return True
+
     def _act(self, learn: Loop) -> None:
-        self._waited = 0
+        self._waited, self._resting = 0, self.cooldown
         rates = learn.groups.get("lr")
         # A rate that is already below the floor stays where it is.
         lowered = [min(rate, max(rate * self.factor, self.min_lr)) for rate in rates]
         if lowered != rates:
             learn.groups.set("lr", lowered)
             log.info("ReduceLROnPlateau: %s: %s", self._why(), f"learning rate {listed(lowered)}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value, the epochs since, and those that do not count yet."""
+        return {**super().state_dict(), "resting": self._resting}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._resting = state["resting"]

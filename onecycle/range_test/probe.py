@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from onecycle.core.restore import preserved_rng
 from onecycle.data.passes import start_pass
-from onecycle.record.metrics import MetricSet, batch_size_of
+from onecycle.record.metrics import MetricSet, batch_size_of, value_owners
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -72,8 +72,13 @@ class ValidProbe:
 
     @property
     def metrics(self) -> dict[str, npt.NDArray[np.float64]]:
-        """By name the metric of each batch, shape ``(batches,)``."""
-        return {name: self._series(name) for name in self._means.metrics}
+        """By name the metric of each batch, shape ``(batches,)``; one of several by each value."""
+        return {name: self._series(name) for name in value_owners(self._means.metrics, self.parts)}
+
+    @property
+    def parts(self) -> dict[str, list[str]]:
+        """By metric the names of the values that it gave: see `MetricSet`."""
+        return self._means.parts
 
     def _series(self, name: str) -> npt.NDArray[np.float64]:
         return np.array([found.get(name, math.nan) for found in self._measured])

@@ -1,8 +1,8 @@
-"""Which way a metric is better: what it says itself, else what its name is known for, else nothing.
+"""Which way a metric is better: what it says itself, else what its name is known for, or nothing.
 
-A metric says it by an attribute ``higher_is_better``, ``True`` or ``False``, as those of torchmetrics
-do; a function may have one too. A name is taken apart into words, so that "loss" is not found in
-"lossless": the last words must be known ones, and no word before them may turn the meaning round.
+A metric says it by an attribute ``higher_is_better``, as those of torchmetrics do; a function may
+have one too. A name is taken apart into words, so that "loss" is not found in "lossless": the last
+words must be known ones, and no word before them may turn the meaning round.
 """
 
 import functools
@@ -10,38 +10,39 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import numpy as np
+
 #: Whether less or more of something is better.
 Direction = Literal["min", "max"]
 
-#: What to write where neither a metric nor its name says it.
-ASK = 'pass mode="min" (less is better) or mode="max" (more is)'
-
 _LESS = """
-    loss, error, errors, error rate, err, mistakes, inaccuracy, cross entropy, nll, bce, kl, kl div,
-    kl divergence, divergence, binary cross entropy with logits, negative log likelihood, perplexity,
-    ppl, bits per byte, bpb, bits per character, bpc, bits per dim, bpd, mse, rmse, nrmse, msle, rmsle,
+    loss, losses, error, errors, error rate, err, mistakes, cross entropy, nll, bce, kl, kl div,
+    kl divergence, binary cross entropy with logits, negative log likelihood, perplexity, ppl,
+    bits per byte, bpb, bits per character, bpc, bits per dim, bpd, mse, rmse, nrmse, msle, rmsle,
     mae, medae, mape, smape, wmape, mase, mean absolute deviation, wer, cer, mer, eer, ter, ece,
-    calibration error, brier, brier score, false positive rate, fpr, false negative rate, fnr,
-    miss rate, hamming distance, edit distance, levenshtein distance, hausdorff distance, hd95,
+    brier, brier score, false positive rate, fpr, false negative rate, fnr, miss rate,
+    hamming distance, edit distance, levenshtein distance, hausdorff distance, hd95,
     chamfer distance, wasserstein distance, frechet inception distance, fid, kid, fvd, lpips
 """
 _MORE = """
-    accuracy, acc, precision, average precision, map, m ap, ap, recall, sensitivity, specificity,
+    accuracy, acc, precision, average precision, map, mAP, ap, recall, sensitivity, specificity,
     true positive rate, tpr, true negative rate, tnr, f1, f1 score, fbeta, f beta, fbeta score,
-    f beta score, dice, dice score, dice coefficient, iou, iou score, miou, m iou, giou, jaccard,
-    jaccard index, jaccard score, panoptic quality, auc, auc score, roc auc, roc auc score, pr auc,
-    auroc, auprc, mcc, matthews corrcoef, kappa, cohen kappa, r2, r2 score, explained variance,
-    concordance index, log likelihood, likelihood, elbo, exact match, bleu, bleu score, sacre bleu,
-    rouge, meteor, chrf, ndcg, mrr, mean reciprocal rank, hit rate, psnr, ssim, ms ssim, snr, si snr,
-    si sdr, sdr, pesq, stoi, inception score, reward, success rate, win rate
+    f beta score, dice, dice score, dice coefficient, iou, IoU, iou score, miou, mIoU, giou, GIoU,
+    jaccard, jaccard index, jaccard score, panoptic quality, auc, auc score, roc auc,
+    roc auc score, pr auc, auroc, auprc, mcc, matthews corrcoef, kappa, cohen kappa, r2, r2 score,
+    explained variance, concordance index, log likelihood, elbo, exact match, bleu, bleu score,
+    rouge, rougeL, meteor, chrf, ndcg, mrr, mean reciprocal rank, hit rate, psnr, ssim, snr, sdr,
+    pesq, stoi, inception score, reward
 """
 
 #: Words before a known one that turn it round, or make something else of it.
-_TURNING = frozenset(
-    "neg negative negated minus inverse inverted inv reciprocal reverse reversed complement anti no "
-    "non not without free less fewer reduction reduced decrease decreased drop dropped gain gained "
-    "improvement improved increase increased saved avoided delta change diff difference".split()
-)
+_TURNING = """
+    neg, negative, negated, minus, inverse, inverted, inv, reciprocal, reverse, reversed,
+    complement, anti, no, non, not, without, free, less, fewer, reduction, reduced, decrease,
+    decreased, drop, dropped, gain, gained, improvement, improved, increase, increased, saved,
+    avoided, delta, change, diff, difference, false, wrong, missed
+"""
+
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 
 
@@ -58,6 +59,7 @@ _KNOWN: dict[tuple[str, ...], Direction] = {
     **dict.fromkeys(_phrases(_LESS), "min"),
     **dict.fromkeys(_phrases(_MORE), "max"),
 }
+_TURNS = _phrases(_TURNING)
 
 
 def named_direction(name: str) -> Direction | None:
@@ -80,11 +82,17 @@ def named_direction(name: str) -> Direction | None:
         for length in range(len(words), 0, -1):
             before, last = words[:-length], words[-length:]
             if last in _KNOWN:
-                return None if _TURNING.intersection(before) else _KNOWN[last]
+                return None if _turned(before, _KNOWN[last]) else _KNOWN[last]
         if not (words[-1].isdigit() or words[-1] in ("at", "k")):
             return None
         words = words[:-1]
     return None
+
+
+def _turned(before: tuple[str, ...], direction: Direction) -> bool:
+    """Tell whether words before a known one leave its direction in doubt, as in "loss_auc"."""
+    of_errors = direction == "max" and any(_KNOWN.get((word,)) == "min" for word in before)
+    return of_errors or any((word,) in _TURNS for word in before)
 
 
 def stated_direction(metric: Any) -> Direction | None:
@@ -101,7 +109,7 @@ def stated_direction(metric: Any) -> Direction | None:
     """
     while True:
         higher = getattr(metric, "higher_is_better", None)
-        if higher is True or higher is False:
+        if isinstance(higher, bool | np.bool_):
             return "max" if higher else "min"
         if not isinstance(metric, functools.partial):
             return None

@@ -4,21 +4,29 @@ Most metrics are plain functions ``(pred, target) -> 0-dim tensor`` that give a 
 batch; `MeanMetric` makes the mean over the whole pass of them. What is no such mean (`rmse`,
 or any torchmetrics object) has ``reset``, ``update`` and ``compute``, the `Metric` protocol.
 
+A metric of predictions that are NaN is NaN, whoever wrote it: a comparison with NaN says no, and
+the argmax of a row of NaN is its first class, which would pass for results.
+
 Nothing here waits for the device until `MetricSet.compute`.
 """
 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onecycle.arguments import check_count
+from onecycle.data.nested import map_tensors
+from onecycle.record.directions import Direction, agreed, named_direction, stated_direction
+from onecycle.record.values import named_numbers, named_parts
 
-MetricFunction = Callable[[Any, Any], Tensor | float]
+#: Returns the mean over a batch: one number, or several in a dict or a tuple.
+MetricFunction = Callable[[Any, Any], Any]
+_F = TypeVar("_F", bound=MetricFunction)
 
 #: Names under which the record keeps something else.
 RESERVED_NAMES = ("update", "train_loss", "valid_loss", "lr", "momentum")
@@ -29,7 +37,8 @@ class Metric(Protocol):
     """What a metric over a whole validation pass can do.
 
     It goes by its attribute ``name`` if that is a string, else by the name of its class. If it
-    has a method ``to``, it is moved to the device of the loss before the first batch.
+    has a method ``to``, it is moved to the device of the loss before the first batch. Which way it
+    is better says its attribute ``higher_is_better``, if it has one that is not ``None``.
     """
 
     def reset(self) -> Any:
@@ -39,9 +48,32 @@ class Metric(Protocol):
         """Take in one batch."""
 
     def compute(self) -> Any:
-        """Return the metric over the batches since the last reset: one number."""
+        """Return the metric over the batches since the last reset: see `named_numbers`."""
 
 
+def _higher_is_better(higher: bool) -> Callable[[_F], _F]:
+    """Let a function say which way it is better, whatever it is called later."""
+
+    def said(metric: _F) -> _F:
+        cast(Any, metric).higher_is_better = higher
+        return metric
+
+    return said
+
+
+def _nan_of_nan(metric: _F) -> _F:
+    """Let a metric that compares be NaN where a prediction is."""
+
+    @functools.wraps(metric)
+    def checked(pred: Tensor, target: Tensor) -> Any:
+        value = metric(pred, target)
+        return torch.where(pred.isnan().any(), math.nan, value)
+
+    return cast(_F, checked)
+
+
+@_nan_of_nan
+@_higher_is_better(True)
 def accuracy(pred: Tensor, target: Tensor) -> Tensor:
     """Return the share of right classes, that of the highest score against the target.
 
@@ -51,7 +83,7 @@ def accuracy(pred: Tensor, target: Tensor) -> Tensor:
         target: Class indices of shape ``(batch,)`` or ``(batch, ...)``.
 
     Returns:
-        A 0-dim tensor in [0, 1].
+        A 0-dim tensor in [0, 1], or NaN if a score is.
 
     Raises:
         ValueError: The shapes do not belong together, or the target is no class index.
@@ -64,6 +96,8 @@ def accuracy(pred: Tensor, target: Tensor) -> Tensor:
     return (pred.argmax(1) == target).mean(dtype=torch.float32)
 
 
+@_nan_of_nan
+@_higher_is_better(False)
 def error_rate(pred: Tensor, target: Tensor) -> Tensor:
     """Return the share of wrong classes: 1 minus `accuracy`.
 
@@ -72,7 +106,7 @@ def error_rate(pred: Tensor, target: Tensor) -> Tensor:
         target: Class indices of shape ``(batch,)`` or ``(batch, ...)``.
 
     Returns:
-        A 0-dim tensor in [0, 1].
+        A 0-dim tensor in [0, 1], or NaN if a score is.
 
     Raises:
         ValueError: The shapes do not belong together, or the target is no class index.
@@ -107,6 +141,7 @@ def top_k_accuracy(k: int = 5) -> MetricFunction:
     check_count("k", k)
     name = f"top_{k}_accuracy"
 
+    @_higher_is_better(True)
     def metric(pred: Tensor, target: Tensor) -> Tensor:
         _check_class_indices(name, pred, target)
         if pred.shape[1] < k:
@@ -115,7 +150,7 @@ def top_k_accuracy(k: int = 5) -> MetricFunction:
         return (best == target.unsqueeze(1)).any(1).mean(dtype=torch.float32)
 
     metric.__name__ = metric.__qualname__ = name
-    return metric
+    return _nan_of_nan(metric)
 
 
 def binary_accuracy(threshold: float = 0.0) -> MetricFunction:
@@ -135,14 +170,16 @@ def binary_accuracy(threshold: float = 0.0) -> MetricFunction:
         tensor(0.7500)
     """
 
+    @_higher_is_better(True)
     def metric(pred: Tensor, target: Tensor) -> Tensor:
         _check_same_shape("binary_accuracy", pred, target)
         return ((pred > threshold) == (target > 0.5)).mean(dtype=torch.float32)
 
     metric.__name__ = metric.__qualname__ = "binary_accuracy"
-    return metric
+    return _nan_of_nan(metric)
 
 
+@_higher_is_better(False)
 def mse(pred: Tensor, target: Tensor) -> Tensor:
     """Return the mean squared error.
 
@@ -164,6 +201,7 @@ def mse(pred: Tensor, target: Tensor) -> Tensor:
     return (pred - target).square().mean()
 
 
+@_higher_is_better(False)
 def mae(pred: Tensor, target: Tensor) -> Tensor:
     """Return the mean absolute error.
 
@@ -198,7 +236,7 @@ def rmse() -> "MeanMetric":
         >>> metric.compute()  # the root of 18 / 3; the mean of batch roots would be 2
         tensor(2.4495, dtype=torch.float64)
     """
-    return MeanMetric(mse, name="rmse", transform=torch.sqrt)
+    return MeanMetric(mse, name="rmse", transform=torch.sqrt, higher_is_better=False)
 
 
 def batch_size_of(batch: Any) -> int:
@@ -242,7 +280,7 @@ def _first_dimension(batch: Any) -> int | None:
     return None
 
 
-#: The values that a `WeightedMean` keeps before it adds them up.
+#: The values that are kept on the device before they are put together.
 _KEPT = 256
 
 
@@ -318,6 +356,43 @@ class WeightedMean:
             self._total = torch.add(self._total, value, alpha=n)
 
 
+class NanWatch:
+    """Tells whether there was NaN in any of many tensors, and is read late.
+
+    One operator a tensor: its sum, which is NaN where it holds NaN, or infinities of both signs.
+
+    Example:
+        >>> watch = NanWatch()
+        >>> watch.keep(torch.tensor([1.0, math.inf]))
+        >>> watch.found().item()
+        False
+        >>> watch.keep(torch.tensor([1.0, math.nan]))
+        >>> watch.found().item()
+        True
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every tensor."""
+        self._kept: list[Tensor] = []
+        self._found: Tensor | None = None
+
+    def keep(self, tensor: Tensor) -> None:
+        """Look at a tensor, of the device and dtype of the others."""
+        self._kept.append((tensor.detach() if tensor.requires_grad else tensor).sum())
+        if len(self._kept) == _KEPT:
+            self.found()
+
+    def found(self) -> Tensor:
+        """Return the answer as a 0-dim tensor of bool, still on its device."""
+        if self._kept:
+            found = torch.stack(self._kept).isnan().any()
+            self._found, self._kept = found if self._found is None else found | self._found, []
+        return torch.tensor(False) if self._found is None else self._found
+
+
 class MeanMetric:
     """The mean of a function of one batch over a whole pass, weighted by samples.
 
@@ -327,9 +402,12 @@ class MeanMetric:
     Args:
         func: ``(pred, target) -> 0-dim tensor``, a mean over the batch. Only it has to
             understand what ``pred`` and ``target`` are. The number of samples is
-            `batch_size_of` the target, or of ``pred`` if the target has no tensor.
+            `batch_size_of` the target, or of ``pred`` if the target has no tensor. It may return
+            several such means, in a dict or a tuple.
         name: What the metric is called; the name of ``func`` if ``None``.
         transform: Applied to the mean at the end, such as ``torch.sqrt``.
+        higher_is_better: Whether more of it is better. ``None``: as the class or ``func`` says;
+            where neither does, as the names of ``func`` and of the metric are known for.
 
     Example:
         >>> metric = MeanMetric(mae)
@@ -339,21 +417,32 @@ class MeanMetric:
         ('mae', 2.0)
     """
 
+    higher_is_better: bool | None = None
+
     def __init__(
         self,
         func: MetricFunction,
         *,
         name: str | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
+        higher_is_better: bool | None = None,
     ) -> None:
         self.func = func
         self.name = _function_name(func) if name is None else name
         self.transform = transform
+        if higher_is_better is not None:
+            self.higher_is_better = higher_is_better
         self._mean = WeightedMean()
+        self._parts: dict[str, WeightedMean] = {}
+        self._watch = NanWatch()
+        # Of ours that compare, one check at the end does for the whole pass.
+        self._compares = _is_ours(func) and hasattr(func, "__wrapped__")  # not in a partial
 
     def reset(self) -> None:
         """Forget every batch."""
         self._mean.reset()
+        self._parts = {}
+        self._watch.reset()
 
     def update(self, pred: Any, target: Any) -> None:
         """Take in one batch, without waiting for the device.
@@ -363,23 +452,51 @@ class MeanMetric:
             target: What it should have given.
 
         Raises:
-            ValueError: The function did not return one number.
+            ValueError: The function did not return one number, or a dict or tuple of them.
         """
+        if self._compares:
+            value = self.func.__wrapped__(pred, target)  # type: ignore[attr-defined]
+            self._mean.keep(value, batch_size_of((target, pred)))
+            self._watch.keep(pred)
+            return
         value = self.func(pred, target)
-        if isinstance(value, Tensor) and value.ndim:
-            raise ValueError(
-                f"metric {self.name} returned a tensor of shape {tuple(value.shape)}: "
-                "return one number, the mean over the batch (a 0-dim tensor)"
-            )
-        self._mean.add(value, batch_size_of((target, pred)))
+        n = batch_size_of((target, pred))
+        if isinstance(value, Mapping | tuple | list):
+            for name, part in named_parts(self.name, value).items():
+                self._parts.setdefault(name, WeightedMean()).add(_one_mean(name, part), n)
+        else:
+            self._mean.add(_one_mean(self.name, value), n)
 
-    def compute(self) -> Tensor:
-        """Return the metric as a 0-dim tensor, still on its device; NaN if no batch came."""
-        mean = self._mean.compute()
+    def compute(self) -> Any:
+        """Return the metric as a 0-dim tensor, still on its device; NaN if no batch came.
+
+        A dict of such, by name, of a function that returns several.
+        """
+        if self._parts:
+            return {name: self._transformed(mean.compute()) for name, mean in self._parts.items()}
+        mean = self._transformed(self._mean.compute())
+        return torch.where(self._watch.found(), math.nan, mean) if self._compares else mean
+
+    def _transformed(self, mean: Tensor) -> Tensor:
         return mean if self.transform is None else self.transform(mean)
 
     def __repr__(self) -> str:
         return f"MeanMetric({self.name})"
+
+
+def _one_mean(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor) and value.ndim:
+        raise ValueError(
+            f"metric {name} returned a tensor of shape {tuple(value.shape)}: "
+            "return one number, the mean over the batch (a 0-dim tensor), or a dict of such; what "
+            "has a value for each class is no mean over batches: give an object with reset(), "
+            "update(pred, target) and compute()"
+        )
+    return value
+
+
+def _is_ours(func: Any) -> bool:
+    return getattr(_innermost(func), "__module__", None) == __name__
 
 
 def as_metric(metric: Any) -> Metric:
@@ -436,18 +553,78 @@ def as_metrics(metrics: Any) -> dict[str, Metric]:
         ['accuracy', 'top_5_accuracy']
     """
     by_name: dict[str, Metric] = {}
+    taken: set[str] = set()
     for metric in map(as_metric, metrics if isinstance(metrics, list | tuple) else [metrics]):
+        members = _members(metric)
         name = getattr(metric, "name", None)
         if not isinstance(name, str):
-            name = type(metric).__name__
-        if name in RESERVED_NAMES or name in by_name:
-            taken = "two metrics are" if name in by_name else "the record has something else"
-            raise ValueError(
-                f"{taken} called {name!r}: rename one, for a function with "
-                "MeanMetric(func, name=...), for an object by its attribute `name`"
-            )
+            name = ", ".join(members) or type(metric).__name__
+        for recorded in members or [name]:
+            if recorded in RESERVED_NAMES or recorded in taken:
+                other = "two metrics are" if recorded in taken else "the record has something else"
+                raise ValueError(
+                    f"{other} called {recorded!r}: rename one, for a function with "
+                    "MeanMetric(func, name=...), for an object by its attribute `name`, for a "
+                    "collection by its prefix"
+                )
+            taken.add(recorded)
         by_name[name] = metric
     return by_name
+
+
+def _members(metric: Any) -> dict[str, Any]:
+    """Return the metrics of a ``MetricCollection`` of torchmetrics by name, of others none."""
+    if not isinstance(metric, nn.ModuleDict):
+        return {}
+    return dict(zip(metric.keys(), nn.ModuleDict.values(metric), strict=True))
+
+
+def value_owners(
+    metrics: Mapping[str, Metric], parts: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Any]:
+    """Return by recorded name the metric that the value comes from.
+
+    Args:
+        metrics: The metrics by name.
+        parts: By metric the names of its values, where a pass has shown them: `MetricSet.parts`.
+
+    Example:
+        >>> value_owners(as_metrics([accuracy]), {"accuracy": ["cat", "dog"]})
+        {'cat': MeanMetric(accuracy), 'dog': MeanMetric(accuracy)}
+    """
+    owners: dict[str, Any] = {}
+    for name, metric in metrics.items():
+        members = _members(metric)
+        names = (parts or {}).get(name) or members or [name]
+        owners |= {part: members.get(part, metric) for part in names}
+    return owners
+
+
+def better_direction(name: str, metric: Any) -> Direction | None:
+    """Return which way a recorded value is better, or ``None`` where neither it nor its name says.
+
+    Args:
+        name: What it is recorded as.
+        metric: The metric that it comes from, or ``None``.
+
+    Example:
+        >>> better_direction("score", MeanMetric(accuracy, name="score"))
+        'max'
+        >>> better_direction("nll", MeanMetric(nn.functional.cross_entropy, name="nll"))
+        'min'
+        >>> better_direction("mse", MeanMetric(mse, transform=torch.neg)) is None
+        True
+    """
+    said = stated_direction(metric)
+    if said is not None or not isinstance(metric, MeanMetric):
+        return said or named_direction(name)
+    kind, own = type(metric), _function_name(metric.func)
+    is_mean = (kind.update, kind.compute) == (MeanMetric.update, MeanMetric.compute)
+    if is_mean and metric.transform is None:
+        stated = stated_direction(metric.func)
+        return stated or agreed((named_direction(name), named_direction(own)))
+    # What is made of the mean may turn it round, and the function's name says nothing.
+    return None if name == own else named_direction(name)
 
 
 class MetricSet:
@@ -458,6 +635,8 @@ class MetricSet:
 
     Attributes:
         metrics: The metrics by name.
+        parts: By metric the names of the values that it gave in the last pass: its own, or
+            several.
 
     Example:
         >>> metrics = MetricSet([accuracy])
@@ -469,11 +648,15 @@ class MetricSet:
 
     def __init__(self, metrics: Any = ()) -> None:
         self.metrics = as_metrics(metrics)
+        self.parts: dict[str, list[str]] = {}
         self._loss = WeightedMean()
+        self._watch = NanWatch()
+        self._others = [name for name, each in self.metrics.items() if not _gives_nan(each)]
 
     def reset(self) -> None:
         """Forget every batch."""
         self._loss.reset()
+        self._watch.reset()
         for metric in self.metrics.values():
             metric.reset()
 
@@ -490,42 +673,63 @@ class MetricSet:
             if self._loss.count == 0 and hasattr(metric, "to"):
                 metric.to(loss.device)
             metric.update(pred, target)
+        if self._others:
+            self._look_at(pred, loss)
         self._loss.keep(loss, n)
+
+    def _look_at(self, pred: Any, loss: Tensor) -> None:
+        """Look for NaN in the predictions: in each tensor of floats."""
+
+        def look(tensor: Tensor) -> Tensor:
+            if tensor.is_floating_point() and not tensor.is_nested:
+                self._watch.keep(tensor if tensor is pred else tensor.detach().sum().to(loss))
+            return tensor
+
+        map_tensors(look, pred)
 
     def compute(self) -> dict[str, float]:
         """Return the results by name: here, and nowhere else, device values become floats.
 
         Returns:
-            ``"valid_loss"``, weighted by samples, then the metrics in their order. Empty if
-            there was no batch.
+            ``"valid_loss"``, weighted by samples, then the metrics in their order, each value by
+            its name: see `named_numbers`. Empty if there was no batch.
 
         Raises:
-            TypeError: A metric is more than one number.
+            TypeError: A metric gave what is no number.
+            ValueError: A metric gave several, one of them by a name that is taken.
         """
         if self._loss.count == 0:
             return {}
         results = {"valid_loss": self._loss.compute().item()}
+        # Where the loss is a number, what was NaN among the predictions was not meant to count.
+        is_broken = math.isnan(results["valid_loss"]) and self._watch.found().item()
         for name, metric in self.metrics.items():
-            results[name] = _one_number(name, metric.compute())
+            values = named_numbers(name, metric.compute())
+            if taken := values.keys() & {*RESERVED_NAMES, *results}:
+                raise ValueError(
+                    f"metric {name} gave a value called {min(taken)!r}, which the record has "
+                    "already: rename one"
+                )
+            if is_broken and name in self._others:
+                values = dict.fromkeys(values, math.nan)
+            self.parts[name] = list(values)
+            results |= values
         return results
 
 
-def _one_number(name: str, value: Any) -> float:
-    if isinstance(value, Tensor) and value.numel() != 1:
-        problem = f"a tensor of shape {tuple(value.shape)}"
-    elif isinstance(value, Mapping):
-        problem = f"several values: {', '.join(map(str, value))}"
-    else:
-        return float(value)
-    raise TypeError(
-        f"metric {name} computed {problem}; a metric is one number: "
-        "average the classes, or give the parts of a collection one by one"
-    )
+def _gives_nan(metric: Metric) -> bool:
+    """Tell whether a metric is NaN by itself where a prediction is."""
+    return type(metric) is MeanMetric and _is_ours(metric.func)
+
+
+def _innermost(func: Any) -> Any:
+    while isinstance(func, functools.partial):
+        func = func.func
+    return func
 
 
 def _function_name(func: Callable[..., Any]) -> str:
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = _innermost(func)
     name = getattr(func, "__name__", None)
     return name if isinstance(name, str) else type(func).__name__
 

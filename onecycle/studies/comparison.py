@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onecycle import plots
 from onecycle.arguments import check_count, check_finite, check_one_of
-from onecycle.callbacks.monitor import Mode, Monitor, validated_name
+from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.optim.groups import GroupValues
 from onecycle.record.history import History
@@ -178,15 +178,14 @@ def compare(
     rates = learn.groups.expand("lr", learn.lr if lr is None else lr)
     fits = _fits(policies, n_epoch, rates)
     found = check_seeds(seeds)
-    metric = validated_name(learn, metric)
-    less_is_better = Monitor(metric, mode).mode == "min"
+    name, better = judged_by(learn, metric, mode)
     if target is not None:
         check_finite("target", target)
     runs = {
         policy: run_trials(learn, fit, found, init=init, label=policy)
         for policy, fit in fits.items()
     }
-    return Comparison(runs, metric, less_is_better, target)
+    return Comparison(runs, name, better == "min", target)
 
 
 def _fits(

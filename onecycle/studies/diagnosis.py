@@ -11,7 +11,7 @@ import numpy as np
 
 from onecycle import plots
 from onecycle.arguments import check_count, check_positive
-from onecycle.callbacks.monitor import Monitor, validated_name
+from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.data.loaders import n_batches
 from onecycle.range_test.noise import deviation_above
@@ -85,6 +85,7 @@ class Diagnosis:
         weight_decay: The weight decay that the answer is for: the learner's own, or another one
             whose plateau is clearly wider.
         metric: The name of what was measured after each update.
+        less_is_better: Whether less of it is better.
         plateaus: By weight decay what its range test found, the learner's own first.
     """
 
@@ -94,6 +95,7 @@ class Diagnosis:
     lr_max: float | None
     weight_decay: float
     metric: str
+    less_is_better: bool
     plateaus: dict[float, Plateau]
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -122,7 +124,8 @@ class Diagnosis:
                 f"{'at the end':>12}"
             )
         for wd, plateau in self.plateaus.items():
-            best, end = _best(plateau, self.metric), plateau.smoothed[-1]
+            smoothed, end = plateau.smoothed, plateau.smoothed[-1]
+            best = smoothed.min() if self.less_is_better else smoothed.max()
             lines.append(
                 f"{wd:>12g}  {written(plateau.lr_lo):>12}  {written(plateau.lr_hi):>8}"
                 f"  {_ratio(plateau, self.lr_usual):>7}  {plateau.share:>5.0%}"
@@ -138,11 +141,13 @@ def diagnose(
     *,
     wds: Sequence[float],
     metric: str | None,
+    mode: Mode,
     lr_usual: float | None,
 ) -> Diagnosis:
     """Say whether super-convergence is possible: see `Learner.diagnose`."""
     check_count("num_it", num_it, least=20)
-    name = validated_name(learn, metric)
+    name, better = judged_by(learn, metric, mode)
+    less = better == "min"
     end = None if end_lr is None else check_positive("end_lr", end_lr)
     lr_usual = None if lr_usual is None else check_positive("lr_usual", lr_usual)
     own = _own_decay(learn)
@@ -152,11 +157,12 @@ def diagnose(
             lr_usual, reason = found.suggestion, found.reason
         if lr_usual is None:
             sentence = f"{reason}; or give lr_usual, the rate of a usual fit"
-            return Diagnosis("unsure", sentence, None, None, own, name, {})
+            return Diagnosis("unsure", sentence, None, None, own, name, less, {})
         tests = _linear_tests(learn, end or REACH * lr_usual, num_it, own, wds)
     window = _window(learn, num_it)
     plateaus = {
-        wd: find_plateau(test, name, window=window, num_it=num_it) for wd, test in tests.items()
+        wd: find_plateau(test, name, less_is_better=less, window=window, num_it=num_it)
+        for wd, test in tests.items()
     }
     chosen = widest(plateaus, own)
     answer, sentence = judge(plateaus[chosen], lr_usual, name)
@@ -164,10 +170,12 @@ def diagnose(
         sentence += f"; at a weight decay of {chosen:g}, where {own:g} narrows the plateau"
     peak = plateaus[chosen].lr_hi
     lr_max = None if peak is None or answer == "no" else peak / MARGIN
-    return Diagnosis(answer, sentence, lr_usual, lr_max, chosen, name, plateaus)
+    return Diagnosis(answer, sentence, lr_usual, lr_max, chosen, name, less, plateaus)
 
 
-def find_plateau(test: LRFindResult, metric: str, *, window: int, num_it: int) -> Plateau:
+def find_plateau(
+    test: LRFindResult, metric: str, *, less_is_better: bool, window: int, num_it: int
+) -> Plateau:
     """Find the rates of a linear range test at which a metric stays high.
 
     The metric is averaged over ``window`` neighbours, where what is worse than at the start, or
@@ -177,6 +185,7 @@ def find_plateau(test: LRFindResult, metric: str, *, window: int, num_it: int) -
     Args:
         test: The range test, with validation.
         metric: ``"valid_loss"``, or one of its metrics.
+        less_is_better: Whether less of it is better.
         window: The updates to average over.
         num_it: The updates that were planned, of which a test that diverges makes fewer.
 
@@ -188,12 +197,12 @@ def find_plateau(test: LRFindResult, metric: str, *, window: int, num_it: int) -
     Example:
         >>> from onecycle.testing import toy_learner
         >>> test = toy_learner().lr_find(1e-3, 0.1, 60, show_plot=False, linear=True, valid=True)
-        >>> plateau = find_plateau(test, "mse", window=5, num_it=60)
+        >>> plateau = find_plateau(test, "mse", less_is_better=True, window=5, num_it=60)
         >>> plateau.is_open, plateau.share
         (True, 1.0)
     """
     measured = {"valid_loss": test.valid_losses, **test.metrics}[metric]
-    sign = -1.0 if _less_is_better(metric) else 1.0
+    sign = -1.0 if less_is_better else 1.0
     values = sign * np.asarray(measured, np.float64)
     values = np.where(np.isfinite(values), values, np.nan)
     window = min(window, len(values))
@@ -282,15 +291,6 @@ def judge(plateau: Plateau, lr_usual: float, metric: str) -> tuple[Answer, str]:
     if lo < lr_usual:
         return "unsure", f"{stays}; below the usual rate too, so a large one may gain nothing"
     return "yes", stays
-
-
-def _less_is_better(metric: str) -> bool:
-    return Monitor(metric).mode == "min"
-
-
-def _best(plateau: Plateau, metric: str) -> float:
-    best = plateau.smoothed.min() if _less_is_better(metric) else plateau.smoothed.max()
-    return float(best)
 
 
 def _ratio(plateau: Plateau, lr_usual: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from onecycle.callbacks.monitor import Monitor, validated_name
+from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.core.checks import check_budget
 from onecycle.optim.groups import GroupValues
 from onecycle.range_test.varied import check_settings, put_in_force
@@ -33,16 +33,19 @@ class RegularizationReport:
         results: By name (``"weight_decay"``, ``"dropout"``, ``"batch_size"``) and setting what
             each seed's fit ended at, shape ``(seeds,)``.
         metric: The name of what was measured.
+        less_is_better: Whether less of it is better.
 
     Example:
         >>> import numpy as np
         >>> runs = {0.0: np.array([0.8, 0.82, 0.81]), 0.5: np.array([0.6, 0.7, 0.65])}
-        >>> RegularizationReport({"dropout": runs}, "accuracy").preferred("dropout")
+        >>> report = RegularizationReport({"dropout": runs}, "accuracy", less_is_better=False)
+        >>> report.preferred("dropout")
         [0.0]
     """
 
     results: dict[str, dict[float, Array]]
     metric: str
+    less_is_better: bool
 
     def preferred(self, name: str) -> list[float]:
         """Return the best setting, and those that are no worse beyond the spread, best first.
@@ -54,7 +57,7 @@ class RegularizationReport:
             The settings; all of them where there is no difference, none where no fit ended at
             a finite value.
         """
-        sign = -1.0 if Monitor(self.metric).mode == "min" else 1.0
+        sign = -1.0 if self.less_is_better else 1.0
         # A fit that diverged is worse than any that did not.
         ends = {
             setting: np.where(np.isfinite(values), sign * values, -np.inf)
@@ -105,12 +108,13 @@ def regularization_report(
     batch_sizes: Sequence[int] | None,
     seeds: Sequence[int],
     metric: str | None,
+    mode: Mode,
     init: Init | None,
 ) -> RegularizationReport:
     """Measure which regularization short fits prefer: see `Learner.regularization_report`."""
     check_budget(n_epoch, None, None)
     rates = learn.groups.expand("lr_max", learn.lr if lr_max is None else lr_max)
-    name = validated_name(learn, metric or "valid_loss")
+    name, better = judged_by(learn, metric or "valid_loss", mode)
     found = check_seeds(seeds)
     if len(found) < 2:
         raise ValueError(f"the spread needs 2 seeds or more, and 5 tell more; got {found}")
@@ -126,7 +130,7 @@ def regularization_report(
             fit, label = _fit(kind, setting, n_epoch, rates), f"{kind} {setting:g}"
             records = run_trials(learn, fit, found, init=init, label=label)
             results[kind][setting] = _ends(records.values(), name)
-    return RegularizationReport(results, name)
+    return RegularizationReport(results, name, less_is_better=better == "min")
 
 
 def _ends(records: Iterable[History], metric: str) -> Array:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from onecycle.arguments import check_count
-from onecycle.callbacks.monitor import recorded_names
 from onecycle.callbacks.progress import Progress, clock, number
 from onecycle.callbacks.recorder import Recorder
 from onecycle.checkpoints.snapshot import preserved
@@ -80,14 +79,15 @@ def run_trials(
             fit(learn)
         records[seed] = recorder.history
         if is_watched:
-            ends = _ends(learn, recorder.history)
+            ends = _ends(recorder)
             print(f"{label}, seed {seed}: {ends}{clock(perf_counter() - began)}", flush=True)
     return records
 
 
-def _ends(learn: Trainer, history: History) -> str:
+def _ends(recorder: Recorder) -> str:
     """Write what the last validation of a trial gave, where there was one."""
-    ends = {name: history.get(name) for name in recorded_names(learn)[1:]}
+    metrics = (name for names in recorder.metric_parts.values() for name in names)
+    ends = {name: recorder.history.get(name) for name in ("valid_loss", *metrics)}
     return "".join(
         f"{name} {number(series.values[-1])}, " for name, series in ends.items() if series
     )

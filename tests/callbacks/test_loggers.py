@@ -58,7 +58,7 @@ def test_several_groups_have_a_column_each(tmp_path):
 
 def test_rate_is_the_one_in_force_though_another_callback_lowers_it_after_the_epoch(tmp_path):
     learn, path = toy_learner(metrics=[Scripted([1, 1, 1], "score")]), tmp_path / "log.csv"
-    reduce = ReduceLROnPlateau("score", factor=0.5)
+    reduce = ReduceLROnPlateau("score", mode="max", factor=0.5)
     learn.fit(3, lr=0.8, cbs=[reduce, CSVLogger(path)])
     assert column(path, "lr") == [0.8, 0.8, 0.4]
 

@@ -37,7 +37,6 @@ def epochs_run(learn, values, n_epoch=9, **options):
     [
         ([3, 2, 1, 2], {"mode": "min"}, 4),
         ([1, 2, 3, 3], {"mode": "max"}, 4),  # equal is not better
-        ([1, 2, 3, 2], {}, 4),  # auto: "score" is better when more
         ([3, 2, 2, 1, 1, 1], {"mode": "min", "patience": 2}, 6),  # a better one begins anew
         ([1.0, 0.95, 0.9, 0.85], {"mode": "min", "min_delta": 0.5, "patience": 3}, 4),
         ([1.0, 0.75, 0.5, 0.25], {"mode": "min", "min_delta": 0.25}, 2),  # exactly min_delta
@@ -54,7 +53,7 @@ def test_fit_ends_after_so_many_epochs_without_improvement(values, options, stop
 
 def test_fit_that_improves_runs_to_its_end():
     learn = scripted_learner(range(9))
-    assert epochs_run(learn, range(9)) == 9
+    assert epochs_run(learn, range(9), mode="max") == 9
     assert learn.stop_reason is None
 
 
@@ -133,7 +132,7 @@ def test_state_goes_on_after_a_restart():
     ("kind", "options", "message"),
     [
         (EarlyStopping, {"mode": "less"}, "mode must be"),
-        (EarlyStopping, {"min_delta": -1.0}, "min_delta must be"),
+        (EarlyStopping, {"min_delta": -1.0}, "min_delta must not be negative"),
         (EarlyStopping, {"patience": 0}, "patience must be"),
         (EarlyStopping, {"patience": 1.5}, "patience must be an integer"),
         (EarlyStopping, {"patience": True}, "patience must be an integer"),
@@ -184,14 +183,14 @@ def test_rates_of_all_groups_fall_each_to_the_floor_and_not_beyond():
         return [list(model[0].parameters()), list(model[2].parameters())]
 
     learn = scripted_learner([1] * 4, splitter=halves)
-    reduce = ReduceLROnPlateau("score", factor=0.1, min_lr=0.05)
+    reduce = ReduceLROnPlateau("score", mode="max", factor=0.1, min_lr=0.05)
     learn.fit(4, lr=[0.01, 1.0], cbs=[reduce])
     assert rates_by_epoch(learn) == [[0.01, 1.0], [0.01, 1.0], [0.01, 0.1], [0.01, 0.05]]
 
 
 def test_second_fit_has_its_own_rates_and_begins_anew():
     learn = scripted_learner([1, 1, 1, 1])
-    reduce = ReduceLROnPlateau("score", factor=0.5)
+    reduce = ReduceLROnPlateau("score", mode="max", factor=0.5)
     learn.fit(2, lr=0.8, cbs=[reduce])
     assert learn.groups.get("lr") == [0.4]
     learn.fit(2, lr=0.8, cbs=[reduce])
@@ -200,7 +199,9 @@ def test_second_fit_has_its_own_rates_and_begins_anew():
 
 def test_lowered_rate_is_logged(caplog):
     caplog.set_level(logging.INFO, "onecycle")
-    scripted_learner([1, 1]).fit(2, lr=0.8, cbs=[ReduceLROnPlateau("score", factor=0.5)])
+    scripted_learner([1, 1]).fit(
+        2, lr=0.8, cbs=[ReduceLROnPlateau("score", mode="max", factor=0.5)]
+    )
     assert caplog.messages == [
         "ReduceLROnPlateau: score has not improved on 1 for 1 epoch: learning rate 0.4"
     ]
@@ -208,7 +209,7 @@ def test_lowered_rate_is_logged(caplog):
 
 def test_schedule_of_the_rate_is_a_conflict_and_one_of_momentum_is_not():
     learn = scripted_learner([1, 1])
-    reduce = ReduceLROnPlateau("score", factor=0.5)
+    reduce = ReduceLROnPlateau("score", mode="max", factor=0.5)
     with pytest.raises(
         ScheduleConflictError, match=r"ReduceLROnPlateau and ParamScheduler .* 'lr'"
     ):
@@ -223,7 +224,7 @@ def test_schedule_of_the_rate_is_a_conflict_and_one_of_momentum_is_not():
 def test_rate_of_the_next_epoch_goes_on_after_a_restart():
     learn = scripted_learner([6, 4, 4])
     reduce = ReduceLROnPlateau("score", mode="min", patience=2, factor=0.5)
-    state = {"monitor": {"seen": 0, "best": 5.0}, "waited": 1}
+    state = {"monitor": {"seen": 0, "best": 5.0}, "waited": 1, "resting": 0}
     resume = Callback(before_train=lambda learn: learn.epoch or reduce.load_state_dict(state))
     learn.fit(3, lr=0.8, cbs=[reduce, resume])
     assert rates_by_epoch(learn) == [0.8, 0.4, 0.4]

@@ -1,7 +1,7 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,12 +20,14 @@ from onecycle.record.metrics import (
     as_metric,
     as_metrics,
     batch_size_of,
+    better_direction,
     binary_accuracy,
     error_rate,
     mae,
     mse,
     rmse,
     top_k_accuracy,
+    value_owners,
 )
 
 
@@ -368,20 +370,246 @@ def test_object_metric_is_moved_to_the_device_of_the_loss() -> None:
     assert metric.right.device.type == "meta"
 
 
-def test_metric_that_is_more_than_one_number_is_refused(classes: tuple[Tensor, Tensor]) -> None:
-    class PerClass(CountRight):
-        def compute(self) -> Tensor:
-            return torch.zeros(7)
+class Given(CountRight):
+    """Gives what it is told to."""
 
-    class Collection(CountRight):
-        def compute(self) -> Any:
-            return {"f1": torch.tensor(1.0), "recall": torch.tensor(1.0)}
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
 
-    for metric, problem in ((PerClass(), r"shape \(7,\)"), (Collection(), "f1, recall")):
-        metrics = MetricSet([metric])
-        metrics.update(*classes, loss=torch.tensor(1.0), n=103)
-        with pytest.raises(TypeError, match=problem):
-            metrics.compute()
+    def update(self, pred: Any, target: Any) -> None:
+        pass
+
+    def compute(self) -> Any:
+        return self.value
+
+
+class Pair(NamedTuple):
+    lo: float
+    hi: float
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"f1": torch.tensor(0.5), "recall": 0.25}, {"f1": 0.5, "recall": 0.25}),
+        (
+            torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64),
+            {"Given_0": 0.1, "Given_1": 0.2, "Given_2": 0.3},
+        ),
+        (np.array([1, 2]), {"Given_0": 1.0, "Given_1": 2.0}),
+        ((0.5, torch.tensor(2)), {"Given_0": 0.5, "Given_1": 2.0}),
+        (Pair(0.1, 0.9), {"lo": 0.1, "hi": 0.9}),
+        ({"iou": [0.5, 0.75], "all": {"iou": 0.6}}, {"iou_0": 0.5, "iou_1": 0.75, "all_iou": 0.6}),
+        (torch.tensor([[4.0]]), {"Given": 4.0}),
+        (torch.tensor([4.0]), {"Given": 4.0}),
+        (np.float32(4), {"Given": 4.0}),
+        ({}, {}),
+    ],
+)
+def test_several_values_of_a_metric_go_by_their_names(
+    value: Any, expected: dict[str, float], classes: tuple[Tensor, Tensor]
+) -> None:
+    metrics = MetricSet([Given(value)])
+    metrics.update(*classes, loss=torch.tensor(1.0), n=103)
+    results = metrics.compute()
+    assert results == {"valid_loss": 1.0, **expected}
+    assert all(type(number) is float for number in results.values())
+    assert metrics.parts == {"Given": list(expected)}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (torch.zeros(3, 3), TypeError, r"metric Given gave a Tensor of shape \(3, 3\)"),
+        ({"f1": None}, TypeError, "metric f1 gave a NoneType"),
+        ("0.5", TypeError, "metric Given gave a str"),
+        ({"lr": 0.5}, ValueError, "a value called 'lr', which the record has already"),
+        ({"accuracy": 0.5}, ValueError, "a value called 'accuracy', which the record has already"),
+        ({"a": {"b": 1.0}, "a_b": 2.0}, ValueError, "two values called 'a_b'"),
+    ],
+)
+def test_values_without_a_name_or_a_number_are_refused(
+    value: Any, error: type[Exception], words: str, classes: tuple[Tensor, Tensor]
+) -> None:
+    metrics = MetricSet([accuracy, Given(value)])
+    metrics.update(*classes, loss=torch.tensor(1.0), n=103)
+    with pytest.raises(error, match=words):
+        metrics.compute()
+
+
+def test_several_means_of_a_function_are_weighted_by_samples_each(
+    classes: tuple[Tensor, Tensor],
+) -> None:
+    def both(pred: Tensor, target: Tensor) -> dict[str, Any]:
+        return {"right": accuracy(pred, target), "wrong": (error_rate(pred, target), 0.5)}
+
+    metrics = MetricSet([both])
+    for pred, target in batches(*classes):
+        metrics.update(pred, target, loss=torch.tensor(1.0), n=len(target))
+    found = metrics.compute()
+    assert list(found) == ["valid_loss", "right", "wrong_0", "wrong_1"]
+    assert found["right"] == pytest.approx(accuracy(*classes).item(), rel=1e-6)
+    assert found["wrong_0"] == pytest.approx(error_rate(*classes).item(), rel=1e-6)
+    assert found["wrong_1"] == 0.5
+
+
+def test_a_collection_of_torchmetrics_is_recorded_by_the_names_of_its_metrics() -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+    def collection(prefix: str) -> Any:
+        kinds = torchmetrics.classification
+        each = [kinds.MulticlassAccuracy(3, average="micro"), kinds.MulticlassF1Score(3)]
+        return torchmetrics.MetricCollection(each, prefix=prefix)
+
+    metrics = MetricSet([collection("a_"), collection("b_"), accuracy])
+    alone = collection("a_")
+    generator = torch.Generator().manual_seed(0)
+    for n in (8, 8, 5):
+        pred = torch.randn(n, 3, generator=generator)
+        target = torch.randint(0, 3, (n,), generator=generator)
+        metrics.update(pred, target, loss=torch.tensor(1.0), n=n)
+        alone.update(pred, target)
+    found, expected = metrics.compute(), {k: float(v) for k, v in alone.compute().items()}
+    assert list(expected) == ["a_MulticlassAccuracy", "a_MulticlassF1Score"]
+    assert {name: found[name] for name in expected} == expected
+    assert found["b_MulticlassF1Score"] == expected["a_MulticlassF1Score"]
+    owners = value_owners(metrics.metrics)
+    assert [*owners] == [name for name in found if name != "valid_loss"]
+    assert better_direction("a_MulticlassF1Score", owners["a_MulticlassF1Score"]) == "max"
+    with pytest.raises(ValueError, match="two metrics are called 'a_MulticlassAccuracy'"):
+        as_metrics([collection("a_"), collection("a_")])
+
+
+# NaN among the predictions
+
+
+SHARES = [accuracy, error_rate, top_k_accuracy(2), partial(accuracy)]
+
+
+@pytest.mark.parametrize("func", SHARES)
+def test_one_nan_among_the_scores_makes_the_metric_nan_and_infinite_scores_do_not(
+    func: MetricFunction, classes: tuple[Tensor, Tensor]
+) -> None:
+    pred, target = classes
+    infinite = pred.clone()
+    infinite[5, 3], infinite[6, 2] = math.inf, math.inf
+    assert run(func, infinite, target) == pytest.approx(float(func(infinite, target)), rel=1e-6)
+    assert not math.isnan(run(func, -infinite, target))
+    for row in (0, 40, 102):  # a batch of the beginning, the middle, the end
+        broken = pred.clone()
+        broken[row, 1] = math.nan
+        assert math.isnan(func(broken, target))
+        assert math.isnan(run(func, broken, target))
+    metric = as_metric(func)
+    metric.update(broken, target)
+    metric.reset()
+    metric.update(pred, target)
+    assert not math.isnan(metric.compute())
+
+
+@pytest.mark.parametrize("metric", [binary_accuracy(), mse, mae, rmse()])
+def test_nan_among_other_predictions_makes_the_metric_nan(metric: Any) -> None:
+    pred = torch.tensor([1.0, math.nan, -1.0])
+    assert math.isnan(run(metric, pred, torch.tensor([1.0, 0.0, 0.0])))
+
+
+def first_is_right(pred: Any, target: Tensor) -> Tensor:
+    scores = pred if isinstance(pred, Tensor) else pred["scores"]
+    return (scores.argmax(1) == 0).float().mean()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("n_batches", [3, 300])
+def test_a_metric_of_ones_own_is_nan_where_predictions_and_loss_are(
+    n_batches: int, nested: bool
+) -> None:
+    def result(loss: float, score: float) -> float:
+        metrics = MetricSet([first_is_right, Given(1.0)])
+        for i in range(n_batches):
+            pred = torch.zeros(2, 3)
+            pred[0, 0] = score if i == 1 else 1.0
+            given = {"scores": pred, "name": "x"} if nested else pred
+            value = torch.tensor(loss if i == 1 else 0.5)
+            metrics.update(given, torch.zeros(2).long(), loss=value, n=2)
+        found = metrics.compute()
+        assert math.isnan(found["first_is_right"]) == math.isnan(found["Given"])
+        return found["first_is_right"]
+
+    assert math.isnan(result(math.nan, math.nan))
+    assert result(math.nan, 1.0) == 1.0  # a batch of nothing but ignored targets
+    assert result(0.5, math.nan) == 1.0  # what is NaN was masked
+
+
+# Which way is better
+
+
+class Named(MeanMetric):
+    higher_is_better = False
+
+
+class Negated(MeanMetric):
+    def compute(self) -> Any:
+        return -super().compute()
+
+
+def distance(pred: Tensor, target: Tensor) -> Tensor:
+    return mse(pred, target)
+
+
+def nearness(pred: Tensor, target: Tensor) -> Tensor:
+    return -mse(pred, target)
+
+
+def root_mean(name: str) -> MeanMetric:
+    return MeanMetric(mse, name=name, transform=torch.sqrt, higher_is_better=False)
+
+
+nearness.higher_is_better = True  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["x", "accuracy", "loss", "score"])
+@pytest.mark.parametrize(
+    ("make", "direction"),
+    [
+        (lambda name: MeanMetric(accuracy, name=name), "max"),
+        (lambda name: MeanMetric(error_rate, name=name), "min"),
+        (lambda name: MeanMetric(partial(mse), name=name), "min"),
+        (lambda name: MeanMetric(top_k_accuracy(2), name=name), "max"),
+        (lambda name: MeanMetric(binary_accuracy(), name=name), "max"),
+        (lambda name: MeanMetric(nearness, name=name), "max"),
+        (lambda name: MeanMetric(partial(nearness), name=name), "max"),
+        (lambda name: MeanMetric(distance, name=name, higher_is_better=False), "min"),
+        (lambda name: Named(accuracy, name=name), "min"),
+        (root_mean, "min"),
+    ],
+)
+def test_what_says_its_direction_means_the_same_under_any_name(
+    make: Any, direction: str, name: str
+) -> None:
+    assert better_direction(name, make(name)) == direction
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction"),
+    [
+        (MeanMetric(F.cross_entropy, name="nll"), "min"),
+        (MeanMetric(F.cross_entropy, name="surprise"), "min"),
+        (MeanMetric(F.cross_entropy, name="accuracy"), None),  # two names that disagree
+        (MeanMetric(lambda pred, target: 0.0, name="perplexity"), "min"),
+        (MeanMetric(lambda pred, target: 0.0), None),
+        (MeanMetric(distance), None),
+        (MeanMetric(mse, transform=torch.neg), None),
+        (MeanMetric(mse, name="neg_mse", transform=torch.neg), None),
+        (Negated(accuracy), None),
+        (rmse(), "min"),
+        (MeanMetric(nn.CrossEntropyLoss()), "min"),
+    ],
+)
+def test_what_does_not_say_it_goes_by_the_names_it_is_known_by(
+    metric: MeanMetric, direction: str | None
+) -> None:
+    assert better_direction(metric.name, metric) == direction
 
 
 def test_a_torchmetrics_object_gives_what_our_accuracy_gives():

@@ -51,7 +51,9 @@ class TestThePlateau:
     CURVE = (*[0.1] * 20, *[0.5] * 10, *[0.9] * 10, *[0.71] * 10, *[0.69] * 50)
 
     def find(self, values: Any, name: str = "accuracy", num_it: int = 100) -> Plateau:
-        return find_plateau(linear_test(name, values), name, window=1, num_it=num_it)
+        less = name != "accuracy"
+        test = linear_test(name, values)
+        return find_plateau(test, name, less_is_better=less, window=1, num_it=num_it)
 
     def test_is_where_three_quarters_of_the_gain_is_kept(self) -> None:
         found = self.find(self.CURVE)
@@ -83,7 +85,8 @@ class TestThePlateau:
 
     def test_is_none_where_nothing_is_learned(self) -> None:
         noise = np.random.default_rng(0).uniform(0, 0.2, 100)
-        found = find_plateau(linear_test("accuracy", noise), "accuracy", window=10, num_it=100)
+        test = linear_test("accuracy", noise)
+        found = find_plateau(test, "accuracy", less_is_better=False, window=10, num_it=100)
         assert found.span is None
         assert (found.is_open, found.share) == (False, 0.0)
 
@@ -96,7 +99,8 @@ class TestThePlateau:
         start = values[:4].mean()
         clipped = np.maximum(values, start)
         by_hand = [clipped[max(0, i - 2) : i + 2].mean() for i in range(30)]
-        found = find_plateau(linear_test("accuracy", values), "accuracy", window=4, num_it=30)
+        test = linear_test("accuracy", values)
+        found = find_plateau(test, "accuracy", less_is_better=False, window=4, num_it=30)
         assert found.smoothed == pytest.approx(by_hand)
 
 
@@ -166,7 +170,7 @@ class TestADiagnosis:
         tests = learn.lr_find(0.04 / 60, 0.04, 60, wds=[0.01, 0.0], **options)
         assert list(found.plateaus) == [0.01, 0.0]
         for wd, plateau in found.plateaus.items():
-            again = find_plateau(tests[wd], "mse", window=64, num_it=60)
+            again = find_plateau(tests[wd], "mse", less_is_better=True, window=64, num_it=60)
             assert np.array_equal(plateau.lrs, tests[wd].lrs)
             assert plateau.smoothed.shape == again.smoothed.shape
         first, second = (p.smoothed for p in found.plateaus.values())

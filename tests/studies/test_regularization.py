@@ -90,7 +90,7 @@ class TestAReport:
 def made(metric: str = "accuracy", **runs: list[float]) -> RegularizationReport:
     """Return a report of dropouts 0, 0.1, ... with these ends."""
     ends = {i / 10: np.array(values) for i, values in enumerate(runs.values())}
-    return RegularizationReport({"dropout": ends}, metric)
+    return RegularizationReport({"dropout": ends}, metric, less_is_better=metric == "valid_loss")
 
 
 class TestTheRecommendation:
