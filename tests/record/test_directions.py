@@ -5,12 +5,14 @@ from onecycle.record.directions import named_direction, stated_direction
 
 LESS = """
     loss valid_loss my_loss val/loss error_rate top-1-error MSE rmse mae MeanAbsoluteError
-    perplexity WordErrorRate wer cer FID dice_loss L1Loss log_loss cross_entropy kl_div BCEWithLogitsLoss
+    perplexity WordErrorRate wer cer FID dice_loss L1Loss log_loss cross_entropy kl_div
+    BCEWithLogitsLoss
     hd95 negative_log_likelihood false_positive_rate
 """
 MORE = """
     accuracy Accuracy val_acc lossless_accuracy top_5_accuracy top5_acc MulticlassAccuracy
-    accuracy_0 f1 F1Score r2 R2Score mAP map_50 mAP@50 mIoU MeanIoU iou dice auroc BinaryAUROC recall@5
+    accuracy_0 f1 F1Score r2 R2Score mAP map_50 mAP@50 mIoU MeanIoU iou dice auroc
+    BinaryAUROC recall@5
     ndcg@10 psnr bleu4 log_likelihood average_precision true_positive_rate
 """
 UNKNOWN = """
