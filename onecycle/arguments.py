@@ -3,7 +3,20 @@
 import math
 import operator
 from collections.abc import Sequence
+from enum import Enum
 from typing import SupportsFloat
+
+#: What to say where a rate is ``None``.
+NO_RATE = "a range test that found nothing gives None: see its reason"
+
+
+class Default(Enum):
+    """The default of an argument for which ``None`` is no value, but a mistake."""
+
+    OWN = "the learner's own"
+
+    def __repr__(self) -> str:
+        return f"<{self.value}>"
 
 
 def shown(value: object) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onecycle.arguments import check_count, check_positive
+from onecycle.arguments import Default, check_count, check_positive
 from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.one_cycle import OneCycleSchedule
@@ -21,7 +21,7 @@ from onecycle.callbacks.replan import Extend
 from onecycle.core.callback import Callback
 from onecycle.core.checks import check_budget, check_callbacks
 from onecycle.core.handlers import draw_loop
-from onecycle.optim.groups import GroupValues
+from onecycle.optim.groups import GroupValues, check_value
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
 from onecycle.schedules.shapes import Schedule
@@ -155,7 +155,7 @@ class Learner(Trainer):
     def fit_flat_cos(
         self,
         n_epoch: int,
-        lr: GroupValues | None = None,
+        lr: GroupValues | Default = Default.OWN,
         div_final: float = 1e5,
         pct_start: float = 0.75,
         wd: float | None = None,
@@ -187,7 +187,7 @@ class Learner(Trainer):
             >>> learn.recorder.history["lr"].values.round(4).tolist()
             [0.1, 0.1, 0.1, 0.1, 0.1, 0.0854, 0.05, 0.0146, 0.0]
         """
-        rates = self.groups.expand("lr", self.lr if lr is None else lr)
+        rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
         each = [flat_cos(rate, div_final=div_final, pct_start=pct_start) for rate in rates]
         flat = ParamScheduler({"lr": each})
         self._fit_by(flat, n_epoch, wd=wd, cbs=cbs, resume=resume, extend=extend)
@@ -196,7 +196,7 @@ class Learner(Trainer):
         self,
         n_cycles: int,
         cycle_len: int,
-        lr_max: GroupValues | None = None,
+        lr_max: GroupValues | Default = Default.OWN,
         cycle_mult: int = 2,
         cbs: Sequence[Callback] | None = None,
         wd: float | None = None,
@@ -235,7 +235,7 @@ class Learner(Trainer):
         check_count("n_cycles", n_cycles)
         check_count("cycle_len", cycle_len)
         check_count("cycle_mult", cycle_mult)
-        peaks = self.groups.expand("lr_max", self.lr if lr_max is None else lr_max)
+        peaks = self.groups.expand("lr_max", self.lr if lr_max is Default.OWN else lr_max)
 
         def plan(n: int) -> dict[str, Sequence[Schedule | None]]:
             options = {"n_cycles": n_cycles, "cycle_mult": cycle_mult}
@@ -302,7 +302,7 @@ class Learner(Trainer):
         """
         check_budget(epochs, None, None)
         check_count("freeze_epochs", freeze_epochs, least=0)
-        half = check_positive("base_lr", base_lr) / 2
+        half = check_positive("base_lr", check_value("base_lr", base_lr)) / 2
         rates = slice(half / check_positive("lr_mult", lr_mult), half)
         OneCycleSchedule(rates, div, pct_start=pct_start)  # refuses before the first stage has run
         check_callbacks(cbs or ())
@@ -455,7 +455,7 @@ class Learner(Trainer):
     def compare(
         self,
         n_epoch: int,
-        lr: GroupValues | None = None,
+        lr: GroupValues | Default = Default.OWN,
         policies: Sequence[str] | Mapping[str, Compared] = NAMES,
         seeds: Sequence[int] = (0, 1, 2),
         *,
@@ -580,7 +580,7 @@ class Learner(Trainer):
 
     def regularization_report(
         self,
-        lr_max: GroupValues | None = None,
+        lr_max: GroupValues | Default = Default.OWN,
         n_epoch: int = 1,
         *,
         wds: Sequence[float] | None = None,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from grouped_learner import record, two_groups
+from learner_state import LearnerState
 from normed_learner import BODY, HEAD, NORM, normed_learner, sgd, trainable
 from torch.optim import Adagrad
 
@@ -132,3 +133,48 @@ def test_fine_tune_refuses_before_the_first_stage(wrong):
         learn.fine_tune(**({"epochs": 1} | wrong))
     assert learn.total_updates == 0
     assert trainable(learn) == BODY + NORM + HEAD
+
+
+# A rate of None
+
+
+VERBS = {
+    "fit": lambda learn, rate: learn.fit(1, rate, wd=0.5),
+    "fit_one_cycle": lambda learn, rate: learn.fit_one_cycle(1, lr_max=rate, wd=0.5),
+    "fit_flat_cos": lambda learn, rate: learn.fit_flat_cos(1, rate, wd=0.5),
+    "fit_sgdr": lambda learn, rate: learn.fit_sgdr(1, 1, lr_max=rate, wd=0.5),
+    "fit_clr_beta": lambda learn, rate: learn.fit_clr_beta(1, rate, (10, 10), wd=0.5),
+    "fine_tune": lambda learn, rate: learn.fine_tune(1, base_lr=rate, wd=0.5),
+    "compare": lambda learn, rate: learn.compare(1, rate),
+    "regularization_report": lambda learn, rate: learn.regularization_report(rate, wds=[0, 1]),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_a_range_test_that_found_nothing_gives_no_rate_to_train_at(verb):
+    learn = toy_learner()
+    found = learn.lr_find(1e-9, 1e-8, 20, show_plot=False)
+    before = LearnerState(learn)
+    assert found.suggestion is None
+    with pytest.raises(TypeError, match="a range test that found nothing gives None: see its re"):
+        verb(learn, found.suggestion)
+    assert learn.total_updates == 0
+    assert before.changes(LearnerState(learn)) == []
+
+
+@pytest.mark.parametrize("rates", [[0.1, None], slice(None), slice(None, None)], ids=str)
+def test_none_among_the_rates_of_groups_is_none_either(rates):
+    learn = toy_learner(splitter=lambda model: [model[0].parameters(), model[2].parameters()])
+    with pytest.raises((TypeError, ValueError), match="gives None: see its reason"):
+        learn.fit_one_cycle(1, rates)
+    assert learn.total_updates == 0
+
+
+def test_a_rate_that_is_left_out_is_the_learners_own():
+    for verb in ("fit", "fit_flat_cos"):
+        learn = toy_learner(lr=0.03)
+        getattr(learn, verb)(1)
+        assert learn.recorder.history["lr"].values[0] == 0.03
+    learn = toy_learner(lr=0.03)
+    learn.fit_one_cycle(1)
+    assert learn.recorder.history["lr"].values[0] == 0.03 / 25

@@ -15,6 +15,8 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onecycle.arguments import NO_RATE
+
 #: One number, one for each group, or ``slice(lo, hi)``: geometric steps from lo to hi.
 GroupValues = float | Sequence[float] | slice
 
@@ -252,7 +254,8 @@ def check_value(name: str, value: Any) -> float:
     except (ValueError, RuntimeError):
         is_number = False
     if not is_number:
-        raise TypeError(f"{name} must be a number, or one for each group; got {value!r}")
+        hint = f": {NO_RATE}" if value is None and "lr" in name.split("_") else ""
+        raise TypeError(f"{name} must be a number, or one for each group; got {value!r}{hint}")
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be finite and not negative; got {value!r}")
     if name in _BELOW_ONE and value >= 1:
@@ -262,7 +265,8 @@ def check_value(name: str, value: Any) -> float:
 
 def _steps(values: slice, n: int) -> list[float]:
     if values.stop is None or values.step is not None:
-        raise ValueError(f"expected slice(hi) or slice(lo, hi); got {values!r}")
+        hint = f": {NO_RATE}" if values.stop is None else ""
+        raise ValueError(f"expected slice(hi) or slice(lo, hi); got {values!r}{hint}")
     hi = check_value("the end of the slice", values.stop)
     if values.start is None:
         return [hi / 10] * (n - 1) + [hi]

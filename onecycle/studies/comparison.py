@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle import plots
-from onecycle.arguments import check_count, check_finite, check_one_of
+from onecycle.arguments import Default, check_count, check_finite, check_one_of
 from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.optim.groups import GroupValues
@@ -164,7 +164,7 @@ def _time(first: Mapping[int, tuple[int, int] | None]) -> str:
 def compare(
     learn: Trainer,
     n_epoch: int,
-    lr: GroupValues | None,
+    lr: GroupValues | Default,
     policies: Sequence[str] | Mapping[str, Compared],
     seeds: Sequence[int],
     *,
@@ -175,7 +175,7 @@ def compare(
 ) -> Comparison:
     """Train by each policy under each seed, from one state: see `Learner.compare`."""
     check_count("n_epoch", n_epoch)
-    rates = learn.groups.expand("lr", learn.lr if lr is None else lr)
+    rates = learn.groups.expand("lr", learn.lr if lr is Default.OWN else lr)
     fits = _fits(policies, n_epoch, rates)
     found = check_seeds(seeds)
     name, better = judged_by(learn, metric, mode)

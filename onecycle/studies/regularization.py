@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from onecycle.arguments import Default
 from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.core.checks import check_budget
 from onecycle.optim.groups import GroupValues
@@ -100,7 +101,7 @@ class RegularizationReport:
 
 def regularization_report(
     learn: Trainer,
-    lr_max: GroupValues | None,
+    lr_max: GroupValues | Default,
     n_epoch: int,
     *,
     wds: Sequence[float] | None,
@@ -113,7 +114,7 @@ def regularization_report(
 ) -> RegularizationReport:
     """Measure which regularization short fits prefer: see `Learner.regularization_report`."""
     check_budget(n_epoch, None, None)
-    rates = learn.groups.expand("lr_max", learn.lr if lr_max is None else lr_max)
+    rates = learn.groups.expand("lr_max", learn.lr if lr_max is Default.OWN else lr_max)
     name, better = judged_by(learn, metric or "valid_loss", mode)
     found = check_seeds(seeds)
     if len(found) < 2:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onecycle.arguments import check_count
+from onecycle.arguments import Default, check_count
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
@@ -99,7 +99,7 @@ class Trainer(Loop):
     def fit(
         self,
         n_epoch: int | None,
-        lr: GroupValues | None = None,
+        lr: GroupValues | Default = Default.OWN,
         wd: float | None = None,
         cbs: Sequence[Callback] | None = None,
         *,
@@ -143,7 +143,7 @@ class Trainer(Loop):
         check_budget(n_epoch, steps_per_epoch, max_updates)
         check_callbacks(cbs or ())
         resumed = resuming(resume, extend)
-        rates = self.groups.expand("lr", self.lr if lr is None else lr)
+        rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
         if wd is not None:
             self.groups.set("weight_decay", wd)
         self.groups.set("lr", rates)
@@ -161,7 +161,7 @@ class Trainer(Loop):
     def fit_one_cycle(
         self,
         n_epoch: int | None,
-        lr_max: GroupValues | None = None,
+        lr_max: GroupValues | Default = Default.OWN,
         div: float | None = None,
         div_final: float | None = None,
         pct_start: float | None = None,
@@ -216,9 +216,8 @@ class Trainer(Loop):
             (True, True)
         """
         check_callbacks(cbs or ())
-        cycle = OneCycleSchedule(
-            self.lr if lr_max is None else lr_max, div, div_final, pct_start, policy=policy
-        )
+        peaks = self.groups.expand("lr_max", self.lr if lr_max is Default.OWN else lr_max)
+        cycle = OneCycleSchedule(peaks, div, div_final, pct_start, policy=policy)
         both = [cycle, *self._momentum_cycle(moms, pct_start, policy)]
         self.fit(
             n_epoch,
