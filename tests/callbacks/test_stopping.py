@@ -1,10 +1,13 @@
 import logging
 import math
 
+import numpy as np
 import pytest
+import torch
 from grouped_learner import record
 from landings import N, learner
 from scripted import scripted_learner
+from torch.optim import lr_scheduler
 
 from onecycle import (
     Callback,
@@ -16,6 +19,7 @@ from onecycle import (
     Stage,
     constant,
 )
+from onecycle.callbacks.monitor import Monitor
 from onecycle.testing import toy_learner
 
 NAN, INF = math.nan, math.inf
@@ -139,6 +143,8 @@ def test_state_goes_on_after_a_restart():
         (ReduceLROnPlateau, {"factor": 1.0}, "factor must be"),
         (ReduceLROnPlateau, {"factor": 0.0}, "factor must be"),
         (ReduceLROnPlateau, {"min_lr": -1e-3}, "min_lr must be"),
+        (ReduceLROnPlateau, {"cooldown": -1}, "cooldown must be at least 0"),
+        (ReduceLROnPlateau, {"threshold": 5.0}, r"threshold is a fraction .* \(did you mean 0.05"),
     ],
 )
 def test_arguments_out_of_range_are_refused(kind, options, message):
@@ -260,3 +266,58 @@ def test_early_stopping_lands_once_also_over_many_epochs():
 def test_what_early_stopping_cannot_do_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
         EarlyStopping(**options)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize(
+    "options", [(1, 0.0, 0), (2, 0.0, 3), (1, 0.1, 0), (3, 0.05, 2), (1, 0.3, 1)]
+)
+def test_patience_threshold_and_cooldown_are_those_of_torch(mode, options):
+    patience, threshold, cooldown = options
+    values = np.random.default_rng(3).uniform(1, 2, 30) ** 2
+    opt = torch.optim.SGD([torch.zeros(1)], lr=0.8)
+    theirs = lr_scheduler.ReduceLROnPlateau(
+        opt, mode, 0.5, patience - 1, threshold=threshold, cooldown=cooldown, eps=0.0
+    )
+    expected = []
+    for value in values:
+        expected.append(opt.param_groups[0]["lr"])
+        theirs.step(value)
+    learn = scripted_learner(values.tolist())
+    reduce = ReduceLROnPlateau(
+        "score", mode=mode, patience=patience, factor=0.5, threshold=threshold, cooldown=cooldown
+    )
+    learn.fit(30, lr=0.8, cbs=[reduce])
+    assert rates_by_epoch(learn) == expected
+    assert len(set(expected)) > 3
+
+
+def test_a_threshold_is_a_part_of_the_size_of_the_best_below_zero_too():
+    monitor = Monitor("score", "max", threshold=0.1)
+    monitor.best = -10.0
+    assert [monitor.is_better(value) for value in (-9.5, -9.0, -8.9)] == [False, False, True]
+    monitor.best = -INF
+    assert monitor.is_better(-1e9)
+
+
+def test_the_cooldown_goes_on_after_a_restart():
+    learn = scripted_learner([6, 7, 8, 9])
+    reduce = ReduceLROnPlateau("score", mode="min", factor=0.5, cooldown=9)
+    state = {"monitor": {"seen": 0, "best": 5.0}, "waited": 0, "resting": 2}
+    resume = Callback(before_train=lambda learn: learn.epoch or reduce.load_state_dict(state))
+    learn.fit(4, lr=0.8, cbs=[reduce, resume])
+    assert rates_by_epoch(learn) == [0.8, 0.8, 0.8, 0.4]
+    assert reduce.state_dict()["resting"] == 8
+
+
+# Which way is better
+
+
+@pytest.mark.parametrize("name", ["my_loss", "error_rate", "perplexity"])
+def test_nan_is_never_the_best_whatever_came_before(name):
+    learn = scripted_learner([NAN, 3, NAN, 2, 1, NAN], name)
+    best = []
+    stop = EarlyStopping(name, patience=9)
+    keep = Callback(after_epoch=lambda learn: best.append(stop.state_dict()["monitor"]["best"]))
+    learn.fit(6, cbs=[stop, keep])
+    assert best == [None, 3, 3, 2, 1, 1]
