@@ -12,7 +12,8 @@ from torch.distributions import Beta
 
 from onecycle.arguments import check_fraction, check_positive
 from onecycle.core.callback import Callback, Stage
-from onecycle.data.nested import map_tensors
+from onecycle.data.nested import leaves, map_tensors
+from onecycle.explanations import describe
 from onecycle.vision.augment import check_images
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ class _PairMixer(_LossMixer):
         xb, name = self.check_inputs(learn.xb), type(self).__name__
         if learn.yb is None:
             raise ValueError(f"{name} mixes the losses of two targets, and the batch has no target")
-        map_tensors(partial(_check_target, name, len(xb)), learn.yb)
+        for target in leaves(learn.yb):
+            _check_target(name, len(xb), target)
         if self.alpha <= 0:  # where a schedule may end; all samples stay as they are
             self.lam, self._partners = 1.0, None
             return
@@ -279,13 +281,17 @@ class LabelSmoothing(_LossMixer):
         return own * (1 - self.eps) + torch.stack(each).mean() * self.eps
 
 
-def _check_target(who: str, n: int, target: Tensor) -> Tensor:
-    if not target.ndim or len(target) != n:
+def _check_target(who: str, n: int, target: Any) -> None:
+    if not isinstance(target, Tensor | None):
+        raise TypeError(
+            f"{who} gives each sample the targets of another one, which it can of tensors; got "
+            f"{describe(target)}: mix such batches in the loader"
+        )
+    if target is not None and (not target.ndim or len(target) != n):
         raise ValueError(
             f"{who} pairs the {n} samples of a batch with one another: expected targets of shape "
             f"({n}, ...); got {tuple(target.shape)}"
         )
-    return target
 
 
 def _check_labels(pred: Any, targets: tuple[Any, ...]) -> Tensor:

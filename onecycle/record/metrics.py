@@ -355,23 +355,23 @@ class MeanMetric:
         """Forget every batch."""
         self._mean.reset()
 
-    def update(self, pred: Any, target: Any) -> None:
+    def update(self, pred: Any, *targets: Any) -> None:
         """Take in one batch, without waiting for the device.
 
         Args:
             pred: What the model gave for the batch.
-            target: What it should have given.
+            *targets: What it should have given: one, or each of several.
 
         Raises:
             ValueError: The function did not return one number.
         """
-        value = self.func(pred, target)
+        value = self.func(pred, *targets)
         if isinstance(value, Tensor) and value.ndim:
             raise ValueError(
                 f"metric {self.name} returned a tensor of shape {tuple(value.shape)}: "
                 "return one number, the mean over the batch (a 0-dim tensor)"
             )
-        self._mean.add(value, batch_size_of((target, pred)))
+        self._mean.add(value, batch_size_of((targets, pred)))
 
     def compute(self) -> Tensor:
         """Return the metric as a 0-dim tensor, still on its device; NaN if no batch came."""
@@ -409,7 +409,7 @@ def as_metric(metric: Any) -> Metric:
         return metric
     if not callable(metric):
         raise TypeError(f"{expected}; got {metric!r}")
-    if not _takes_two(metric):
+    if not _takes_pred_and_target(metric):
         name = _function_name(metric)
         raise TypeError(
             f"{expected}; {name} does not take (pred, target): if it makes a metric, "
@@ -482,14 +482,18 @@ class MetricSet:
 
         Args:
             pred: What the model gave for the batch.
-            target: What it should have given.
+            target: What it should have given. Of several targets, which are a tuple, each is an
+                argument of its own, as for the loss function.
             loss: The mean loss of the batch, a 0-dim tensor without a graph.
             n: How many samples the batch has.
         """
         for metric in self.metrics.values():
             if self._loss.count == 0 and hasattr(metric, "to"):
                 metric.to(loss.device)
-            metric.update(pred, target)
+            if type(target) is tuple:
+                metric.update(pred, *target)
+            else:
+                metric.update(pred, target)
         self._loss.keep(loss, n)
 
     def compute(self) -> dict[str, float]:
@@ -530,9 +534,9 @@ def _function_name(func: Callable[..., Any]) -> str:
     return name if isinstance(name, str) else type(func).__name__
 
 
-def _takes_two(func: Callable[..., Any]) -> bool:
+def _takes_pred_and_target(func: Callable[..., Any]) -> bool:
     try:
-        inspect.signature(func).bind(None, None)
+        inspect.signature(func).bind_partial(None, None)  # there may be more targets
     except TypeError:
         return False
     except ValueError:  # a builtin that has no signature to look at

@@ -31,8 +31,6 @@ from onecycle.core.checks import (
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
-from onecycle.data.nested import concatenate, map_tensors
-from onecycle.data.transfer import to_device
 from onecycle.optim.build import OptFunc, Splitter, move_to, param_groups
 from onecycle.optim.compiled import choose_stepper
 from onecycle.optim.groups import GroupValues
@@ -42,6 +40,7 @@ from onecycle.range_test.sweeps import RangeTests, range_tests
 from onecycle.record.metrics import MetricSet, as_metrics, batch_size_of
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.shapes import Schedule
+from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 
 log = logging.getLogger("onecycle")
 
@@ -377,49 +376,90 @@ class Trainer(Loop):
             if learn.pred is not None:
                 means.update(learn.pred, learn.yb, learn.loss, batch_size_of(learn.batch))
 
-        self.infer(self._loader(dl), collect)
+        self.infer(valid_or(self, dl), collect)
         return means.compute()
 
     def get_preds(
-        self, dl: Iterable[Any] | None = None, *, inference_mode: bool = False
+        self,
+        dl: Iterable[Any] | None = None,
+        *,
+        with_loss: bool = False,
+        with_inputs: bool = False,
+        inference_mode: bool = False,
     ) -> Predictions:
         """Predict a whole loader; leaves everything as it was.
 
+        What the batches gave is joined to one value with an entry for each sample. Tensors are
+        concatenated. Where they differ in more than their first dimension, as those of batches
+        padded to different lengths, they become a list of one tensor for each sample, which
+        ``torch.nn.utils.rnn.pad_sequence`` pads. Lists of one item for each sample (texts, ids,
+        what a detector found) become one list.
+
+        Of a model that returns a dict or a dataclass, as model libraries do, the predictions are a
+        dict of the tensors, lists and dicts in it; not the loss of the batch, and no tuples and
+        objects, in which caches and the states of layers are. Of a batch that is a dict, the
+        targets are the keys which the model's ``forward`` does not take, and those that are called
+        ``y`` or have "label" or "target" in their name; where there are none of these, the whole.
+        Of a batch that is another object they are its ``labels``, ``targets`` or ``y``.
+
         Args:
             dl: By default the validation loader.
+            with_loss: Compute ``losses`` too, that of each sample as of a batch of it alone: the
+                loss function is called once for each sample.
+            with_inputs: Keep ``inputs`` too, as the model was given them; of a dict, all that are
+                no targets.
             inference_mode: Use ``torch.inference_mode``: see `Loop.infer`.
 
         Returns:
-            Predictions and targets on the CPU, concatenated over the batches.
+            Predictions and targets on the CPU; they unpack as ``preds, targets``.
+
+        Raises:
+            ValueError: If there is no loader, the batches cannot be joined, or ``with_loss`` is
+                asked for where a batch cannot be taken apart into samples, or where the model
+                returns its loss.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner()
+            >>> preds, targets = learn.get_preds()
+            >>> preds.shape, targets.shape
+            (torch.Size([64, 1]), torch.Size([64, 1]))
+            >>> learn.get_preds(with_loss=True).losses.shape
+            torch.Size([64])
         """
-        preds: list[Any] = []
-        targets: list[Any] = []
-
-        def collect(learn: Loop) -> None:
-            if learn.pred is not None:
-                preds.append(to_device(learn.pred, torch.device("cpu")))
-                targets.append(to_device(learn.yb, torch.device("cpu")))
-
-        self.infer(self._loader(dl), collect, with_loss=False, inference_mode=inference_mode)
-        return Predictions(concatenate(preds), concatenate(targets))
+        return predict_loader(
+            self,
+            valid_or(self, dl),
+            with_loss=with_loss,
+            with_inputs=with_inputs,
+            inference_mode=inference_mode,
+        )
 
     def predict(self, x: Any) -> Any:
-        """Predict one sample; leaves everything as it was.
+        """Predict one sample; leaves everything as it was. Several threads may call it at once.
 
         Args:
             x: The input of one sample, without a batch dimension: a tensor, a tuple of tensors
-                for a model of several inputs, or a dict.
+                for a model of several inputs, or a dict; numbers, arrays and texts among them
+                become a batch of one as by a DataLoader.
 
         Returns:
-            What the model says of it, on the CPU, without a batch dimension.
+            What the model says of it, on the CPU, without a batch dimension; of a dict what
+            `get_preds` keeps of it.
+
+        Raises:
+            TypeError: If ``x`` is an object of another kind, of which only you know how to make a
+                batch: ``get_preds([batch])``.
+            ValueError: If the model returns no row for the sample, or ``n_inp`` inputs are
+                expected and there are others.
+            RuntimeError: If a fit is running in another thread.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> toy_learner().predict(torch.zeros(4)).shape
+            torch.Size([1])
         """
-        batch = map_tensors(lambda part: part[None], x if isinstance(x, tuple | dict) else (x,))
-        n_inp, self.n_inp = self.n_inp, None if isinstance(batch, dict) else len(batch)
-        try:
-            preds = self.get_preds([batch]).preds
-        finally:
-            self.n_inp = n_inp
-        return map_tensors(lambda part: part[0], preds)
+        return predict_sample(self, x)
 
     @contextmanager
     def removed_cbs(self, *kinds: type[Callback] | Callback) -> Iterator[None]:
@@ -459,11 +499,6 @@ class Trainer(Loop):
             OSError: If the file cannot be opened.
         """
         read_model(path, self.model, self.groups if with_opt else None)
-
-    def _loader(self, dl: Iterable[Any] | None) -> Any:
-        if dl is None and self.dls.valid is None:
-            raise ValueError("this learner has no validation loader: pass one as dl")
-        return self.dls.valid if dl is None else dl
 
 
 def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:

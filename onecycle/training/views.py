@@ -14,6 +14,7 @@ from onecycle.arguments import check_count, check_fraction
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import preserved_rng
 from onecycle.data.passes import order_seed
+from onecycle.training.predicting import predict_loader, valid_or
 from onecycle.vision.augment import Augmentation, check_images, reflected
 
 if TYPE_CHECKING:
@@ -36,15 +37,15 @@ def predict_views(
     """Predict with test-time augmentation: see `Learner.tta`."""
     beta = check_fraction("beta", beta)
     views = _views(learn, transforms, n)
-    plain = learn.get_preds(dl)
+    loader = valid_or(learn, dl)
+    plain = predict_loader(learn, loader)
     _check_mean(plain.preds)
     total = torch.zeros_like(plain.preds)
     with preserved_rng():
         seed = int(torch.randint(2**62, ()))
         for i, view in enumerate(views):
             torch.manual_seed(order_seed(seed, i))  # each pass would begin with the same draws
-            with learn.added_cbs([_View(view)]):
-                found = learn.get_preds(dl)
+            found = predict_loader(learn, loader, cbs=[_View(view)])
             _check_pair(plain, found)
             total += found.preds
     return replace(plain, preds=torch.lerp(total / len(views), plain.preds, beta))

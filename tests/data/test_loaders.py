@@ -5,6 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -426,15 +427,14 @@ Pair = namedtuple("Pair", ["x", "y"])
         ([1, 2, 3, 4], 2, ((1, 2), (3, 4))),
         ((1, 2, 3), 1, (1, (2, 3))),
         ((1,), None, (1, None)),
-        (Pair(1, 2), None, (1, 2)),
     ],
 )
 def test_split_batch_takes_the_first_n_inp_items_as_inputs(batch, n_inp, expected):
     assert split_batch(batch, n_inp) == expected
 
 
-def test_split_batch_gives_a_dict_to_the_model_and_to_the_loss():
-    batch = {"x": 1}
+@pytest.mark.parametrize("batch", [{"x": 1}, Pair(1, 2), object(), pack_sequence([torch.ones(2)])])
+def test_split_batch_gives_what_is_no_plain_tuple_whole_to_the_model_and_to_the_loss(batch):
     xb, yb = split_batch(batch)
     assert xb is batch
     assert yb is batch
