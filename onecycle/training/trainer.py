@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from threading import RLock
 from typing import Any, Literal, overload
 
 import torch
@@ -32,7 +33,7 @@ from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.optim.build import OptFunc, Splitter, move_to, param_groups
-from onecycle.optim.compiled import choose_stepper
+from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import Rule, minimum, valley
@@ -43,6 +44,9 @@ from onecycle.schedules.shapes import Schedule
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 
 log = logging.getLogger("onecycle")
+
+#: The fields of a learner that each copy makes anew: they hold what cannot be pickled.
+_NOT_COPIED = ("_turn", "_on", "_on_valid", "_contexts", "stepper", "dl")
 
 
 class Trainer(Loop):
@@ -499,6 +503,23 @@ class Trainer(Loop):
             OSError: If the file cannot be opened.
         """
         read_model(path, self.model, self.groups if with_opt else None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of, by ``copy.deepcopy`` and ``pickle``."""
+        if self._run is not None:
+            raise RuntimeError(
+                f"a learner cannot be copied while a {self._run} is running: copy it before or "
+                "afterwards, or let a Checkpoint keep the state of the fit"
+            )
+        return {name: part for name, part in vars(self).items() if name not in _NOT_COPIED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy whole."""
+        vars(self).update(state)
+        self._turn, self.dl = RLock(), self.dls.train
+        if isinstance(self.make_stepper, CompiledSteps):
+            self.make_stepper.compile_again(self.model)
+        self.stepper = self.make_stepper(self.opt)
 
 
 def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:
