@@ -1,5 +1,6 @@
 """Numbers that a person gives, checked: each is returned, or refused with its name."""
 
+import inspect
 import math
 import operator
 from collections.abc import Sequence
@@ -104,3 +105,16 @@ def check_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a word that is none of those that are known."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}; got {value!r}")
+
+
+def check_takes_learn(callback: object, name: str) -> None:
+    """Refuse a handler of a callback that could not be called with the learner alone."""
+    handler = getattr(callback, name, None)
+    if inspect.ismethod(handler) or inspect.isfunction(handler):
+        try:
+            inspect.signature(handler).bind(callback)
+        except TypeError as error:
+            raise TypeError(
+                f"{type(callback).__name__}.{name} is called with the learner: add learn, as in "
+                f"def {name}(self, learn) ({error})"
+            ) from None

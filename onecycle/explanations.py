@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
 import traceback
 from collections.abc import Mapping, Sequence
+from numbers import Number
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+log = logging.getLogger("onecycle")
 
 #: What a model or a loss function raises when it does not like what it got.
 BAD_CALL = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
@@ -54,9 +59,7 @@ def explain_loss_error(error: Exception, pred: Any, targets: tuple[Any, ...]) ->
     """
     if not is_out_of_memory(error):
         came = " and target ".join(map(describe, (pred, *targets)))
-        wants_labels = "Long" in str(error)  # torch's word for the labels of a class
-        advice = _loss_advice(pred, targets, wants_labels=wants_labels)
-        _add(error, f"the loss function got pred {came}", advice)
+        _add(error, f"the loss function got pred {came}", _loss_advice(str(error), pred, targets))
 
 
 def explain_backward_error(error: Exception, loss: Tensor) -> None:
@@ -122,6 +125,18 @@ def require_loss(loss: Any) -> Tensor:
         "NoneType": "does the loss function end with return?",
     }.get(type(loss).__name__, "without a loss_func, the model itself must return the loss")
     raise TypeError(f"the loss must be a tensor of one number; got {describe(loss)}: {advice}")
+
+
+def tell_broadcast(pred: Any, targets: tuple[Any, ...]) -> None:
+    """Warn of shapes with which a loss is silently wrong: see `accidental_broadcast`.
+
+    Args:
+        pred: The prediction.
+        targets: The targets, none or more.
+    """
+    warning = accidental_broadcast(pred, targets)
+    if warning is not None:
+        log.warning("%s", warning)
 
 
 def accidental_broadcast(pred: Any, targets: tuple[Any, ...]) -> str | None:
@@ -216,11 +231,7 @@ def _model_advice(message: str, model: nn.Module, xb: Any) -> str | None:
             "not leave a last batch of one"
         )
     if not isinstance(xb, Tensor):
-        parts = xb if isinstance(xb, tuple | list) else () if isinstance(xb, Mapping) else (xb,)
-        if not all(isinstance(part, Tensor) for part in parts):
-            return "a batch must hold tensors"
-        counted = parts and "positional argument" in message
-        return "n_inp= says how many parts of a batch are inputs" if counted else None
+        return _nested_advice(message, model, xb)
     if "index out of range" in message and _is_readable(xb):
         return (
             f"its indices go from {int(xb.min())} to {int(xb.max())}, beyond an embedding: map "
@@ -235,19 +246,50 @@ def _model_advice(message: str, model: nn.Module, xb: Any) -> str | None:
     return None
 
 
-def _loss_advice(pred: Any, targets: tuple[Any, ...], *, wants_labels: bool) -> str | None:
+def _nested_advice(message: str, model: nn.Module, xb: Any) -> str | None:
+    """Tell what to do about an input that is no tensor."""
+    kind, is_whole = type(xb).__name__, type(xb) not in (tuple, list)
+    if isinstance(xb, Mapping):
+        is_missing = "required" in message and "argument" in message
+        return f"its keys must be names that forward takes: {_takes(model)}" if is_missing else None
+    if is_whole and hasattr(xb, "_fields") and kind in message:
+        return (
+            f"a {kind} reaches the model whole, as only a plain tuple or list is taken apart: "
+            "return one from collate_fn, or override predict_batch and compute_loss of Learner"
+        )
+    if is_whole and not hasattr(type(xb), "to") and "device" in message:
+        return f"a batch object is moved by its own method to(device), and {kind} has none"
+    parts = [xb] if is_whole else xb
+    plain = [part for part in parts if isinstance(part, str | bytes | Number | np.ndarray)]
+    no_tensors = not any(isinstance(part, Tensor) for part in parts)
+    if plain and (no_tensors or any(type(part).__name__ in message for part in plain)):
+        return "a batch must hold tensors"
+    counted = parts and not is_whole and "positional argument" in message
+    return "n_inp= says how many parts of a batch are inputs" if counted else None
+
+
+def _takes(model: nn.Module) -> str:
+    try:
+        return ", ".join(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):  # as of a scripted model
+        return "see its class"
+
+
+def _loss_advice(message: str, pred: Any, targets: tuple[Any, ...]) -> str | None:
     if not targets:
         return "the batch has no target: a batch is (xb, yb)"
     if not isinstance(pred, Tensor):
         return "take the prediction out of what the model returns, in the loss function or in it"
     target = targets[0]
-    if len(targets) != 1 or not isinstance(target, Tensor) or pred.ndim < 2:
+    if len(targets) == 1 and not isinstance(target, Tensor):
+        return _nested_target_advice(message, target)
+    if len(targets) != 1 or pred.ndim < 2:
         return None
     classes = pred.shape[1]
     if target.is_floating_point():
         if target.shape != (len(pred), *pred.shape[2:]):
             return None
-        if wants_labels:
+        if "Long" in message:  # torch's word for the labels of a class
             return "class labels must be integers: convert them with .long()"
         return f"for one number each, the model must return {tuple(target.shape)} too"
     if classes == 1:
@@ -262,6 +304,23 @@ def _loss_advice(pred: Any, targets: tuple[Any, ...], *, wants_labels: bool) -> 
                 f"these go from {low} to {high}: map them, or give the model more outputs"
             )
     return None
+
+
+def _nested_target_advice(message: str, target: Any) -> str | None:
+    """Tell what to do about a target that is no tensor, if that is what was complained of."""
+    kind = type(target).__name__
+    if isinstance(target, np.ndarray | Number):
+        return "a loss function of torch takes tensors: convert the targets with torch.tensor"
+    if kind not in message:
+        return None
+    if isinstance(target, list) and any(isinstance(part, Tensor) for part in target):
+        return (
+            "targets that are nested in a tuple or list are one argument, a list; to get them one "
+            "by one let the batch be (xb, y1, y2) and say n_inp="
+        )
+    if isinstance(target, list):
+        return "a loss function of torch takes tensors: convert the targets with torch.tensor"
+    return f"it gets the {kind} whole: let a loss function of your own take the target from it"
 
 
 def _is_readable(tensor: Any) -> TypeGuard[Tensor]:

@@ -41,10 +41,26 @@ class Learner(Trainer):
 
     What a callback reads on a learner is listed at `onecycle.core.state.LoopState`.
 
+    A batch is anything that the model can be called with; an object of any class is moved to the
+    device by its own ``to(device)``, where it has one:
+
+    - ``(xb, yb)``, a tuple or list, calls ``model(xb)`` and ``loss_func(pred, yb)``. An ``xb`` that
+      is a tuple or list is several arguments; a ``yb`` that is one is one argument, a list.
+    - A longer one, ``(x1, x2, yb)``, calls ``model(x1, x2)``. With ``n_inp=1`` there are several
+      targets, each an argument of its own, ``loss_func(pred, y1, y2)``.
+    - A dict calls ``model(**batch)``, without the keys that its ``forward`` does not take, and
+      ``loss_func(pred, batch)``.
+    - All else is handed over whole, ``model(batch)`` and ``loss_func(pred, batch)``: a
+      ``PackedSequence``, a batch of graphs, a named tuple, an object of your own. So it is if it is
+      the ``xb`` or ``yb`` of a pair.
+
+    Metrics are called as the loss function is. For what computes its loss in another way override
+    ``predict_batch(self, batch)`` and ``compute_loss(self, pred, batch)``. A learner can be copied
+    by ``copy.deepcopy``, data included, and pickled, between fits; both train on apart.
+
     Args:
         dls: `DataLoaders`, or a pair ``(train, valid)`` of iterables of batches; ``valid`` may be
-            ``None``. A batch is ``(xb, yb)``, a longer tuple (see ``n_inp``) or a dict, which the
-            model gets as keywords and the loss function whole.
+            ``None``.
         model: It is moved to ``device``.
         loss_func: Called with ``(pred, yb)``, returns a scalar. ``None`` for a model that returns
             its loss: as ``pred.loss``, ``pred["loss"]``, or as the prediction itself.

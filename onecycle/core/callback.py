@@ -129,24 +129,6 @@ class Callback:
         return run in (_ALL_RUNS if self.stage is Stage.PREPARE else _FITS)
 
 
-def check_handlers(callback: Callback) -> None:
-    """Refuse a handler that could not be called with the learner alone.
-
-    Raises:
-        TypeError: With the line to write.
-    """
-    for name in EVENTS:
-        handler = getattr(callback, name, None)
-        if inspect.ismethod(handler) or inspect.isfunction(handler):
-            try:
-                inspect.signature(handler).bind(callback)
-            except TypeError as error:
-                raise TypeError(
-                    f"{type(callback).__name__}.{name} is called with the learner: add learn, as "
-                    f"in def {name}(self, learn) ({error})"
-                ) from None
-
-
 def _unknown_event(owner: str, name: str) -> str:
     if elsewhere := explain_foreign_name(name):
         return f"{owner} defines {name!r}, a name of another library: {elsewhere}"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from onecycle.arguments import check_count
-from onecycle.core.callback import Callback, check_handlers
+from onecycle.arguments import check_count, check_takes_learn
+from onecycle.core.callback import Callback
+from onecycle.core.events import EVENTS
 from onecycle.data.sizes import warn_of_single_sample
 from onecycle.errors import MissingCallbackError
 
@@ -32,7 +33,8 @@ def check_callbacks(cbs: Sequence[Callback]) -> None:
         if not isinstance(callback, Callback):
             hint = " (write it with parentheses)" if isinstance(callback, type) else ""
             raise TypeError(f"cbs must be Callback objects; got {callback!r}{hint}")
-        check_handlers(callback)
+        for name in EVENTS:
+            check_takes_learn(callback, name)
 
 
 def check_requirements(callbacks: Iterable[Callback]) -> None:

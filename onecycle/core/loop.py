@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -76,7 +77,9 @@ class Loop(LoopState):
         max_updates: int | None = None,
     ) -> None:
         """Run a fit or a range test; the learner's verbs end up here."""
-        with self.added_cbs(cbs), kept_grad_mode(), kept_heap():
+        if self._run is not None:
+            raise RuntimeError(f"a {self._run} is running: a callback cannot start another {run}")
+        with self._turn, self.added_cbs(cbs), kept_grad_mode(), kept_heap():
             self._begin(n_epoch, run, steps_per_epoch, max_updates)
             try:
                 try:
@@ -96,8 +99,7 @@ class Loop(LoopState):
     def _begin(
         self, n_epoch: int | None, run: Run, steps_per_epoch: int | None, max_updates: int | None
     ) -> None:
-        if self._run is not None:
-            raise RuntimeError(f"a {self._run} is running: a callback cannot start another {run}")
+        self._thread = get_ident()
         callbacks = [callback for callback in self.cbs if callback.takes_part_in(run)]
         check_requirements(callbacks)
         check_model(self)
@@ -280,31 +282,45 @@ class Loop(LoopState):
             if on.after_loss:
                 fire(self, on.after_loss, "after_loss")
 
-    @kept_grad_mode()
     def infer(
         self,
         dl: Any,
         collect: Handler,
         *,
+        cbs: Sequence[Callback] = (),
         with_loss: bool = True,
         inference_mode: bool = False,
     ) -> None:
         """Run the model over a loader in evaluation mode, and leave everything as it was.
 
         No event of a fit fires; only callbacks that prepare batches (`Stage.PREPARE`) take part.
+        Calls from several threads take turns: they share the model and the learner's fields.
 
         Args:
             dl: An iterable of batches.
             collect: Called with the learner after each batch.
+            cbs: Callbacks besides the learner's.
             with_loss: Whether the loss is computed too.
             inference_mode: Use ``torch.inference_mode`` instead of ``no_grad``; a little faster,
                 but tensors that the model caches can then never take part in training.
+
+        Raises:
+            RuntimeError: If a fit is running in another thread.
         """
-        callbacks = [callback for callback in self.cbs if callback.takes_part_in("inference")]
+        if self._run is not None and self._thread != get_ident():
+            raise RuntimeError(
+                f"a {self._run} is running in another thread, which would go on with what this "
+                "leaves: wait for its end, or call this in a callback"
+            )
+        gradients_off = torch.inference_mode() if inference_mode else torch.no_grad()
+        with self._turn, kept_grad_mode(), kept_heap(), gradients_off:
+            self._infer(dl, [*self.cbs, *cbs], collect, with_loss)
+
+    def _infer(self, dl: Any, cbs: Sequence[Callback], collect: Handler, with_loss: bool) -> None:
+        callbacks = [callback for callback in cbs if callback.takes_part_in("inference")]
         on = Handlers([*callbacks, Callback(after_batch=collect)], "valid")
         fields, rng = dict(vars(self)), RngState()
         flags = [(module, module.training) for module in self.model.modules()]
-        gradients_off = torch.inference_mode() if inference_mode else torch.no_grad()
         put_back_loader = hold_loaders(*(o for o in (self.dls.train, self.dls.valid) if o is dl))
 
         def put_back() -> None:
@@ -312,17 +328,21 @@ class Loop(LoopState):
             put_back_loader()
             for module, flag in flags:
                 module.training = flag
-            vars(self).clear()
-            vars(self).update(fields)
+            for name in vars(self).keys() - fields.keys():
+                del vars(self)[name]
+            vars(self).update(fields)  # never emptied: other threads read them
 
         try:
-            with gradients_off, suppress(CancelValid), kept_heap():
+            with suppress(CancelValid):
                 self._contexts = self._forward_contexts(callbacks)
                 self._set_up_pass(dl, training=False)
                 for self.iter, batch in enumerate(self._batches()):
                     self._valid_batch(batch, on, with_loss=with_loss)
         except Cancel as cancel:
             raise OnecycleError(cancel.out_of_place(where(self))) from cancel
+        except Exception as error:
+            explain(self, error)
+            raise
         finally:
             surely(put_back)
 

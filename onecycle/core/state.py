@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onecycle.data.calls import call_model
 from onecycle.explanations import (
     BAD_CALL,
-    accidental_broadcast,
     explain_loss_error,
     explain_model_error,
     require_loss,
+    tell_broadcast,
 )
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from onecycle.optim.groups import ParamGroups
     from onecycle.optim.stepper import Stepper
 
-log = logging.getLogger("onecycle")
-
 
 class LoopState:
     """What a callback reads on ``learn``, and may write unless it says otherwise.
@@ -34,7 +33,8 @@ class LoopState:
     Attributes:
         model: What is trained.
         dls: The training and validation loaders; ``dl`` is the one in use.
-        loss_func: Called with ``(pred, yb)``; ``None`` for a model that returns its loss.
+        loss_func: Called with ``(pred, yb)``; ``None`` for a model that returns its loss. A ``yb``
+            that is a tuple is several targets, and each is an argument.
         opt: The optimizer; ``groups`` gives its hyperparameters by name.
         cbs: All callbacks that take part, those of this fit included.
         metrics: The metrics computed on validation.
@@ -112,17 +112,16 @@ class LoopState:
         self.stop_reason: str | None = None
         self.event = ""
         self._run: Run | None = None
+        self._turn, self._thread = RLock(), 0  # what runs has its turn, and is in this thread
         self.forget_batch()
 
     # What a subclass may override ---------------------------------------------------------
 
     def predict_batch(self, batch: Any) -> Any:
-        """Return what the model says of ``self.xb``: positional inputs, or a dict's keywords."""
+        """Return what the model says of ``self.xb``: see `onecycle.data.calls.call_model`."""
         xb = self.xb
         try:
-            if isinstance(xb, Tensor):
-                return self.model(xb)
-            return self.model(**xb) if isinstance(xb, Mapping) else self.model(*xb)
+            return self.model(xb) if isinstance(xb, Tensor) else call_model(self.model, xb)
         except BAD_CALL as error:
             explain_model_error(error, self.model, xb)
             raise
@@ -130,24 +129,18 @@ class LoopState:
     def compute_loss(self, pred: Any, batch: Any) -> Tensor:
         """Return the scalar loss of ``pred`` against ``self.yb``, with its graph."""
         yb = self.yb
-        targets = () if yb is None else yb if isinstance(yb, tuple) else (yb,)
+        targets = () if yb is None else yb if type(yb) is tuple else (yb,)
         try:
             if self.loss_func is None:
                 loss = pred["loss"] if isinstance(pred, Mapping) else getattr(pred, "loss", pred)
             else:
                 if not self.iter and not self.total_updates:
-                    self._tell_broadcast(pred, targets)
+                    tell_broadcast(pred, targets)
                 loss = self.loss_func(pred, *targets)
         except BAD_CALL as error:
             explain_loss_error(error, pred, targets)
             raise
         return require_loss(loss)
-
-    def _tell_broadcast(self, pred: Any, targets: tuple[Any, ...]) -> None:
-        """Warn, at the first batch only, of shapes with which a loss is silently wrong."""
-        warning = accidental_broadcast(pred, targets)
-        if warning is not None:
-            log.warning("%s", warning)
 
     # The mode of the model ------------------------------------------------------------------
 

@@ -104,8 +104,21 @@ class DataLoaders:
             return cls(train)
         return cls(train, DataLoader(valid_ds, valid_batch_size or 2 * batch_size, **shared))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: no worker processes, which wait for another epoch."""
+        idle = {id(dl): _idle(dl) for dl in (self.train, self.valid)}
+        return {name: idle[id(dl)] for name, dl in vars(self).items()}
+
     def __repr__(self) -> str:
         return f"DataLoaders(train={_describe(self.train)}, valid={_describe(self.valid)})"
+
+
+def _idle(dl: Any) -> Any:
+    if not isinstance(dl, DataLoader) or dl._iterator is None:
+        return dl
+    dl = copy(dl)
+    dl._iterator = None
+    return dl
 
 
 def as_dataloaders(dls: DataLoaders | tuple[Iterable[Any], Iterable[Any] | None]) -> DataLoaders:

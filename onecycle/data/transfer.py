@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from copy import copy
 from functools import cache
 from operator import is_
@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from onecycle.data.nested import leaves, sequence_like
 
 #: The size of a batch, in bytes, from which a CUDA stream of its own is used. To change streams
 #: takes the host about as long as PCI Express takes for this; an estimate, not measured.
@@ -29,12 +32,17 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     there, and can be read, on return.
 
     Args:
-        batch: A tensor, or tuples, lists, named tuples and dicts of them, nested at will. What
-            is none of these (a string, a number) is passed through.
+        batch: A tensor, or tuples, lists, named tuples and dicts of them, nested at will. An object
+            of any class that has a method ``to`` is moved by it, called with the device alone:
+            graphs, encodings of texts, batches of your own. What is none of these (a string, a
+            number, an array of NumPy) is passed through.
         device: Where to. A `torch.device` is the fastest to compare with.
 
     Returns:
         The batch on the device; the very same object if nothing had to be moved.
+
+    Raises:
+        TypeError: The ``to`` of an object returned nothing.
 
     Example:
         >>> batch = (torch.zeros(2), {"id": "a"})
@@ -59,28 +67,54 @@ def _moved(batch: Any, device: torch.device) -> Any:
     non_blocking = device.type != "cpu"  # else it would return before the numbers are there
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=non_blocking)
+    if isinstance(batch, PackedSequence):  # a part of it has to stay on the CPU
+        return batch.to(device=device, non_blocking=non_blocking)  # type: ignore[call-arg]  # untyped
+    if moves_itself(batch):
+        moved = batch.to(device)
+        if moved is None:
+            raise TypeError(
+                f"{type(batch).__name__}.to(device) returned None: it must return the batch on "
+                "that device, itself if it is moved in place"
+            )
+        return moved
     if isinstance(batch, (tuple, list)):
-        if hasattr(batch, "to"):  # a PackedSequence: a part of it has to stay on the CPU
-            return batch.to(device, non_blocking=non_blocking)
         items = [_moved(item, device) for item in batch]
         if all(map(is_, items, batch)):
             return batch
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-    if isinstance(batch, MutableMapping):
-        moved = {key: _moved(value, device) for key, value in batch.items()}
-        if all(map(is_, moved.values(), batch.values())):
+        return sequence_like(batch, items)
+    if isinstance(batch, Mapping):
+        parts = {key: _moved(value, device) for key, value in batch.items()}
+        if all(map(is_, parts.values(), batch.values())):
             return batch
+        if not isinstance(batch, MutableMapping):
+            return parts
         result = copy(batch)  # keeps the type, and what a subclass stores beside the items
-        result.update(moved)
+        result.update(parts)
         return result
     return batch
 
 
+def moves_itself(value: Any) -> bool:
+    """Tell whether an object has a method ``to`` of its own, which tensors have too.
+
+    Example:
+        >>> moves_itself(torch.zeros(1)), moves_itself({"to": 1})
+        (True, False)
+    """
+    # Of the class: a dict with attributes would look for an item of this name.
+    return callable(getattr(type(value), "to", None))
+
+
 def _is_large_on_host(batch: Any) -> bool:
-    tensors = list(_tensors(batch))
-    # Elsewhere, work that the copy would have to wait for may be in progress.
-    if not all(t.device.type == "cpu" and t.layout is torch.strided for t in tensors):
-        return False
+    tensors = []
+    for leaf in leaves(batch):
+        if isinstance(leaf, Tensor):
+            # Elsewhere, work that the copy would have to wait for may be in progress.
+            if leaf.device.type != "cpu" or leaf.layout is not torch.strided or leaf.is_nested:
+                return False
+            tensors.append(leaf)
+        elif moves_itself(leaf):  # nobody could tell whose memory must last until it is used
+            return False
     return sum(t.nbytes for t in tensors) >= LARGE
 
 
@@ -107,9 +141,9 @@ class _Side:
         with torch.cuda.stream(self._stream):
             moved = _moved(batch, self._device)
         current.wait_stream(self._stream)
-        for tensor in _tensors(moved):
-            if tensor.device.type != "cpu":
-                tensor.record_stream(current)  # its memory stays until this stream is done
+        for leaf in leaves(moved):
+            if isinstance(leaf, Tensor) and leaf.device.type != "cpu":
+                leaf.record_stream(current)  # its memory stays until this stream is done
         return moved
 
 
@@ -117,11 +151,3 @@ class _Side:
 def _side(index: int) -> _Side:
     # One for all learners: memory that was freed on a stream is kept for that stream.
     return _Side(index)
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, (tuple, list, Mapping)):
-        for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors(part)

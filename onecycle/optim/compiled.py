@@ -43,6 +43,14 @@ class CompiledSteps:
         self._options = options
         self._update: _Update | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of, which compiles for itself."""
+        return {"_options": self._options, "_update": None}
+
+    def compile_again(self, model: nn.Module) -> None:
+        """Compile a copy of the model, which torch copies without what was compiled."""
+        compile_model(model, **self._options)
+
     def __call__(self, opt: Optimizer) -> Stepper:
         """Return a stepper for a fit.
 

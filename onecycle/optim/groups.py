@@ -7,7 +7,7 @@ biases then stand in groups of their own without it. Everything public speaks of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -91,10 +91,12 @@ class ParamGroups:
         ([0.0001, 0.01], [0.9, 0.9])
     """
 
-    def __init__(self, opt: Optimizer, exempt: Iterable[int] = ()) -> None:
+    def __init__(self, opt: Optimizer, exempt: Container[int] = ()) -> None:
         self.opt = opt
         self.members = [[i] for i in range(len(opt.param_groups))]
-        self._exempt = frozenset(exempt)
+        # Themselves and not their ids: those of a copy are others.
+        every = [p for group in opt.param_groups for p in group["params"]]
+        self._exempt = [p for p in every if id(p) in exempt]
         self.separate_decay()
 
     def __len__(self) -> int:
@@ -167,16 +169,17 @@ class ParamGroups:
         Args:
             everywhere: Also out of groups that do not decay yet, but may.
         """
+        exempt = set(map(id, self._exempt))
         for g, member in enumerate(self.members):
             group = self.opt.param_groups[member[0]]
-            without = [p for p in group["params"] if id(p) in self._exempt]
+            without = [p for p in group["params"] if id(p) in exempt]
             may_decay = "weight_decay" in group and (everywhere or group["weight_decay"])
             if not without or not may_decay:
                 continue
             if len(without) == len(group["params"]):
                 group |= {"weight_decay": 0.0, "no_decay": True}
                 continue
-            group["params"] = [p for p in group["params"] if id(p) not in self._exempt]
+            group["params"] = [p for p in group["params"] if id(p) not in exempt]
             fields = {key: value for key, value in group.items() if key != "params"}
             fields |= {"weight_decay": 0.0, "no_decay": True}
             self.opt.add_param_group({**fields, "params": without})
@@ -191,12 +194,13 @@ class ParamGroups:
         groups = [list(group["params"]) for group in self.opt.param_groups]
         if not finely:
             return groups
+        exempt = set(map(id, self._exempt))
         for member in self.members:
             group = groups[member[0]]
             if len(member) == 1 and "weight_decay" in self.opt.param_groups[member[0]]:
-                without = [p for p in group if id(p) in self._exempt]
+                without = [p for p in group if id(p) in exempt]
                 if 0 < len(without) < len(group):
-                    groups[member[0]] = [p for p in group if id(p) not in self._exempt]
+                    groups[member[0]] = [p for p in group if id(p) not in exempt]
                     groups.append(without)
         return groups
 

@@ -444,23 +444,23 @@ class MeanMetric:
         self._parts = {}
         self._watch.reset()
 
-    def update(self, pred: Any, target: Any) -> None:
+    def update(self, pred: Any, *targets: Any) -> None:
         """Take in one batch, without waiting for the device.
 
         Args:
             pred: What the model gave for the batch.
-            target: What it should have given.
+            *targets: What it should have given: one, or each of several.
 
         Raises:
             ValueError: The function did not return one number, or a dict or tuple of them.
         """
         if self._compares:
-            value = self.func.__wrapped__(pred, target)  # type: ignore[attr-defined]
-            self._mean.keep(value, batch_size_of((target, pred)))
+            value = self.func.__wrapped__(pred, *targets)  # type: ignore[attr-defined]
+            self._mean.keep(value, batch_size_of((targets, pred)))
             self._watch.keep(pred)
             return
-        value = self.func(pred, target)
-        n = batch_size_of((target, pred))
+        value = self.func(pred, *targets)
+        n = batch_size_of((targets, pred))
         if isinstance(value, Mapping | tuple | list):
             for name, part in named_parts(self.name, value).items():
                 self._parts.setdefault(name, WeightedMean()).add(_one_mean(name, part), n)
@@ -526,7 +526,7 @@ def as_metric(metric: Any) -> Metric:
         return metric
     if not callable(metric):
         raise TypeError(f"{expected}; got {metric!r}")
-    if not _takes_two(metric):
+    if not _takes_pred_and_target(metric):
         name = _function_name(metric)
         raise TypeError(
             f"{expected}; {name} does not take (pred, target): if it makes a metric, "
@@ -665,14 +665,18 @@ class MetricSet:
 
         Args:
             pred: What the model gave for the batch.
-            target: What it should have given.
+            target: What it should have given. Of several targets, which are a tuple, each is an
+                argument of its own, as for the loss function.
             loss: The mean loss of the batch, a 0-dim tensor without a graph.
             n: How many samples the batch has.
         """
         for metric in self.metrics.values():
             if self._loss.count == 0 and hasattr(metric, "to"):
                 metric.to(loss.device)
-            metric.update(pred, target)
+            if type(target) is tuple:
+                metric.update(pred, *target)
+            else:
+                metric.update(pred, target)
         if self._others:
             self._look_at(pred, loss)
         self._loss.keep(loss, n)
@@ -734,9 +738,9 @@ def _function_name(func: Callable[..., Any]) -> str:
     return name if isinstance(name, str) else type(func).__name__
 
 
-def _takes_two(func: Callable[..., Any]) -> bool:
+def _takes_pred_and_target(func: Callable[..., Any]) -> bool:
     try:
-        inspect.signature(func).bind(None, None)
+        inspect.signature(func).bind_partial(None, None)  # there may be more targets
     except TypeError:
         return False
     except ValueError:  # a builtin that has no signature to look at

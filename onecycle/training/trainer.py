@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any, Literal, overload
 
 import torch
@@ -31,10 +32,8 @@ from onecycle.core.checks import (
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
-from onecycle.data.nested import concatenate, map_tensors
-from onecycle.data.transfer import to_device
 from onecycle.optim.build import OptFunc, Splitter, move_to, param_groups
-from onecycle.optim.compiled import choose_stepper
+from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import Rule, minimum, valley
@@ -43,8 +42,12 @@ from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.shapes import Schedule
 from onecycle.training.checking import Check, FirstBatch, measure, warn_of_bad_parameters
+from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 
 log = logging.getLogger("onecycle")
+
+#: The fields of a learner that each copy makes anew: they hold what cannot be pickled.
+_NOT_COPIED = ("_turn", "_on", "_on_valid", "_contexts", "stepper", "dl")
 
 
 class Trainer(Loop):
@@ -377,7 +380,7 @@ class Trainer(Loop):
             ``"valid_loss"`` and each metric by name.
         """
         warn_of_bad_parameters(self)
-        return measure(self, self._loader(dl))
+        return measure(self, valid_or(self, dl))
 
     def check(self, batches: int = 1) -> Check:
         """Try a few batches of each loader, optimizer included, and say what looks wrong.
@@ -412,45 +415,86 @@ class Trainer(Loop):
         return look.check
 
     def get_preds(
-        self, dl: Iterable[Any] | None = None, *, inference_mode: bool = False
+        self,
+        dl: Iterable[Any] | None = None,
+        *,
+        with_loss: bool = False,
+        with_inputs: bool = False,
+        inference_mode: bool = False,
     ) -> Predictions:
         """Predict a whole loader; leaves everything as it was.
 
+        What the batches gave is joined to one value with an entry for each sample. Tensors are
+        concatenated. Where they differ in more than their first dimension, as those of batches
+        padded to different lengths, they become a list of one tensor for each sample, which
+        ``torch.nn.utils.rnn.pad_sequence`` pads. Lists of one item for each sample (texts, ids,
+        what a detector found) become one list.
+
+        Of a model that returns a dict or a dataclass, as model libraries do, the predictions are a
+        dict of the tensors, lists and dicts in it; not the loss of the batch, and no tuples and
+        objects, in which caches and the states of layers are. Of a batch that is a dict, the
+        targets are the keys which the model's ``forward`` does not take, and those that are called
+        ``y`` or have "label" or "target" in their name; where there are none of these, the whole.
+        Of a batch that is another object they are its ``labels``, ``targets`` or ``y``.
+
         Args:
             dl: By default the validation loader.
+            with_loss: Compute ``losses`` too, that of each sample as of a batch of it alone: the
+                loss function is called once for each sample.
+            with_inputs: Keep ``inputs`` too, as the model was given them; of a dict, all that are
+                no targets.
             inference_mode: Use ``torch.inference_mode``: see `Loop.infer`.
 
         Returns:
-            Predictions and targets on the CPU, concatenated over the batches.
+            Predictions and targets on the CPU; they unpack as ``preds, targets``.
+
+        Raises:
+            ValueError: If there is no loader, the batches cannot be joined, or ``with_loss`` is
+                asked for where a batch cannot be taken apart into samples, or where the model
+                returns its loss.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner()
+            >>> preds, targets = learn.get_preds()
+            >>> preds.shape, targets.shape
+            (torch.Size([64, 1]), torch.Size([64, 1]))
+            >>> learn.get_preds(with_loss=True).losses.shape
+            torch.Size([64])
         """
-        preds: list[Any] = []
-        targets: list[Any] = []
-
-        def collect(learn: Loop) -> None:
-            if learn.pred is not None:
-                preds.append(to_device(learn.pred, torch.device("cpu")))
-                targets.append(to_device(learn.yb, torch.device("cpu")))
-
-        self.infer(self._loader(dl), collect, with_loss=False, inference_mode=inference_mode)
-        return Predictions(concatenate(preds), concatenate(targets))
+        return predict_loader(
+            self,
+            valid_or(self, dl),
+            with_loss=with_loss,
+            with_inputs=with_inputs,
+            inference_mode=inference_mode,
+        )
 
     def predict(self, x: Any) -> Any:
-        """Predict one sample; leaves everything as it was.
+        """Predict one sample; leaves everything as it was. Several threads may call it at once.
 
         Args:
             x: The input of one sample, without a batch dimension: a tensor, a tuple of tensors
-                for a model of several inputs, or a dict.
+                for a model of several inputs, or a dict; numbers, arrays and texts among them
+                become a batch of one as by a DataLoader.
 
         Returns:
-            What the model says of it, on the CPU, without a batch dimension.
+            What the model says of it, on the CPU, without a batch dimension; of a dict what
+            `get_preds` keeps of it.
+
+        Raises:
+            TypeError: If ``x`` is an object of another kind, of which only you know how to make a
+                batch: ``get_preds([batch])``.
+            ValueError: If the model returns no row for the sample, or ``n_inp`` inputs are
+                expected and there are others.
+            RuntimeError: If a fit is running in another thread.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> toy_learner().predict(torch.zeros(4)).shape
+            torch.Size([1])
         """
-        batch = map_tensors(lambda part: part[None], x if isinstance(x, tuple | dict) else (x,))
-        n_inp, self.n_inp = self.n_inp, None if isinstance(batch, dict) else len(batch)
-        try:
-            preds = self.get_preds([batch]).preds
-        finally:
-            self.n_inp = n_inp
-        return map_tensors(lambda part: part[0], preds)
+        return predict_sample(self, x)
 
     @contextmanager
     def removed_cbs(self, *kinds: type[Callback] | Callback) -> Iterator[None]:
@@ -494,10 +538,22 @@ class Trainer(Loop):
         """
         read_model(path, self, with_opt=with_opt)
 
-    def _loader(self, dl: Iterable[Any] | None) -> Any:
-        if dl is None and self.dls.valid is None:
-            raise ValueError("this learner has no validation loader: pass one as dl")
-        return self.dls.valid if dl is None else dl
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of, by ``copy.deepcopy`` and ``pickle``."""
+        if self._run is not None:
+            raise RuntimeError(
+                f"a learner cannot be copied while a {self._run} is running: copy it before or "
+                "afterwards, or let a Checkpoint keep the state of the fit"
+            )
+        return {name: part for name, part in vars(self).items() if name not in _NOT_COPIED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy whole."""
+        vars(self).update(state)
+        self._turn, self.dl = RLock(), self.dls.train
+        if isinstance(self.make_stepper, CompiledSteps):
+            self.make_stepper.compile_again(self.model)
+        self.stepper = self.make_stepper(self.opt)
 
 
 def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:

@@ -18,6 +18,7 @@ from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import preserved_rng
 from onecycle.data.passes import order_seed
 from onecycle.explanations import describe
+from onecycle.training.predicting import predict_loader, valid_or
 from onecycle.vision.augment import Augmentation, require_method
 from onecycle.vision.images import check_images, reflected
 from onecycle.vision.targets import (
@@ -80,8 +81,7 @@ def predict_views(
     beta = check_fraction("beta", beta)
     _check_choice(learn, transforms, n)
     look = _Look()
-    with learn.added_cbs([look]):
-        plain = learn.get_preds(dl)
+    plain = predict_loader(learn, valid_or(learn, dl), cbs=[look])
     _check_mean(plain.preds)
     views = _views(learn, transforms, n, _Answer(plain, look.shapes))
     mean = _mean(learn, dl, views, plain)
@@ -98,8 +98,7 @@ def _mean(
         for i, view in enumerate(views):
             torch.manual_seed(order_seed(seed, i))  # each pass would begin with the same draws
             shown = _Shown(view)
-            with learn.added_cbs([shown]):
-                found = learn.get_preds(dl)
+            found = predict_loader(learn, valid_or(learn, dl), cbs=[shown])
             _check_pair(plain, found)
             total += found.preds
             weight = weight + shown.weight(found.preds)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from batch_kinds import Encoding, Moving, graphs
+from batch_kinds import Pair as Whole
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
@@ -48,6 +52,60 @@ def test_to_device_keeps_the_batch_sizes_of_a_packed_sequence_on_the_cpu():
     packed = to_device(pack_sequence([torch.zeros(2, 1), torch.zeros(1, 1)]), "meta")
     assert packed.data.device.type == "meta"
     assert packed.batch_sizes.tolist() == [2, 1]
+
+
+def test_to_device_lets_an_object_move_itself_wherever_it_is_nested():
+    t = torch.zeros(2)
+    encoding = Encoding(x=t)
+    moved = to_device((Moving(t, t), {"texts": encoding}, [graphs((1, 2))]), "meta")
+    assert type(moved[0]) is Moving
+    assert moved[0].x.device.type == moved[0].y.device.type == "meta"
+    assert moved[1]["texts"] is encoding  # which it moved in place
+    assert encoding["x"].device.type == moved[2][0].x.device.type == "meta"
+
+
+def test_to_device_calls_the_method_of_an_object_with_the_device_alone():
+    called = []
+
+    class Own:
+        def to(self, *args, **kwargs):
+            called.append((args, kwargs))
+            return self
+
+    to_device(Own(), "cpu")
+    assert called == [((torch.device("cpu"),), {})]
+
+
+def test_to_device_takes_an_object_that_returns_nothing_for_a_mistake():
+    class Forgets:
+        def to(self, device):
+            pass
+
+    with pytest.raises(TypeError, match=r"Forgets.to\(device\) returned None: it must return"):
+        to_device((torch.zeros(1), Forgets()), "cpu")
+
+
+def test_to_device_passes_an_object_that_cannot_be_moved():
+    pair = Whole(torch.zeros(1), torch.zeros(1))
+    array = np.zeros(2)
+    assert to_device((pair, array), "meta") == (pair, array)
+
+
+def test_to_device_looks_for_no_item_of_a_dict_with_attributes():
+    class Attributes(dict):
+        __getattr__ = dict.__getitem__
+
+    moved = to_device(Attributes(x=torch.zeros(1)), "meta")
+    assert type(moved) is Attributes
+    assert moved.x.device.type == "meta"
+
+
+def test_to_device_moves_a_mapping_that_cannot_be_changed():
+    given = MappingProxyType({"x": torch.zeros(1), "id": 3})
+    moved = to_device(given, "meta")
+    assert moved["x"].device.type == "meta"
+    assert moved["id"] == 3
+    assert given["x"].device.type == "cpu"
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
@@ -151,9 +209,10 @@ def test_of_a_packed_sequence_only_what_is_moved_is_used_there(calls) -> None:
         (torch.zeros(LARGE // 4 - 1), None),
         (torch.zeros(LARGE, device="meta"), torch.zeros(LARGE)),
         (torch.zeros(LARGE), torch.eye(2).to_sparse()),
+        (torch.zeros(LARGE), Moving(torch.zeros(1), torch.zeros(1))),
         "text",
     ],
-    ids=["small", "partly elsewhere", "sparse", "no tensor"],
+    ids=["small", "partly elsewhere", "sparse", "with an object", "no tensor"],
 )
 def test_other_batches_are_copied_as_ever(batch, calls) -> None:
     to_device(batch, CUDA)
