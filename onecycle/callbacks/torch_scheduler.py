@@ -77,6 +77,10 @@ class TorchScheduler(ParamScheduler):
         names = ("lr", "momentum") if cycles_momentum else ("lr",)
         return {(name, g) for name in names for g in range(len(learn.groups))}
 
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return what makes the scheduler, and what it made for this fit."""
+        return {"make": self._make, "every": self.every, "scheduler": self._scheduler}
+
     def before_fit(self, learn: Loop) -> None:
         """Make the scheduler, and refuse what cannot work, before anything runs."""
         self._scheduler, self._steps, self._resumed = None, 0, False
