@@ -197,7 +197,7 @@ class ParamGroups:
         exempt = set(map(id, self._exempt))
         for member in self.members:
             group = groups[member[0]]
-            if len(member) == 1 and "weight_decay" in self.opt.param_groups[member[0]]:
+            if "weight_decay" in self.opt.param_groups[member[0]]:
                 without = [p for p in group if id(p) in exempt]
                 if 0 < len(without) < len(group):
                     groups[member[0]] = [p for p in group if id(p) not in exempt]
