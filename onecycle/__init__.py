@@ -110,6 +110,7 @@ from onecycle.studies.comparison import Comparison
 from onecycle.studies.diagnosis import Diagnosis, Plateau
 from onecycle.studies.regularization import RegularizationReport
 from onecycle.testing import check_callback, toy_learner
+from onecycle.training.freezing import head_splitter
 from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resnet56
 from onecycle.vision.resizing import ProgressiveResizing
 
@@ -187,6 +188,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "fastai1_momentum",
     "fastai1_one_cycle",
     "flat_cos",
+    "head_splitter",
     "join",
     "join_steps",
     "lenet",

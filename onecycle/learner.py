@@ -29,7 +29,7 @@ from onecycle.studies.comparison import NAMES, Compared, Comparison, compare
 from onecycle.studies.diagnosis import Diagnosis, diagnose
 from onecycle.studies.regularization import RegularizationReport, regularization_report
 from onecycle.studies.trials import Init
-from onecycle.training.freezing import freeze_to
+from onecycle.training.freezing import freeze, freeze_to, require_body_and_head, unfreeze
 from onecycle.training.landing import land
 from onecycle.training.summary import Summary, summarize
 from onecycle.training.trainer import Trainer
@@ -61,9 +61,13 @@ class Learner(Trainer):
     Args:
         dls: `DataLoaders`, or a pair ``(train, valid)`` of iterables of batches; ``valid`` may be
             ``None``.
-        model: It is moved to ``device``.
+        model: It is moved to ``device``. Parts that are in evaluation mode when a training pass
+            begins, while the model itself is not, stay in it, and a warning says so.
         loss_func: Called with ``(pred, yb)``, returns a scalar. ``None`` for a model that returns
-            its loss: as ``pred.loss``, ``pred["loss"]``, or as the prediction itself.
+            its loss: as ``pred.loss``, ``pred["loss"]``, or as the prediction itself. One that is
+            a module, a method of one, or a ``functools.partial`` of either, is moved with the
+            model, validates in evaluation mode, and is saved and loaded; its parameters train in
+            the last parameter group. `EMA` and `SWA` average the model alone.
         opt_func: An optimizer class, or a callable ``(params, lr=...)``. Made fused where it can
             be.
         lr: The learning rate: one number, one for each parameter group, or a slice. By default
@@ -72,11 +76,17 @@ class Learner(Trainer):
             gives several values is recorded by their names: see `named_numbers`.
         cbs: Callbacks for every fit, besides the `Recorder` and the `Progress` that each learner
             has.
-        opt: An optimizer that exists, instead of ``opt_func``; used as it is.
+        opt: An optimizer that exists, instead of ``opt_func``; used as it is. One that has methods
+            ``train`` and ``eval``, as those called schedule-free, is put in the mode of each pass,
+            and in evaluation mode after a fit.
         wd: The weight decay; ``None`` for the optimizer's own.
         wd_bn_bias: Whether norms and biases decay too.
         moms: Momentum at the start, the peak and the end of a cycle.
-        splitter: Returns the parameter groups of the model.
+        splitter: Returns the parameter groups of the model, such as `head_splitter`; these are
+            meant by rates for each group, by `freeze`, and in the record. With ``opt=``, each of
+            its ``param_groups`` must lie in one of them. Without a splitter there is one group; or,
+            where the optimizer has several of its own, they are the groups, of which those that
+            differ in weight decay alone are one. An ``lr_scale`` in them multiplies their rate.
         n_inp: How many parts of a longer batch are inputs; by default all but the last.
         device: By default the accelerator if there is one, else the CPU.
         seed: Of the order of the data; drawn from torch by default. Weights and dropout come from
@@ -289,7 +299,8 @@ class Learner(Trainer):
         """Train the last parameter group of a pretrained model, then all of them.
 
         First one cycle with all groups frozen but the last, as `freeze` does; then one with all
-        of them, at half the rate, and smaller rates for the earlier groups. These are two fits:
+        of them, at half the rate, and smaller rates for the earlier groups. What was frozen by hand
+        stays so. There must be two groups or more: see `head_splitter`. These are two fits:
         to be able to resume, call `freeze`, `fit_one_cycle`, `unfreeze` and `fit_one_cycle`, with
         a `Checkpoint` folder and ``resume=`` for each fit.
 
@@ -322,10 +333,11 @@ class Learner(Trainer):
         rates = slice(half / check_positive("lr_mult", lr_mult), half)
         OneCycleSchedule(rates, div, pct_start=pct_start)  # refuses before the first stage has run
         check_callbacks(cbs or ())
+        require_body_and_head(self, "fine_tune")
         self.freeze()
         if freeze_epochs:
             self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, wd=wd, cbs=cbs)
-        self.unfreeze()
+        self.freeze_to(0)
         self.fit_one_cycle(epochs, rates, div, pct_start=pct_start, wd=wd, cbs=cbs)
 
     def land(
@@ -384,11 +396,17 @@ class Learner(Trainer):
 
         Args:
             train_bn: As in `freeze_to`.
+
+        Raises:
+            ValueError: If there is one group, with which nothing would be frozen.
         """
-        freeze_to(self, -1, train_bn=train_bn)
+        freeze(self, train_bn=train_bn)
 
     def freeze_to(self, n: int, *, train_bn: bool = True) -> None:
         """Let only the splitter's groups from the n-th on train; sets ``requires_grad``.
+
+        What was frozen by hand, with ``requires_grad_(False)``, stays frozen, and a warning says
+        so; `unfreeze` lets it train.
 
         Args:
             n: The first group that trains, from 0; a negative one counts from the end.
@@ -397,7 +415,8 @@ class Learner(Trainer):
                 stays in evaluation mode in every pass, until the next call of ``freeze_to``.
 
         Raises:
-            ValueError: If there is no such group; shows the groups.
+            ValueError: If there is no such group, or one group is to be frozen up to itself;
+                shows the groups.
 
         Example:
             >>> from onecycle.testing import toy_learner
@@ -411,8 +430,8 @@ class Learner(Trainer):
         freeze_to(self, n, train_bn=train_bn)
 
     def unfreeze(self) -> None:
-        """Let all groups train, normalization layers included; sets ``requires_grad``."""
-        freeze_to(self, 0, train_bn=True)
+        """Let all parameters train, those that were frozen by hand too; sets ``requires_grad``."""
+        unfreeze(self)
 
     def tta(
         self,

@@ -338,7 +338,7 @@ def _recompute_statistics(learn: Loop) -> None:
     norms = [
         module
         for module in learn.model.modules()
-        if isinstance(module, _BatchNorm) and module not in learn.frozen_norms
+        if isinstance(module, _BatchNorm) and module not in (*learn.frozen_norms, *learn.eval_parts)
     ]
     if not any(norm.track_running_stats for norm in norms):
         return

@@ -105,7 +105,7 @@ class CSVLogger(Callback):
         seconds = time.perf_counter() - self._began
         self._take_names(recorded_names(learn), learn)
         values = [value.read(learn) for value in self._values]
-        rates = learn.groups.get("lr")
+        rates = learn.groups.in_force("lr")
         self._rows.append([learn.total_epochs + 1, *values, seconds, *rates])
         try:
             self._write()

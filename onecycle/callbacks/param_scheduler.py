@@ -55,7 +55,7 @@ class ParamScheduler(Callback):
             _check_schedules(name, given)
         self._given = dict(schedules)
         self._planned: int | None = None
-        self._start = self._stop = 0
+        self._start = self._stop = self._n_groups = 0
         self._rows: list[tuple[Callable[[float], None], list[float]]] = []
 
     def schedules(self, learn: Loop) -> dict[str, list[Schedule | None]]:
@@ -89,8 +89,7 @@ class ParamScheduler(Callback):
         for name in self.schedules(learn):
             for g in range(len(learn.groups)):
                 learn.groups.slots(name, g)
-        if any(name == "weight_decay" for name, _ in self.targets(learn)):
-            learn.groups.separate_decay(everywhere=True)
+        learn.groups.make_ready({name for name, _ in self.targets(learn)})
         self.refuse_conflicts(learn)
         last = (learn.n_updates_planned or 1) - 1
         sample = np.linspace(0, last, BLOCK).round() / max(1, last)  # all updates of a short fit
@@ -120,7 +119,11 @@ class ParamScheduler(Callback):
     def before_batch(self, learn: Loop) -> None:
         """Put the values of this update in force."""
         update = learn.n_updates
-        if learn.n_updates_scheduled != self._planned or not self._start <= update < self._stop:
+        if (
+            learn.n_updates_scheduled != self._planned
+            or not self._start <= update < self._stop
+            or len(learn.opt.param_groups) != self._n_groups
+        ):
             self._compute(learn)
         i = update - self._start
         for set_value, values in self._rows:
@@ -128,7 +131,7 @@ class ParamScheduler(Callback):
 
     def _compute(self, learn: Loop) -> None:
         """Compute the values of the next block of updates."""
-        self._planned = learn.n_updates_scheduled
+        self._planned, self._n_groups = learn.n_updates_scheduled, len(learn.opt.param_groups)
         self._start = learn.n_updates
         self._stop = self._start + BLOCK
         last = max(1, (self._planned or 1) - 1)

@@ -253,7 +253,7 @@ def _last_updates(
         return tuple(rows)
     groups = learn.groups
     momenta = groups.get("momentum") if groups.has_momentum() else ()
-    failed = UpdateRecord(update, loss, tuple(groups.get("lr")), tuple(momenta))
+    failed = UpdateRecord(update, loss, tuple(groups.in_force("lr")), tuple(momenta))
     return (*rows[-SHOWN:], failed)
 
 

@@ -34,7 +34,9 @@ class Recorder(Callback):
 
     Attributes:
         history: The series ``train_loss``, ``lr``, ``momentum`` (one value for each update),
-            ``valid_loss`` and each metric by name (one for each validation pass). See `History`.
+            ``valid_loss`` and each metric by name (one for each validation pass). Rates are those
+            that the optimizer has, with an ``lr_scale`` applied: of several of its
+            ``param_groups`` in one of the splitter's groups, the first one's. See `History`.
         metric_parts: By metric the names of the values that it gave in the last validation pass:
             its own, or those of its several.
         lr_find_result: The result of the last range test, or of the last sweep of them.
@@ -53,9 +55,9 @@ class Recorder(Callback):
     def before_fit(self, learn: Loop) -> None:
         """Open the series that every update writes to."""
         groups = learn.groups
-        self._rates = [groups.slots("lr", g)[0] for g in range(len(groups))]
+        self._rates = [groups.shown("lr", g) for g in range(len(groups))]
         self._momenta = (
-            [groups.slots("momentum", g)[0] for g in range(len(groups))]
+            [groups.shown("momentum", g) for g in range(len(groups))]
             if groups.has_momentum()
             else []
         )

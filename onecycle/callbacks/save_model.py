@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onecycle.arguments import check_count
 from onecycle.callbacks.monitor import Mode, Monitor
 from onecycle.callbacks.recorder import Recorder
-from onecycle.checkpoints.model_files import read_model, write_model
+from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.core.callback import Callback, Stage
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class SaveModel(Callback):
                 self.path,
             )
         if self.restore_best and self._best_path is not None:
-            read_model(self._best_path, learn, with_opt=False)
+            load_learner(learn, self._best_path, with_opt=False)
 
     def _save(self, learn: Loop, path: str) -> bool:
         """Save the model; tell whether that worked."""
@@ -122,7 +122,7 @@ class SaveModel(Callback):
             for callback in learn.cbs:
                 weights.enter_context(callback.as_validated(learn))
             try:
-                write_model(path, learn)
+                save_learner(learn, path)
             except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
                 self._n_failed += 1
                 if self._n_failed == 1:

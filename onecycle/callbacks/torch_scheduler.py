@@ -23,6 +23,7 @@ from onecycle.arguments import check_one_of
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.data.loaders import n_batches
 from onecycle.errors import ScheduleConflictError
+from onecycle.optim.build import ready_state
 from onecycle.optim.groups import Slot
 from onecycle.schedules.of_torch import cycles_momentum, follows_a_metric, parts
 from onecycle.schedules.shapes import Schedule
@@ -130,6 +131,7 @@ class TorchScheduler(ParamScheduler):
             self._added = {key for group in groups for key in group} - self._keys
             self._spread(learn)
             self.refuse_conflicts(learn)
+            ready_state(learn.opt)  # it may have switched momentum on
         except BaseException:
             self._undo(learn)
             raise

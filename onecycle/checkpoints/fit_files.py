@@ -19,6 +19,8 @@ from onecycle.core.restore import RngState
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
 from onecycle.optim.build import ready_state
+from onecycle.optim.loss_module import named_parts
+from onecycle.optim.modes import switch
 
 if TYPE_CHECKING:
     from onecycle.core.callback import Callback
@@ -49,6 +51,7 @@ _PARTS = {
     "modules": list,
     "opt": dict,
     "frozen": list,
+    "frozen_by_groups": list,
     "frozen_norms": list,
     "callbacks": list,
     "pass_rng": dict,
@@ -74,6 +77,7 @@ def capture(
         pass_rng: The random states when the training pass began: loaders may draw from them.
     """
     done = int(batches is None)
+    named = named_parts(learn.model, learn.loss_module).items()
     return {
         "plan": plan,
         "position": {
@@ -81,6 +85,7 @@ def capture(
             "total_epochs": learn.total_epochs + done,
             "batches": batches,
             "n_iter": learn.n_iter,
+            "training": learn.training,
         },
         "counters": {name: getattr(learn, name) for name in _COUNTERS},
         "modules": [
@@ -88,7 +93,8 @@ def capture(
             for module in _modules(learn)
         ],
         "opt": opt_state(learn),
-        "frozen": [n for n, p in learn.model.named_parameters() if not p.requires_grad],
+        "frozen": [n for n, p in named if not p.requires_grad],
+        "frozen_by_groups": [n for n, p in named if p in learn.groups.frozen],
         "frozen_norms": [n for n, m in learn.model.named_modules() if m in learn.frozen_norms],
         "callbacks": [[name, state] for name, _, state in _callbacks(learn) if state],
         "pass_rng": pass_rng,
@@ -105,14 +111,17 @@ def restore(learn: Loop, state: dict[str, Any]) -> None:
         state: What `capture` returned.
     """
     restore_counters(learn, state)
+    switch(learn.opt, training=state["position"]["training"])  # the weights are those of the mode
     for module, found in zip(_modules(learn), state["modules"], strict=True):
         module.load_state_dict(found["state"])
         for name, value in found["buffers"].items():
             owner, _, last = name.rpartition(".")
             setattr(module.get_submodule(owner), last, value.to(learn.device))
     frozen = set(state["frozen"])
-    for name, parameter in learn.model.named_parameters():
+    for name, parameter in named_parts(learn.model, learn.loss_module).items():
         parameter.requires_grad_(name not in frozen)
+        if name in state["frozen_by_groups"]:
+            learn.groups.frozen.add(parameter)
     learn.freeze_norms(learn.model.get_submodule(name) for name in state["frozen_norms"])
     load_opt_state(learn, state["opt"])
     ready_state(learn.opt)
@@ -152,7 +161,7 @@ def _restore_callbacks(learn: Loop, state: dict[str, Any]) -> None:
 
 
 def _modules(learn: Loop) -> list[nn.Module]:
-    return [m for m in (learn.model, learn.loss_func) if isinstance(m, nn.Module)]
+    return [module for module in (learn.model, learn.loss_module) if module is not None]
 
 
 def _other_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from onecycle.checkpoints.opt_state import load_opt_state, opt_misfit, opt_state
@@ -18,6 +19,8 @@ from onecycle.files import atomic_write
 if TYPE_CHECKING:
     from onecycle.core.state import LoopState
 
+log = logging.getLogger("onecycle")
+
 #: The version of the files.
 FORMAT = 2
 
@@ -26,7 +29,7 @@ _DIGITS = 64
 
 
 def write_model(path: str | Path, learn: LoopState) -> None:
-    """Write the states of a model and its optimizer.
+    """Write the states of a model, its loss function and its optimizer, as they are.
 
     Args:
         path: Where to write; a file that is there is replaced.
@@ -35,6 +38,7 @@ def write_model(path: str | Path, learn: LoopState) -> None:
     state = {
         "format": FORMAT,
         "model": learn.model.state_dict(),
+        "loss": loss_state(learn.loss_module),
         "opt": opt_state(learn),
         "extra": {},  # what a reader may pass over
     }
@@ -60,7 +64,8 @@ def read_model(path: str | Path, learn: LoopState, *, with_opt: bool) -> None:
     Args:
         path: The file.
         learn: The learner that takes it.
-        with_opt: Whether it takes the optimizer's state too.
+        with_opt: Whether it takes the optimizer's state too. Without it, a loss function may be
+            another one than that of the file, and is left alone.
 
     Raises:
         CheckpointError: If the file is none of ours, or does not fit; nothing is loaded then.
@@ -68,9 +73,42 @@ def read_model(path: str | Path, learn: LoopState, *, with_opt: bool) -> None:
     """
     state = _read(path)
     check_fits(path, state["model"], learn.model.state_dict())
+    differs = _differing(state["loss"], loss_state(learn.loss_module))
+    if differs and with_opt:
+        raise CheckpointError(
+            f"{path} holds another loss function: {differs}; load(path, with_opt=False) takes the "
+            "model alone"
+        )
     if with_opt:
         _load_opt(path, state["opt"], learn)
     learn.model.load_state_dict(state["model"])
+    if differs:
+        log.warning("%s holds another loss function, which is left out: %s", path, differs)
+    elif learn.loss_module is not None:
+        learn.loss_module.load_state_dict(state["loss"], strict=False)
+
+
+def loss_state(loss: nn.Module | None) -> dict[str, Any]:
+    """Return what training changes in a loss function: parameters, and buffers that may move.
+
+    Those of torch's own losses, such as the weights of classes, are arguments, and no state.
+
+    Args:
+        loss: The module of the loss function, if there is one.
+
+    Example:
+        >>> loss_state(nn.CrossEntropyLoss(torch.ones(3)))
+        {}
+    """
+    if loss is None:
+        return {}
+    constant = [
+        f"{name}.{buffer}".lstrip(".")
+        for name, module in loss.named_modules()
+        if type(module).__module__ == nn.modules.loss.__name__
+        for buffer, _ in module.named_buffers(recurse=False)
+    ]
+    return {name: value for name, value in loss.state_dict().items() if name not in constant}
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -91,7 +129,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has format {version}; this onecycle reads {FORMAT}: {advice}"
         )
-    if not all(isinstance(state.get(name), dict) for name in ("model", "opt")):
+    if not all(isinstance(state.get(name), dict) for name in ("model", "loss", "opt")):
         raise CheckpointError(f"{path} was not written by Learner.save")
     if hashlib.sha256(content[:-_DIGITS]).hexdigest().encode() != content[-_DIGITS:]:
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
@@ -126,13 +164,21 @@ def check_fits(
     Raises:
         CheckpointError: Naming what differs.
     """
+    differs = _differing(found, own)
+    if differs:
+        raise CheckpointError(f"{path} holds another {of}: {differs}")
+
+
+def _differing(found: dict[str, Any], own: dict[str, Any]) -> str:
+    """Say in what two states of modules differ; nothing where one can be loaded for the other."""
     missing, unknown = own.keys() - found.keys(), found.keys() - own.keys()
     other = [name for name in own.keys() & found.keys() if not _fits(own[name], found[name])]
-    if missing or unknown or other:
-        raise CheckpointError(
-            f"{path} holds another {of}: missing {sorted(missing)[:3]}, unknown "
-            f"{sorted(unknown)[:3]}, of another shape {sorted(other)[:3]}"
-        )
+    if not (missing or unknown or other):
+        return ""
+    return (
+        f"missing {sorted(missing)[:3]}, unknown {sorted(unknown)[:3]}, "
+        f"of another shape {sorted(other)[:3]}"
+    )
 
 
 def _fits(own: Any, found: Any) -> bool:

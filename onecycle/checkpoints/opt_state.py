@@ -13,11 +13,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from onecycle.checkpoints.description import name_of
+from onecycle.optim.loss_module import LOSS
+from onecycle.optim.wrapped import same_groups
 
 if TYPE_CHECKING:
     from onecycle.core.state import LoopState
@@ -46,8 +48,8 @@ def parameter_names(learn: LoopState) -> dict[int, str]:
         alphabet, whatever the order of the layers.
     """
     named: dict[int, str] = {}
-    for prefix, module in (("", learn.model), ("loss_func.", learn.loss_func)):
-        if isinstance(module, nn.Module):
+    for prefix, module in (("", learn.model), (LOSS, learn.loss_module)):
+        if module is not None:
             own = dict(module.named_parameters(remove_duplicate=False))
             for name in sorted(own):
                 named.setdefault(id(own[name]), prefix + name)
@@ -271,14 +273,9 @@ def load_opt_state(learn: LoopState, found: dict[str, Any]) -> None:
     opt, names = learn.opt, parameter_names(learn)
     if len(found["groups"]) > len(opt.param_groups):
         learn.groups.separate_decay(everywhere=True)  # as the fit before the saving had done
-    own, held = opt.param_groups, _held(opt, names)
-    whole = found.get("whole")
-    opt.load_state_dict(_packed(found, learn, names) if whole is None else whole)
-    for group, loaded in zip(own, opt.param_groups, strict=True):
-        if group is not loaded:
-            group.clear()
-            group.update(loaded)
-    opt.param_groups = own
+    held, whole = _held(opt, names), found.get("whole")
+    with same_groups(opt):
+        opt.load_state_dict(_packed(found, learn, names) if whole is None else whole)
     with torch.no_grad():
         for name in _beside(learn, held):
             held[name].copy_(found["values"][name])

@@ -41,7 +41,7 @@ class Snapshot:
     def __init__(self, learn: LoopState) -> None:
         loaders = (learn.dls.train, learn.dls.valid, learn.dl)
         capture = Capture(ignored=loaders)  # a list of batches is data, not state
-        roots = [m for m in (learn.model, learn.loss_func) if isinstance(m, nn.Module)]
+        roots = [root for root in (learn.model, learn.loss_module) if root is not None]
         modules = [module for root in roots for module in root.modules()]
         parameters = [*learn.stepper.params, *(p for root in roots for p in root.parameters())]
         _check_initialized(parameters)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from onecycle.arguments import check_count, check_takes_learn
 from onecycle.core.callback import Callback
 from onecycle.core.events import EVENTS
-from onecycle.data.sizes import warn_of_single_sample
 from onecycle.errors import MissingCallbackError
-
-if TYPE_CHECKING:
-    from onecycle.core.state import LoopState
+from onecycle.optim.loss_module import tell_hidden
 
 log = logging.getLogger("onecycle")
 
@@ -54,7 +49,7 @@ def check_requirements(callbacks: Iterable[Callback]) -> None:
 
 
 def check_parts(model: nn.Module, loss_func: object, cbs: Sequence[Callback]) -> None:
-    """Refuse what is no model, no loss function, or no list of callbacks.
+    """Refuse what is no model, no loss function, or no list of callbacks; tell what a loss hides.
 
     Raises:
         TypeError: Naming what came.
@@ -64,53 +59,8 @@ def check_parts(model: nn.Module, loss_func: object, cbs: Sequence[Callback]) ->
     if isinstance(loss_func, type) or not (loss_func is None or callable(loss_func)):
         hint = " (write it with parentheses)" if isinstance(loss_func, type) else ""
         raise TypeError(f"loss_func must be called with (pred, yb); got {loss_func!r}{hint}")
+    tell_hidden(model, loss_func)
     check_callbacks(cbs)
-
-
-def check_model(learn: LoopState) -> None:
-    """Refuse a model that cannot train, or that is not where the batches go; warn of less.
-
-    Raises:
-        RuntimeError: If gradients are switched off where the caller is.
-        ValueError: If all its parameters are frozen, or the optimizer holds none of those that are
-            not, or one is on another device.
-    """
-    if not torch.is_grad_enabled():
-        raise RuntimeError(
-            "gradients are switched off here, by torch.no_grad() or since this is a validation "
-            "batch, and nothing can train: call it elsewhere, as in after_epoch"
-        )
-    trained = {name: p for name, p in learn.model.named_parameters() if p.requires_grad}
-    if not trained:
-        raise ValueError(
-            "no parameter of the model takes a gradient: all are frozen; set requires_grad on "
-            "those that should train"
-        )
-    for name, parameter in learn.model.named_parameters():
-        if parameter.device != learn.device:
-            raise ValueError(
-                f"the model's parameter {name!r} is on {parameter.device}, and the batches go "
-                f"to {learn.device}: move the model back, or make a new Learner with device="
-            )
-    held = {id(p) for group in learn.opt.param_groups for p in group["params"]}
-    left = [name for name, p in trained.items() if id(p) not in held]
-    said = f"the optimizer does not hold {_some(left)}"
-    if len(left) == len(trained):
-        raise ValueError(
-            f"{said}: nothing would train; make a new Learner after replacing parts of a model"
-        )
-    if left:
-        log.warning(
-            "%s, which will not train: make a new Learner after replacing parts of a model, or "
-            "freeze them",
-            said,
-        )
-    warn_of_single_sample(learn.model, learn.dls.train)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(map(repr, names[:3]))}{more}"
 
 
 def check_between_updates(event: str) -> None:

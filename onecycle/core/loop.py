@@ -17,14 +17,22 @@ from typing import Any
 import torch
 
 from onecycle.core.callback import Callback, Handler, Run
-from onecycle.core.checks import check_callbacks, check_model, check_requirements
+from onecycle.core.checks import check_callbacks, check_requirements
 from onecycle.core.handlers import Handlers, clean_up, explain, fire, report, where
 from onecycle.core.heap import kept_heap
-from onecycle.core.restore import RngState, hold_loaders, kept_grad_mode, preserved_rng, surely
+from onecycle.core.restore import (
+    RngState,
+    hold_loaders,
+    hold_modes,
+    kept_grad_mode,
+    preserved_rng,
+    surely,
+)
 from onecycle.core.state import LoopState
 from onecycle.data.loaders import n_batches
 from onecycle.data.nested import split_batch
 from onecycle.data.passes import start_pass
+from onecycle.data.sizes import warn_of_single_sample
 from onecycle.data.transfer import to_device
 from onecycle.errors import (
     Cancel,
@@ -37,6 +45,9 @@ from onecycle.errors import (
     OnecycleError,
 )
 from onecycle.optim.build import ready_state
+from onecycle.optim.checks import check_trains
+from onecycle.optim.loss_module import in_evaluation
+from onecycle.optim.modes import switch
 
 log = logging.getLogger("onecycle")
 
@@ -102,7 +113,8 @@ class Loop(LoopState):
         self._thread = get_ident()
         callbacks = [callback for callback in self.cbs if callback.takes_part_in(run)]
         check_requirements(callbacks)
-        check_model(self)
+        check_trains(self.model, self.loss_module, self.opt, self.device)
+        warn_of_single_sample(self.model, self.dls.train)
         self._on, self._on_valid = Handlers(callbacks, "train"), Handlers(callbacks, "valid")
         self._held: Sequence[Callback] = ()
         self._contexts = self._forward_contexts(callbacks)
@@ -125,6 +137,12 @@ class Loop(LoopState):
             log.warning(self.shortfall())
 
     def _epochs(self) -> None:
+        try:
+            self._run_epochs()
+        finally:  # the weights that a fit leaves are those to evaluate, save and predict with
+            switch(self.opt, training=False)
+
+    def _run_epochs(self) -> None:
         # Resumed within an epoch, the fit may have made that epoch's last update already.
         tried = -1 if self.iter else self.n_updates + self.n_skipped
         for self.epoch in self.epochs_left():
@@ -151,6 +169,7 @@ class Loop(LoopState):
     def _set_up_pass(self, dl: Any, *, training: bool) -> None:
         self.dl, self.training, self.iter = dl, training, 0
         self.set_mode(training)
+        switch(self.opt, training=training)
         self.n_iter = n_batches(dl)
         if training:
             self.plan_pass()
@@ -223,7 +242,7 @@ class Loop(LoopState):
         return False
 
     def _validate(self) -> None:
-        with torch.no_grad(), preserved_rng():
+        with torch.no_grad(), preserved_rng(), in_evaluation(self.loss_module):
             for self.iter, batch in enumerate(self._batches()):
                 self._valid_batch(batch, self._on_valid)
 
@@ -320,20 +339,19 @@ class Loop(LoopState):
         callbacks = [callback for callback in cbs if callback.takes_part_in("inference")]
         on = Handlers([*callbacks, Callback(after_batch=collect)], "valid")
         fields, rng = dict(vars(self)), RngState()
-        flags = [(module, module.training) for module in self.model.modules()]
+        put_back_modes = hold_modes(self.opt, self.model, self.loss_module)
         put_back_loader = hold_loaders(*(o for o in (self.dls.train, self.dls.valid) if o is dl))
 
         def put_back() -> None:
             rng.restore()
             put_back_loader()
-            for module, flag in flags:
-                module.training = flag
+            put_back_modes()
             for name in vars(self).keys() - fields.keys():
                 del vars(self)[name]
             vars(self).update(fields)  # never emptied: other threads read them
 
         try:
-            with suppress(CancelValid):
+            with suppress(CancelValid), in_evaluation(self.loss_module):
                 self._contexts = self._forward_contexts(callbacks)
                 self._set_up_pass(dl, training=False)
                 for self.iter, batch in enumerate(self._batches()):

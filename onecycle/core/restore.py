@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
+
+from onecycle.optim.modes import has_modes
 
 _Restore = Callable[[], object]
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
@@ -201,6 +204,27 @@ def surely(put_back: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         put_back()
         raise
+
+
+def hold_modes(opt: Optimizer, *roots: nn.Module | None) -> _Restore:
+    """Remember the mode of every module; and of an optimizer that has modes, all of it.
+
+    Its weights are others in evaluation mode, and the way back is exact only up to rounding.
+
+    Returns:
+        What puts them back.
+    """
+    flags = [(part, part.training) for root in roots if root is not None for part in root.modules()]
+    held = Capture()
+    if has_modes(opt):
+        held.add([vars(opt), [group["params"] for group in opt.param_groups]])
+
+    def put_back() -> None:
+        held.restore()
+        for part, flag in flags:
+            part.training = flag
+
+    return put_back
 
 
 def hold_loaders(*loaders: Any) -> _Restore:

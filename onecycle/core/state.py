@@ -18,6 +18,8 @@ from onecycle.explanations import (
     require_loss,
     tell_broadcast,
 )
+from onecycle.optim.loss_module import loss_module
+from onecycle.optim.modes import freeze_norms, put_in_training
 
 if TYPE_CHECKING:
     from onecycle.core.callback import Callback, Run
@@ -39,6 +41,7 @@ class LoopState:
         cbs: All callbacks that take part, those of this fit included.
         metrics: The metrics computed on validation.
         frozen_norms: The layers that stay in evaluation mode: see `freeze_norms`.
+        eval_parts: The parts of the model that were put in evaluation mode by hand, and stay so.
         device: Where the model and the batches are.
         seed: The data order is a function of it and of ``total_epochs``.
         batch, xb, yb: The batch on the device, whole and split; writing ``xb`` changes what the
@@ -96,6 +99,7 @@ class LoopState:
         self.make_stepper, self.stepper = make_stepper, make_stepper(groups.opt)
         self.cbs, self.metrics = list(cbs), list(metrics)
         self.frozen_norms: list[nn.Module] = []
+        self.eval_parts: list[nn.Module] = []
         self.device, self.seed, self.n_inp = device, seed, n_inp
         self.dl: Any = dls.train
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
@@ -145,16 +149,21 @@ class LoopState:
     # The mode of the model ------------------------------------------------------------------
 
     def set_mode(self, training: bool) -> None:
-        """Put the model in training or evaluation mode; frozen norms stay in evaluation mode."""
-        self.model.train(training)
-        for norm in self.frozen_norms:
-            norm.eval()
+        """Put the model in training or evaluation mode, but for what stays in evaluation mode."""
+        if training:
+            self.eval_parts = put_in_training(self.model, self.eval_parts, self.frozen_norms)
+        else:
+            self.model.eval()
 
     def freeze_norms(self, norms: Iterable[nn.Module]) -> None:
         """Keep these layers in evaluation mode in every pass, and no others from now on."""
-        for norm in self.frozen_norms:
-            norm.train(self.model.training)
-        self.frozen_norms = [norm.eval() for norm in norms]
+        frozen, self.frozen_norms = self.frozen_norms, list(norms)
+        self.eval_parts = freeze_norms(self.model, self.frozen_norms, self.eval_parts, frozen)
+
+    @property
+    def loss_module(self) -> nn.Module | None:
+        """The module of the loss function, where it is one and none of the model's."""
+        return loss_module(self.model, self.loss_func)
 
     # Where the fit stands -----------------------------------------------------------------
 

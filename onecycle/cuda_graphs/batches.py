@@ -279,5 +279,5 @@ def training_handlers(learn: Loop) -> Handlers:
 
 def all_modules(learn: Loop) -> list[nn.Module]:
     """List all modules of the model, and of the loss where it is one."""
-    roots = [part for part in (learn.model, learn.loss_func) if isinstance(part, nn.Module)]
-    return [module for root in roots for module in root.modules()]
+    roots = (learn.model, learn.loss_module)
+    return [module for root in roots if root is not None for module in root.modules()]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onecycle.optim.groups import ParamGroups
+from onecycle.optim.late_state import fill_late_state
+from onecycle.optim.loss_module import named_parts, own_parameters
+from onecycle.optim.members import members_by_decay, members_of_split
+from onecycle.optim.wrapped import with_inner
+
+log = logging.getLogger("onecycle")
 
 #: Makes an optimizer of parameter groups: ``opt_func(groups, lr=...)``. A class, or a partial.
 OptFunc = Callable[..., Optimizer]
@@ -29,6 +36,7 @@ def build_optimizer(
     lr: float,
     wd: float | None = None,
     splitter: Splitter | None = None,
+    loss: nn.Module | None = None,
 ) -> Optimizer:
     """Build the optimizer of a model.
 
@@ -42,6 +50,7 @@ def build_optimizer(
         lr: The learning rate to begin with.
         wd: The weight decay; ``None`` for the optimizer's own.
         splitter: Returns the parameter groups; by default all parameters are one group.
+        loss: The module of the loss function, whose parameters are added to the last group.
 
     Returns:
         The optimizer, with one of its ``param_groups`` for each of the splitter's groups.
@@ -50,12 +59,15 @@ def build_optimizer(
         ValueError: If the model has no parameters, the splitter leaves some out, or the
             optimizer cannot serve.
     """
-    groups = _split(model, splitter)
-    _check_kind(model, opt_func)
+    groups = split_parameters(model, splitter, loss)
+    parts = [model] if loss is None else [model, loss]
+    parameters = named_parts(model, loss)
+    sparse = {key for part in parts for key in _sparse_parameters(part)}
+    _check_kind(parameters, sparse, opt_func)
     kwargs: dict[str, Any] = {"lr": lr}
     if wd is not None:
         kwargs["weight_decay"] = wd
-    if _can_be_fused(model, opt_func):
+    if not sparse and _can_be_fused(parameters.values(), opt_func):
         kwargs["fused"] = True
     try:
         opt = opt_func([{"params": group} for group in groups], **kwargs)
@@ -65,6 +77,9 @@ def build_optimizer(
             f"(it was called with {len(groups)} parameter group(s) and {kwargs})"
         ) from error
     check_serves(opt, model)
+    own = [*own_parameters(model, loss)]
+    if own:
+        log.info("the loss function's parameters train in group %d: %s", len(groups) - 1, own)
     return opt
 
 
@@ -83,6 +98,25 @@ def check_serves(opt: Optimizer, model: nn.Module) -> None:
             f"the optimizer ({type(opt).__name__}) holds none of the model's parameters: "
             "build it from this model's parameters(), after any change that replaces them"
         )
+
+
+def split_parameters(
+    model: nn.Module, splitter: Splitter | None, loss: nn.Module | None = None
+) -> list[list[nn.Parameter]]:
+    """Return the splitter's groups of the model's parameters, those of the loss in the last one.
+
+    Args:
+        model: The model.
+        splitter: As for `build_optimizer`.
+        loss: Likewise.
+
+    Raises:
+        ValueError: If the model has no parameters, or the splitter leaves some out.
+    """
+    groups = _split(model, splitter)
+    held = {id(p) for group in groups for p in group}
+    groups[-1] += [p for p in own_parameters(model, loss).values() if id(p) not in held]
+    return groups
 
 
 def _split(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Parameter]]:
@@ -106,7 +140,9 @@ def _split(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Paramete
     return groups
 
 
-def _check_kind(model: nn.Module, opt_func: OptFunc) -> None:
+def _check_kind(
+    parameters: Mapping[str, nn.Parameter], sparse: set[int], opt_func: OptFunc
+) -> None:
     """Refuse early, and in the user's words, the classes that cannot serve."""
     kind = _underlying(opt_func)
     if isinstance(kind, Optimizer) or not callable(kind):
@@ -117,15 +153,14 @@ def _check_kind(model: nn.Module, opt_func: OptFunc) -> None:
     if kind is torch.optim.LBFGS:
         raise ValueError(_needs_closure("LBFGS"))
     if kind is torch.optim.SparseAdam:
-        sparse = _sparse_parameters(model)
-        dense = [name for name, p in model.named_parameters() if id(p) not in sparse]
+        dense = [name for name, p in parameters.items() if id(p) not in sparse]
         if dense:
             raise ValueError(
                 f"SparseAdam trains only parameters with sparse gradients; {dense[0]!r} has dense "
                 "ones: use AdamW, or nn.Embedding(sparse=True) throughout"
             )
     if kind is torch.optim.Muon:
-        other = [name for name, p in model.named_parameters() if p.ndim != 2]
+        other = [name for name, p in parameters.items() if p.ndim != 2]
         if other:
             raise ValueError(
                 f"Muon trains only matrices; {other[0]!r} is none ({len(other)} such "
@@ -156,7 +191,7 @@ def _sparse_parameters(model: nn.Module) -> set[int]:
     }
 
 
-def _can_be_fused(model: nn.Module, opt_func: OptFunc) -> bool:
+def _can_be_fused(parameters: Iterable[nn.Parameter], opt_func: OptFunc) -> bool:
     try:
         options = inspect.signature(opt_func).parameters
     except (TypeError, ValueError):
@@ -169,18 +204,21 @@ def _can_be_fused(model: nn.Module, opt_func: OptFunc) -> bool:
         return False
     # Adagrad's fused kernel is documented for the CPU alone.
     devices = ("cpu",) if _underlying(opt_func) is torch.optim.Adagrad else _FUSED_DEVICES
-    return not _sparse_parameters(model) and all(
-        p.is_floating_point() and p.device.type in devices for p in model.parameters()
-    )
+    return all(p.is_floating_point() and p.device.type in devices for p in parameters)
 
 
 def ready_state(opt: Optimizer) -> None:
-    """Make the state of a fused optimizer one that its kernel takes; others are left alone.
+    """Make the state of an optimizer, and of one in it, such that its next step can be made.
+
+    That is: state of an option that was off so far, and, for fused kernels, momentum of parameters
+    that begin late, and the layout in memory.
 
     Call it where weights, state or what trains may have changed since the last update.
     """
-    _fill_momentum(opt)
-    _match_layout(opt)
+    fill_late_state(opt)
+    for each in with_inner(opt):
+        _fill_momentum(each)
+        _match_layout(each)
 
 
 def _match_layout(opt: Optimizer) -> None:
@@ -248,17 +286,29 @@ def move_to(device: str | torch.device | None, *parts: object) -> None:
 
 def param_groups(
     model: nn.Module,
+    loss: nn.Module | None,
     opt: Optimizer | None,
     opt_func: OptFunc,
     wd: float | None,
     splitter: Splitter | None,
     wd_bn_bias: bool,
 ) -> ParamGroups:
-    """Return the parameter groups of an optimizer that exists, or of one built for the model."""
+    """Return the parameter groups of an optimizer that exists, or of one built for the model.
+
+    What they are says the splitter. Without one, all parameters are one group, or, where the
+    optimizer has several of its own, those of them are that were not made for decay.
+    """
+    exempt: set[int] = set()
     if opt is None:
-        opt = build_optimizer(model, opt_func, lr=1e-3, wd=wd, splitter=splitter)
-        return ParamGroups(opt, exempt=() if wd_bn_bias else norms_and_biases(model))
-    if wd is not None or splitter is not None:
-        raise ValueError("opt= is used as it is: give wd and splitter to opt_func instead")
-    check_serves(opt, model)
-    return ParamGroups(opt)
+        opt = build_optimizer(model, opt_func, lr=1e-3, wd=wd, splitter=splitter, loss=loss)
+        if not wd_bn_bias:
+            exempt = norms_and_biases(model) | (set() if loss is None else norms_and_biases(loss))
+    elif wd is not None:
+        raise ValueError("opt= is used as it is: give the optimizer its weight decay, not wd=")
+    else:
+        check_serves(opt, model)
+    if splitter is None:
+        members = members_by_decay(opt, model)
+    else:
+        members = members_of_split(opt, split_parameters(model, splitter, loss))
+    return ParamGroups(opt, exempt, members)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
@@ -26,6 +26,7 @@ class Stepper:
         kind: What makes the updates, in a few words.
         grad_factor: What the gradients are multiplied with once, before ``before_step``.
         reason: Why no shorter way makes the updates, in a sentence; ``None`` where one does.
+        params: All that the optimizer holds, groups that are added in the fit included.
 
     Args:
         opt: The optimizer.
@@ -37,8 +38,13 @@ class Stepper:
     def __init__(self, opt: Optimizer, reason: str | None = None) -> None:
         self.opt, self.reason = opt, reason
         self.grad_factor = 1.0
-        self.params = [p for group in opt.param_groups for p in group["params"]]
+        self.params: list[nn.Parameter] = []
+        self._list_params()
         self._bare_step = _bare_step(opt)
+
+    def _list_params(self) -> None:
+        self._n_groups = len(self.opt.param_groups)
+        self.params[:] = [p for group in self.opt.param_groups for p in group["params"]]
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a scalar loss to those that wait."""
@@ -46,6 +52,8 @@ class Stepper:
 
     def unscale(self) -> None:
         """Give the gradients their final scale."""
+        if len(self.opt.param_groups) != self._n_groups:
+            self._list_params()
         if self.grad_factor != 1.0:
             gradients = [p.grad for p in self.params if p.grad is not None]
             if gradients:
@@ -67,6 +75,8 @@ class Stepper:
 
     def zero_grad(self) -> None:
         """Drop all gradients, and what was to be done to them."""
+        if len(self.opt.param_groups) != self._n_groups:  # added since, as in before_step
+            self._list_params()
         self.grad_factor = 1.0
         for p in self.params:
             p.grad = None

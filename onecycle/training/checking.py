@@ -101,7 +101,7 @@ class FirstBatch(Callback):
 
 def _fields_of(learn: Loop) -> Capture:
     """Remember what a pass without gradients may change: all of model and loss but parameters."""
-    roots = [part for part in (learn.model, learn.loss_func) if isinstance(part, nn.Module)]
+    roots = [part for part in (learn.model, learn.loss_module) if part is not None]
     modules = [module for root in roots for module in root.modules()]
     kept = Capture(ignored=[p for module in modules for p in module.parameters(recurse=False)])
     for part in (*modules, learn.loss_func):

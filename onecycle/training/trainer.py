@@ -20,7 +20,7 @@ from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.resume import resuming
 from onecycle.checkpoints.fit_plan import Extend
-from onecycle.checkpoints.model_files import read_model, write_model
+from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
 from onecycle.core.checks import (
@@ -35,6 +35,7 @@ from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.optim.build import OptFunc, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues
+from onecycle.optim.loss_module import loss_module
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import Rule, minimum, valley
 from onecycle.range_test.sweeps import RangeTests, range_tests
@@ -76,9 +77,9 @@ class Trainer(Loop):
         check: bool = True,
     ) -> None:
         check_parts(model, loss_func, cbs)
-        move_to(device, model, loss_func)
-        groups = param_groups(model, opt, opt_func, wd, splitter, wd_bn_bias)
-        self.lr = groups.get("lr") if lr is None else groups.expand("lr", lr)
+        move_to(device, model, loss := loss_module(model, loss_func))
+        groups = param_groups(model, loss, opt, opt_func, wd, splitter, wd_bn_bias)
+        self.lr = groups.own_rates() if lr is None else groups.expand("lr", lr)
         groups.set("lr", self.lr)
         self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
         super().__init__(
@@ -514,29 +515,34 @@ class Trainer(Loop):
             yield
 
     def save(self, path: str | Path) -> None:
-        """Save the model and the optimizer to a file, which is whole or not there.
+        """Save model, loss function and optimizer to a file, which is whole or not there.
 
-        With the optimizer go the parameters that it trains beside the model's, as those of a loss
-        function.
+        Of a loss function is saved what is trained or counted in it. An optimizer that has
+        training and evaluation mode is saved in evaluation mode, and so are the weights; the
+        learner is left as it was.
+
+        With the optimizer goes whatever it trains beside them.
 
         Args:
             path: Where to write; a file that is there is replaced.
         """
-        write_model(path, self)
+        save_learner(self, path)
 
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:
         """Load what `save` wrote; runs no code from the file.
 
         Args:
             path: A file that `save` wrote.
-            with_opt: Load the optimizer's state too, with what it trains beside the model.
+            with_opt: Load the optimizer's state too, with what it trains beside the model. Without
+                it, a loss function that is another one than that of the file is left as it is,
+                and a warning says so.
 
         Raises:
             CheckpointError: If the file is none of ours, or does not fit this learner, which is
                 then unchanged.
             OSError: If the file cannot be opened.
         """
-        read_model(path, self, with_opt=with_opt)
+        load_learner(self, path, with_opt=with_opt)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of, by ``copy.deepcopy`` and ``pickle``."""

@@ -117,7 +117,7 @@ def learner(
     net = Net()
     for parameter in net.frozen.parameters():
         parameter.requires_grad_(False)
-    net.body[2].eval()  # set by the user; fits set it to training mode, tests must put it back
+    net.eval()  # fits set all of it to training mode, tests must put it back
     return Learner(
         (make_loader(), make_loader()),
         net,

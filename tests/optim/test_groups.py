@@ -145,8 +145,12 @@ def test_the_ends_of_a_slice_are_exact_to_the_bit(lo, hi):
 
 
 def test_of_a_slice_with_one_group_the_end_is_all_there_is():
-    assert ParamGroups(sgd(1)).expand("lr", slice(1e-5, 3e-3)) == [3e-3]
     assert ParamGroups(sgd(1)).expand("lr", slice(3e-3)) == [3e-3]
+
+
+def test_a_slice_with_two_ends_is_refused_with_one_group_and_the_mend_is_named():
+    with pytest.raises(ValueError, match=r"there is one: give one number, or .*head_splitter"):
+        ParamGroups(sgd(1)).expand("lr", slice(1e-5, 3e-3))
 
 
 @pytest.mark.parametrize(

@@ -449,15 +449,14 @@ class TestConstruction:
                 fit(1, cbs=cbs)
         assert learn.total_updates == 0
 
-    @pytest.mark.parametrize("options", [{"wd": 0.1}, {"splitter": lambda m: [m.parameters()]}])
-    def test_a_given_optimizer_is_used_as_it_is(self, options: Any) -> None:
+    def test_a_given_optimizer_is_used_as_it_is(self) -> None:
         model = nn.Linear(4, 1)
         opt = SGD(model.parameters(), lr=0.3)
         learn = learner(model, opt=opt, lr=None)
         assert learn.opt is opt
         assert learn.lr == [0.3]
         with pytest.raises(ValueError, match="used as it is"):
-            learner(model, opt=opt, **options)
+            learner(model, opt=opt, wd=0.1)
 
     def test_own_recorder_or_progress_take_the_place_of_the_defaults(self) -> None:
         recorder = Recorder()

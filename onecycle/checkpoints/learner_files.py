@@ -1,0 +1,50 @@
+"""Model, loss function and optimizer of a learner in a file, in evaluation mode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onecycle.checkpoints.model_files import read_model, write_model
+from onecycle.core.restore import hold_modes
+from onecycle.optim.modes import switch
+
+if TYPE_CHECKING:
+    from onecycle.core.state import LoopState
+
+
+def save_learner(learn: LoopState, path: str | Path) -> None:
+    """Write the file that `Learner.save` writes; leave the learner as it was.
+
+    Args:
+        learn: The learner.
+        path: Where to write; a file that is there is replaced.
+    """
+    put_back = hold_modes(learn.opt)
+    try:
+        switch(learn.opt, training=False)
+        write_model(path, learn)
+    finally:
+        put_back()
+
+
+def load_learner(learn: LoopState, path: str | Path, *, with_opt: bool) -> None:
+    """Load the file that `save_learner` wrote.
+
+    Args:
+        learn: The learner.
+        path: The file.
+        with_opt: Load the optimizer's state too.
+
+    Raises:
+        CheckpointError: If the file is none of ours, or does not fit; nothing is loaded then.
+        OSError: If the file cannot be opened.
+    """
+    put_back = hold_modes(learn.opt)
+    try:
+        switch(learn.opt, training=False)  # as it was saved
+        read_model(path, learn, with_opt=with_opt)
+    except BaseException:
+        put_back()
+        raise
+    switch(learn.opt, training=learn.running is not None and learn.training)
