@@ -17,7 +17,7 @@ from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.one_cycle import OneCycleSchedule
 from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
-from onecycle.callbacks.replan import Extend
+from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
 from onecycle.core.checks import check_budget, check_callbacks
 from onecycle.core.handlers import draw_loop

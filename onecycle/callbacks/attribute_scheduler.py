@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from onecycle.checkpoints.description import name_of
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
 from onecycle.schedules.shapes import Schedule
@@ -77,6 +78,13 @@ class AttributeScheduler(Callback):
                     f"two AttributeSchedulers drive {self.name!r} of the same "
                     f"{type(self.obj).__name__}: remove one of them from cbs"
                 )
+
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return whose attribute is driven, and the schedule."""
+        modules = {id(module): f"model.{name}" for name, module in learn.model.named_modules()}
+        modules[id(learn.loss_func)] = "loss_func"
+        owner = modules.get(id(self.obj), name_of(type(self.obj)))
+        return {"drives": f"{owner}.{self.name}", "schedule": self.schedule}
 
     def before_batch(self, learn: Loop) -> None:
         """Put the value of this update in force."""

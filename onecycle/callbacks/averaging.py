@@ -245,6 +245,10 @@ class EMA(_Averaging):
         super().__init__()
         self.decay = check_momentum("decay", decay)
 
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the decay."""
+        return {"average.kind": "EMA", "average.decay": self.decay}
+
     def after_step(self, learn: Loop) -> None:
         """Take the weights of this update into the average."""
         n = self._average.count
@@ -294,6 +298,10 @@ class SWA(_Averaging):
         super().__init__()
         self.start = check_fraction("start", start)
         self._statistics_of = 0
+
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return where averaging begins."""
+        return {"average.kind": "SWA", "average.start": self.start}
 
     def before_fit(self, learn: Loop) -> None:
         """Begin a new average, after checking that the fit has a known length."""

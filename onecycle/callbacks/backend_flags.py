@@ -59,6 +59,13 @@ class BackendFlags(Callback):
         """
         return device.type == "cuda"
 
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the flags, where they mean something."""
+        return {
+            "tf32": self.tf32 and self.applies_to(learn.device),
+            "benchmark": self.benchmark and self.applies_to(learn.device),
+        }
+
     def before_fit(self, learn: Loop) -> None:
         """Keep the flags as they are, and set them for the run."""
         if not self.applies_to(learn.device):

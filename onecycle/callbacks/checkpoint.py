@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecycle.arguments import check_count
-from onecycle.callbacks.replan import (
-    plan_of,
-)
 from onecycle.checkpoints import fit_files as files
+from onecycle.checkpoints.fit_plan import plan_of
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import RngState
 

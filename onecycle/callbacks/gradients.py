@@ -49,6 +49,10 @@ class GradientAccumulation(Callback):
         self._full = self._samples = 0
         self._loss: Any = 0.0
 
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the batches of an update, as the fit itself does."""
+        return {"fit.batches_per_update": self.n_batches}
+
     def before_fit(self, learn: Loop) -> None:
         """Plan the updates of the fit."""
         learn.batches_per_update = self.n_batches
@@ -120,6 +124,10 @@ class GradientClip(Callback):
                 raise ValueError(f"{name} must be finite and above 0; got {limit}")
         self.max_norm, self.max_value = max_norm, max_value
         self.norm: Tensor | None = None
+
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the limits."""
+        return {"max_norm": self.max_norm, "max_value": self.max_value}
 
     def before_step(self, learn: Loop) -> None:
         """Clip what the optimizer will see."""

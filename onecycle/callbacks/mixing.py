@@ -109,6 +109,10 @@ class _PairMixer(_LossMixer):
         """Return the inputs, or refuse them."""
         raise NotImplementedError
 
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the strength."""
+        return {"alpha": self.alpha}
+
     def before_fit(self, learn: Loop) -> None:
         """Refuse what cannot work, before anything runs."""
         super().before_fit(learn)
@@ -250,6 +254,10 @@ class CutMix(_PairMixer):
         self._pasted: list[Tensor] = []
         self._mixed: list[Tensor] = []
 
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the strength, and what becomes of targets."""
+        return {**super().plan(learn), "target": self.target}
+
     def check_inputs(self, learn: Loop) -> Tensor:
         """Return the images, or refuse what has no area, or no part in it."""
         self._plan = self._plans.plan(learn.xb, learn.yb, self.target)
@@ -340,6 +348,10 @@ class LabelSmoothing(_LossMixer):
     def __init__(self, eps: float = 0.1) -> None:
         self.eps = check_fraction("eps", eps)
         self._ignored: int | None = None
+
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the share of the mean over all classes."""
+        return {"eps": self.eps}
 
     def before_fit(self, learn: Loop) -> None:
         """Refuse a learner that has no loss function, and see what that ignores."""

@@ -81,6 +81,11 @@ class TerminateOnNonFinite(Callback):
         self._skipping = False
         self._buffers: list[Tensor] = []
 
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return what is done, and when that is given up."""
+        skips = self.max_skips if self.action == "skip" else None
+        return {"action": self.action, "max_skips": skips}
+
     def before_fit(self, learn: Loop) -> None:
         """Begin anew."""
         self.post_mortem = None

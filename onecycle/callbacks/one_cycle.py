@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from onecycle.arguments import check_fraction, check_momenta
 from onecycle.callbacks.param_scheduler import ParamScheduler
@@ -94,6 +94,12 @@ class OneCycleSchedule(ParamScheduler):
                 )
             return {"lr": [self.policy.scaled(peak / peaks[-1]) for peak in peaks]}
         return {"lr": [self._rate(peak, learn.n_updates_planned or 1) for peak in peaks]}
+
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the schedules, and what they are made of."""
+        peaks = learn.groups.expand("lr_max", self.lr_max)
+        policy = self.policy if isinstance(self.policy, str) else "a Schedule"
+        return {**super().plan(learn), "cycle.lr_max": peaks, "cycle.policy": policy}
 
     def _rate(self, peak: float, n_updates: int) -> Schedule:
         if isinstance(self.policy, Schedule):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -98,6 +98,13 @@ class ParamScheduler(Callback):
             for schedule in filter(None, each):
                 _checked_values(name, schedule, sample)
         self._planned = None
+
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the schedules, by the one name of what each drives."""
+        return {
+            f"schedule.{learn.groups.canonical(name)}": each
+            for name, each in self.schedules(learn).items()
+        }
 
     def refuse_conflicts(self, learn: Loop) -> None:
         """Refuse another callback that schedules the same hyperparameter of the same group."""

@@ -89,6 +89,10 @@ class MixedPrecision(Callback):
         dtype = self.dtype_on(learn.device)
         return None if dtype is torch.float32 else torch.autocast(learn.device.type, dtype=dtype)
 
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the dtype; the scale of the losses is state."""
+        return {"dtype": self.dtype_on(learn.device)}
+
     def before_fit(self, learn: Loop) -> None:
         """Let a gradient scaler make the updates of a fit in fp16."""
         if self.dtype_on(learn.device) is not torch.float16:

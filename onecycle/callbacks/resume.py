@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from onecycle.arguments import check_one_of
 from onecycle.callbacks.param_scheduler import ParamScheduler
-from onecycle.callbacks.replan import (
+from onecycle.callbacks.replan import Replan, tail
+from onecycle.checkpoints import fit_files as files
+from onecycle.checkpoints.fit_plan import (
+    Changes,
     Extend,
-    Replan,
-    described,
-    differing,
-    kept,
+    changes,
+    kept_schedules,
     may_change,
     plan_of,
-    tail,
+    told,
     updates_of,
 )
-from onecycle.checkpoints import fit_files as files
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import RngState
 from onecycle.data.passes import can_skip
@@ -39,12 +39,19 @@ class Resume(Callback):
         path: The file, for messages.
         state: What is in it.
         extend: How to go on if the plan has changed; ``None`` to refuse that.
+        seed: The seed that was asked for; ``None`` to take over that of the interrupted fit.
     """
 
     stage = Stage.SAVE
 
-    def __init__(self, path: Path, state: dict[str, Any], extend: Extend | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        state: dict[str, Any],
+        extend: Extend | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.path, self.seed = path, seed
         self._state: dict[str, Any] | None = state
         self._extend = extend
         self._rates: list[float] | None = None  # asked for, where they are others than before
@@ -63,28 +70,29 @@ class Resume(Callback):
             return
         files.check_modules(learn, self._state, self.path)
         was, now = self._state["plan"], plan_of(learn)
-        names = differing(was, now)
-        if names:
-            self._check_change(learn, names, was, now)
+        differing = changes(was, now)
+        seed = self._state["counters"]["seed"]
+        if self.seed is not None and self.seed != seed:
+            differing["seed"] = (seed, self.seed)
+        if differing:
+            self._check_change(learn, differing)
         else:
             self._extend = None
         files.check_opt(learn, self._state, self.path)
         if self._extend is not None:
             self._change_plan(learn, self._state, was)
-            self._rates = now["lr"] if "lr" in names else None
+            self._rates = now["lr"] if "lr" in differing else None
 
-    def _check_change(
-        self, learn: Loop, names: list[str], was: dict[str, Any], now: dict[str, Any]
-    ) -> None:
-        changes = described(names, was, now)
-        if not may_change(names):
+    def _check_change(self, learn: Loop, differing: Changes) -> None:
+        said = told(differing)
+        if not may_change(differing):
             raise ValueError(
-                f"cannot resume from {self.path}, this is another fit: {changes}. Give it the "
+                f"cannot resume from {self.path}, this is another fit: {said}. Give it the "
                 "same arguments, or start a new fit instead, without resume="
             )
         if self._extend is None:
             raise ValueError(
-                f"cannot resume from {self.path} just so, the plan has changed: {changes}. "
+                f"cannot resume from {self.path} just so, the plan has changed: {said}. "
                 'Choose extend="keep" (the old schedule goes on, and its last value holds), '
                 '"restretch" (the new schedule over the new length, read at the present update) or '
                 '"tail" (half a cosine from the present values to where the new schedule ends); or '
@@ -122,7 +130,7 @@ class Resume(Callback):
         if self._extend != "keep":
             self._replan = None
         elif self._replan is None:
-            self._replan = kept(was)
+            self._replan = Replan(kept_schedules(was))
         else:
             self._replan.landing = None
         state["callbacks"] = [each for each in state["callbacks"] if each[0] != Replan.__name__]
@@ -168,13 +176,16 @@ class Resume(Callback):
             learn.groups.set("lr", self._rates)
 
 
-def resuming(path: str | Path | None, extend: Extend | None = None) -> list[Callback]:
+def resuming(
+    path: str | Path | None, extend: Extend | None = None, seed: int | None = None
+) -> list[Callback]:
     """Return the callbacks that let a fit go on from a checkpoint.
 
     Args:
         path: A file of `Checkpoint`, or its folder, whose newest complete file is taken; ``None``
             to begin at the beginning.
         extend: How to go on if the plan of the fit has changed: see `Learner.fit`.
+        seed: The learner's seed, where it was asked for: another one is another fit.
 
     Returns:
         The callbacks, to come after all others; none where there is no checkpoint, which the log
@@ -197,7 +208,7 @@ def resuming(path: str | Path | None, extend: Extend | None = None) -> list[Call
     if found is None:
         log.warning("resume: no checkpoint in %s, the fit starts from the beginning", path)
         return []
-    resume = Resume(*found, extend)
+    resume = Resume(*found, extend, seed)
     check = Callback(before_fit=resume.check)
     check.stage = Stage.PREPARE  # the plan is known then, and no logger has begun a file
     return [check, resume]

@@ -31,6 +31,11 @@ class _Patience(Callback):
         self._monitor = monitor
         self._waited = 0
 
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return what is monitored, and how long it may not improve."""
+        monitored = {name: getattr(self._monitor, name) for name in ("name", "mode", "min_delta")}
+        return {**monitored, "patience": self.patience}
+
     def before_fit(self, learn: Loop) -> None:
         """Begin anew, after checking that this fit records the monitored value."""
         self._monitor.begin(learn)
@@ -125,6 +130,10 @@ class EarlyStopping(_Patience):
             None if land_updates is None else check_count("land_updates", land_updates)
         )
 
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return what is monitored, and how the fit is ended."""
+        return {**super().plan(learn), "land_updates": self.land_updates}
+
     def after_epoch(self, learn: Loop) -> None:
         """Compare this epoch's value with the best, unless the fit is about to end already."""
         if self.land_updates is None or not is_landing(learn):
@@ -190,6 +199,10 @@ class ReduceLROnPlateau(_Patience):
         self.factor, self.min_lr = factor, min_lr
         self.cooldown = check_count("cooldown", cooldown, least=0)
         self._resting = 0
+
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return what is monitored, and how far the rates fall."""
+        return {**super().plan(learn), "factor": self.factor, "min_lr": self.min_lr}
 
     def before_fit(self, learn: Loop) -> None:
         """Begin anew, after checking that nothing else drives the learning rate."""

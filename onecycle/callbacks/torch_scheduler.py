@@ -109,6 +109,10 @@ class TorchScheduler(ParamScheduler):
             )
         super().refuse_conflicts(learn)
 
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return what makes the scheduler, and what it made for this fit."""
+        return {"make": self._make, "every": self.every, "scheduler": self._scheduler}
+
     def before_fit(self, learn: Loop) -> None:
         """Make the scheduler, and refuse what cannot work, before anything runs."""
         self._scheduler, self._steps = None, 0

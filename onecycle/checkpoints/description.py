@@ -84,8 +84,11 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Schedule) and value.kind:
-        return value.to_dict()
+    if isinstance(value, Schedule):
+        try:
+            return value.to_dict()
+        except TypeError:  # its class has no kind, or that of one within
+            return described(value)
     if isinstance(value, dict):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -112,7 +115,7 @@ def _described(value: Any, depth: int, without: frozenset[str] = frozenset()) ->
         )
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return name_of(value)
-    is_told = depth == _DEPTH or (depth > 0 and isinstance(value, nn.Module))
+    is_told = depth == _DEPTH or (depth > 0 and isinstance(value, nn.Module | Schedule))
     fields = _of_object(value) if is_told else {}
     kept = {name: part for name, part in fields.items() if name not in without}
     return _call(name_of(type(value)), [], kept, depth - 1)

@@ -115,6 +115,16 @@ class Callback:
         """Return a context in which the model has the weights that validation sees."""
         return nullcontext()
 
+    def plan(self, learn: Any) -> dict[str, Any]:
+        """Return by short, lasting keys what must agree for a resume: settings, no state.
+
+        Values are compared: numbers and text as they are, schedules by their fields, functions
+        and objects by qualified name and plain public fields. A resumed fit in which one differs
+        is refused. A callback of `Stage.PREPARE` that says nothing is compared by its class. Keys
+        with a dot are the fit's own: ``"schedule.lr"``.
+        """
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive a restart, as plain values and tensors."""
         return {}

@@ -193,7 +193,7 @@ class ParamGroups:
             return groups
         for member in self.members:
             group = groups[member[0]]
-            if len(member) == 1 and "weight_decay" in self.opt.param_groups[member[0]]:
+            if "weight_decay" in self.opt.param_groups[member[0]]:
                 without = [p for p in group if id(p) in self._exempt]
                 if 0 < len(without) < len(group):
                     groups[member[0]] = [p for p in group if id(p) not in self._exempt]

@@ -17,8 +17,8 @@ from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
-from onecycle.callbacks.replan import Extend
 from onecycle.callbacks.resume import resuming
+from onecycle.checkpoints.fit_plan import Extend
 from onecycle.checkpoints.model_files import read_model, write_model
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
@@ -77,7 +77,7 @@ class Trainer(Loop):
         groups = param_groups(model, opt, opt_func, wd, splitter, wd_bn_bias)
         self.lr = groups.get("lr") if lr is None else groups.expand("lr", lr)
         groups.set("lr", self.lr)
-        self.moms, self._first_batch = moms, FirstBatch() if check else None
+        self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
         super().__init__(
             as_dataloaders(dls),
             model,
@@ -142,7 +142,7 @@ class Trainer(Loop):
         """
         check_budget(n_epoch, steps_per_epoch, max_updates)
         check_callbacks(cbs or ())
-        resumed = resuming(resume, extend)
+        resumed = resuming(resume, extend, self._given_seed)
         rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
         if wd is not None:
             self.groups.set("weight_decay", wd)

@@ -6,7 +6,7 @@ in a few operations on the whole batch, without making the device wait.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -155,6 +155,10 @@ class RandomFlip(Augmentation):
         check_words(target)
         self.p, self.target = check_fraction("p", p), target
 
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the probability, and what becomes of targets."""
+        return {"p": self.p, "target": self.target}
+
     def transform(self, images: Tensor) -> Tensor:
         """Return the images, some of them mirrored."""
         self._flipped = torch.rand(len(images), device=images.device) < self.p
@@ -200,6 +204,10 @@ class RandomCrop(Augmentation):
     def __init__(self, padding: int = 4, *, target: Words = "auto") -> None:
         check_words(target)
         self.padding, self.target = check_count("padding", padding), target
+
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the largest shift, and what becomes of targets."""
+        return {"padding": self.padding, "target": self.target}
 
     def transform(self, images: Tensor) -> Tensor:
         """Return the images, each of them shifted."""
@@ -283,6 +291,10 @@ class Cutout(Augmentation):
 
     def __init__(self, size: int) -> None:
         self.size = check_count("size", size)
+
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the side of the square."""
+        return {"size": self.size}
 
     def transform(self, images: Tensor) -> Tensor:
         """Return the images, each of them with a hole."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -78,6 +78,10 @@ class ProgressiveResizing(Callback):
             pos: In [0, 1].
         """
         return self._rounded(self.sizes(pos))
+
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return the sizes, and what becomes of targets."""
+        return {"sizes": self.sizes, "multiple": self.multiple, "target": self.target}
 
     def before_fit(self, learn: Loop) -> None:
         """Refuse a fit of unknown length."""
