@@ -33,8 +33,13 @@ class _Patience(Callback):
 
     def plan(self, learn: Loop) -> dict[str, Any]:
         """Return what is monitored, and how long it may not improve."""
-        monitored = {name: getattr(self._monitor, name) for name in ("name", "mode", "min_delta")}
-        return {**monitored, "patience": self.patience}
+        monitor = self._monitor
+        return {
+            "monitor": monitor.name,
+            "mode": monitor.mode,
+            "min_delta": monitor.min_delta,
+            "patience": self.patience,
+        }
 
     def before_fit(self, learn: Loop) -> None:
         """Begin anew, after checking that this fit records the monitored value."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from onecycle.checkpoints.fit_plan import callbacks_of
 from onecycle.checkpoints.model_files import check_fits
 from onecycle.checkpoints.opt_state import load_opt_state, opt_misfit, opt_state
 from onecycle.core.restore import RngState
@@ -115,7 +116,7 @@ def restore(learn: Loop, state: dict[str, Any]) -> None:
     learn.freeze_norms(learn.model.get_submodule(name) for name in state["frozen_norms"])
     load_opt_state(learn, state["opt"])
     ready_state(learn.opt)
-    _restore_callbacks(learn, state["callbacks"])
+    _restore_callbacks(learn, state)
 
 
 def restore_counters(learn: Loop, state: dict[str, Any]) -> None:
@@ -132,17 +133,22 @@ def restore_counters(learn: Loop, state: dict[str, Any]) -> None:
         setattr(learn, name, counters[name])
 
 
-def _restore_callbacks(learn: Loop, states: list[Any]) -> None:
-    """Give each callback its state: the first of a class the first one's, and so on."""
-    left = list(states)
+def _restore_callbacks(learn: Loop, state: dict[str, Any]) -> None:
+    """Give each callback its state: the first of a class the first one's, and so on.
+
+    One that is new or gone is named: in a warning, where it has a say in how the fit ends.
+    """
+    left, spoke = list(state["callbacks"]), callbacks_of(state["plan"])
     for name, callback, own in _callbacks(learn):
         i = next((i for i, entry in enumerate(left) if entry[0] == name), None)
         if i is not None:
             callback.load_state_dict(left.pop(i)[1])
         elif own:
-            log.info("resume: %s begins anew, it was not in the interrupted fit", name)
+            level = logging.WARNING if callback.plan(learn) else logging.INFO
+            log.log(level, "resume: %s begins anew, it was not in the interrupted fit", name)
     for name, _ in left:
-        log.info("resume: the state of %s is left out, it is not in this fit", name)
+        level = logging.WARNING if name in spoke else logging.INFO
+        log.log(level, "resume: the state of %s is left out, it is not in this fit", name)
 
 
 def _modules(learn: Loop) -> list[nn.Module]:

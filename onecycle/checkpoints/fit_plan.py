@@ -240,8 +240,8 @@ def _shown(key: str, value: Any) -> str:
 
 
 def callbacks_of(plan: Mapping[str, Any]) -> set[str]:
-    """Name the callbacks that have said something in a plan."""
-    return {name.partition(" ")[0] for name in plan.get("callbacks", {})}
+    """Name the classes of the callbacks that have said something of their own in a plan."""
+    return {name.partition(" ")[0].rpartition(".")[2] for name in plan.get("callbacks", {})}
 
 
 # Extending ----------------------------------------------------------------------------------
