@@ -33,7 +33,7 @@ import torch._dynamo  # a second, that otherwise every life would spend on its f
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
 from learner_state import trained
 
