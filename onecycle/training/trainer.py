@@ -477,6 +477,9 @@ class Trainer(Loop):
 
         Args:
             path: Where to write; a file that is there is replaced.
+
+        Raises:
+            TypeError: If the model or the optimizer has state that could not be read again.
         """
         write_model(path, self)
 
