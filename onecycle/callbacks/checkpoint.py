@@ -44,7 +44,7 @@ class Checkpoint(Callback):
 
     Raises:
         ValueError: For arguments that are none of these.
-        TypeError: At the first checkpoint, if a callback's state has more than plain values and
+        TypeError: At a checkpoint, if a callback's state has more than plain values and
             tensors, so that it could not be read back.
 
     Example:
@@ -132,7 +132,7 @@ class Checkpoint(Callback):
         self._n_tried += 1
         state = files.capture(learn, self._plan, batches, self._pass_rng)
         try:
-            files.write(files.next_path(self.folder), state, verify=self._n_tried == 1)
+            files.write(files.next_path(self.folder), state)
             files.remove_old(self.folder, self.keep)
         except (OSError, RuntimeError) as error:
             self._n_failed += 1

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from onecycle.checkpoints.fit_plan import callbacks_of
 from onecycle.checkpoints.model_files import check_fits
 from onecycle.checkpoints.opt_state import load_opt_state, opt_misfit, opt_state
+from onecycle.checkpoints.readable import readable
 from onecycle.core.restore import RngState
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
@@ -214,46 +215,30 @@ def check_opt(learn: Loop, state: dict[str, Any], path: Path) -> None:
 # Files ------------------------------------------------------------------------------------
 
 
-def write(path: Path, state: dict[str, Any], *, verify: bool) -> None:
+def write(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all.
 
     Args:
         path: Where.
         state: What `capture` returned.
-        verify: Also read it back, as a later `read` would do it.
 
     Raises:
-        TypeError: If it holds what could not be read back.
+        TypeError: If it holds what could not be read again, naming what does.
         OSError: If it cannot be written.
     """
+    parts = {
+        part: readable(value, f"{part} of the fit")
+        for part, value in state.items()
+        if part != "callbacks"
+    }
+    parts["callbacks"] = [
+        [name, readable(own, f"the state_dict of {name}")] for name, own in state["callbacks"]
+    ]
     buffer = io.BytesIO()
-    torch.save(state, buffer)
-    if verify:
-        try:
-            buffer.seek(0)
-            torch.load(buffer, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise TypeError(
-                f"a checkpoint holds tensors and plain values only; {_culprit(state)} has more: "
-                f"{str(error).splitlines()[-1]}"
-            ) from error
+    torch.save(parts, buffer)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(_header(buffer.getbuffer()))
         file.write(buffer.getbuffer())
-
-
-def _culprit(state: dict[str, Any]) -> str:
-    """Name the part of a state that cannot be read back."""
-    parts = {f"the state_dict of {name}": part for name, part in state["callbacks"]} | state
-    for name, part in parts.items():
-        buffer = io.BytesIO()
-        torch.save(part, buffer)
-        buffer.seek(0)
-        try:
-            torch.load(buffer, weights_only=True)
-        except Exception:
-            return name
-    return "it"
 
 
 def _header(payload: Any, version: int = FORMAT) -> bytes:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from onecycle.checkpoints.opt_state import load_opt_state, opt_misfit, opt_state
+from onecycle.checkpoints.readable import readable
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
 
@@ -34,12 +35,15 @@ def write_model(path: str | Path, learn: LoopState) -> None:
     Args:
         path: Where to write; a file that is there is replaced.
         learn: The learner.
+
+    Raises:
+        TypeError: If the model or the optimizer has state that could not be read again.
     """
     state = {
         "format": FORMAT,
-        "model": learn.model.state_dict(),
-        "loss": loss_state(learn.loss_module),
-        "opt": opt_state(learn),
+        "model": readable(learn.model.state_dict(), "the state of the model"),
+        "loss": readable(loss_state(learn.loss_module), "the state of the loss function"),
+        "opt": readable(opt_state(learn), "the state of the optimizer"),
         "extra": {},  # what a reader may pass over
     }
     buffer = io.BytesIO()

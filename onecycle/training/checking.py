@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, IterableDataset
 
 from onecycle.core.callback import Callback
@@ -81,7 +82,8 @@ class FirstBatch(Callback):
     def before_train(self, learn: Loop) -> None:
         """Try the validation: a metric that cannot work fails here, not after an epoch."""
         valid = learn.dls.valid
-        if self.check is None and valid is not None and _can_be_drawn(valid):
+        is_made = not any(map(is_lazy, learn.model.parameters()))  # the first real batch makes them
+        if self.check is None and valid is not None and is_made and _can_be_drawn(valid):
             kept = _fields_of(learn)
             try:
                 self._valid = measure(learn, valid, self.n_valid)
@@ -90,7 +92,9 @@ class FirstBatch(Callback):
 
     def after_backward(self, learn: Loop) -> None:
         """Look at input, prediction, loss and gradients of the first batch."""
-        seen = f"input {describe(learn.xb)}, target {describe(learn.yb)}, loss {learn.loss:.4g}"
+        seen = (
+            f"input {describe(learn.xb)}, target {describe(learn.yb)}, loss {float(learn.loss):.4g}"
+        )
         with torch.no_grad():
             self.check = Check(seen, self._valid, tuple(findings(learn)))
         if learn.running == "fit":

@@ -525,6 +525,9 @@ class Trainer(Loop):
 
         Args:
             path: Where to write; a file that is there is replaced.
+
+        Raises:
+            TypeError: If the model or the optimizer has state that could not be read again.
         """
         save_learner(self, path)
 

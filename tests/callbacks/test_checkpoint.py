@@ -92,8 +92,25 @@ def test_a_file_as_folder_is_refused(tmp_path):
 def test_a_state_that_could_not_be_read_back_is_refused_at_the_first_checkpoint(tmp_path):
     class Unsafe(Callback):
         def state_dict(self):
-            return {"learner": np.float64(1)}
+            return {"learner": object()}
 
-    with pytest.raises(TypeError, match="the state_dict of Unsafe has more"):
+    with pytest.raises(TypeError, match="the state_dict of Unsafe, at 'learner', is a object"):
         toy_learner().fit(1, cbs=[Unsafe(), Checkpoint(tmp_path)])
     assert fit_files.find(tmp_path) == []
+
+
+def test_every_checkpoint_is_one_that_can_be_read_again(tmp_path):
+    class Later(Callback):
+        n, best = 0, None
+
+        def after_epoch(self, learn):
+            self.n += 1
+            self.best = [None, np.float64(0.5), object()][self.n - 1]
+
+        def state_dict(self):
+            return {"best": self.best}
+
+    with pytest.raises(TypeError, match="the state_dict of Later, at 'best'"):
+        toy_learner().fit(5, cbs=[Later(), Checkpoint(tmp_path)])
+    states = [dict(fit_files.read(file)["callbacks"])["Later"] for file in fit_files.find(tmp_path)]
+    assert states == [{"best": 0.5}, {"best": None}]
