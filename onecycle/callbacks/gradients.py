@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from onecycle.arguments import check_count
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CancelStep
-from onecycle.record.metrics import batch_size_of
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -60,14 +59,14 @@ class GradientAccumulation(Callback):
 
     def before_backward(self, learn: Loop) -> None:
         """Weight the batch as one of a window whose batches all have the size of its first."""
-        n = batch_size_of(learn.batch)
+        n = learn.batch_size(learn.batch)
         if learn.batches_in_window == 0:
             self._full, self._samples, self._loss = self.n_batches * n, 0, 0.0
         learn.loss_grad = learn.loss_grad * (n / self._full)
 
     def after_backward(self, learn: Loop) -> None:
         """Postpone the update until there are enough batches."""
-        n = batch_size_of(learn.batch)
+        n = learn.batch_size(learn.batch)
         self._samples += n
         self._loss = self._loss + learn.loss * (n / self._full)
         # 1 for a window as expected; only the loop knows which batch will turn out the last.

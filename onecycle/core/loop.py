@@ -31,7 +31,7 @@ from onecycle.core.restore import (
 from onecycle.core.state import LoopState
 from onecycle.data.loaders import n_batches
 from onecycle.data.nested import split_batch
-from onecycle.data.passes import start_pass
+from onecycle.data.passes import set_epoch, start_pass
 from onecycle.data.sizes import warn_of_single_sample
 from onecycle.data.transfer import to_device
 from onecycle.errors import (
@@ -172,6 +172,7 @@ class Loop(LoopState):
         switch(self.opt, training=training)
         self.n_iter = n_batches(dl)
         if training:
+            set_epoch(dl, self.total_epochs)
             self.plan_pass()
 
     def _train(self) -> None:
@@ -265,8 +266,10 @@ class Loop(LoopState):
         try:
             batches = start_pass(self.dl, seed=self.seed, epoch=self.total_epochs, skip=drawn)
             self.go_on_with_rng()
-            # Looked at for each batch: a landing may change how many there are.
-            while drawn != self.n_iter and (batch := next(batches, _END)) is not _END:
+            # Asked for each batch: a landing may change n_iter, and validation goes to the end.
+            while (not self.training or drawn != self.n_iter) and (
+                batch := next(batches, _END)
+            ) is not _END:
                 yield batch
                 drawn += 1
         except Exception as error:

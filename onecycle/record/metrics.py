@@ -13,7 +13,7 @@ Nothing here waits for the device until `MetricSet.compute`.
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from onecycle.arguments import check_count
 from onecycle.data.nested import map_tensors
+from onecycle.data.sizes import size_of
 from onecycle.record.directions import Direction, agreed, named_direction, stated_direction
 from onecycle.record.values import named_numbers, named_parts
 
@@ -239,47 +240,6 @@ def rmse() -> "MeanMetric":
     return MeanMetric(mse, name="rmse", transform=torch.sqrt, higher_is_better=False)
 
 
-def batch_size_of(batch: Any) -> int:
-    """Return the number of samples: the first dimension of the first tensor in a batch.
-
-    Args:
-        batch: A tensor, or tuples, lists and mappings of them, nested in any way. Tensors
-            without dimensions and what is no tensor are passed over.
-
-    Returns:
-        The number of samples.
-
-    Raises:
-        ValueError: There is no tensor with a dimension.
-
-    Example:
-        >>> batch_size_of({"index": torch.tensor(7), "images": [torch.zeros(32, 3, 8, 8)]})
-        32
-    """
-    size = _first_dimension(batch)
-    if size is None:
-        raise ValueError(
-            f"cannot tell the batch size: no tensor with a dimension in a {type(batch).__name__}; "
-            "a batch is a tensor, or tuples, lists or dicts with tensors in them"
-        )
-    return size
-
-
-def _first_dimension(batch: Any) -> int | None:
-    if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.ndim else None
-    parts: Iterable[Any] = ()
-    if isinstance(batch, (list, tuple)):  # the usual case first: it is asked for every batch
-        parts = batch
-    elif isinstance(batch, Mapping):
-        parts = batch.values()
-    for part in parts:
-        size = _first_dimension(part)
-        if size is not None:
-            return size
-    return None
-
-
 #: The values that are kept on the device before they are put together.
 _KEPT = 256
 
@@ -402,8 +362,8 @@ class MeanMetric:
     Args:
         func: ``(pred, target) -> 0-dim tensor``, a mean over the batch. Only it has to
             understand what ``pred`` and ``target`` are. The number of samples is
-            `batch_size_of` the target, or of ``pred`` if the target has no tensor. It may return
-            several such means, in a dict or a tuple.
+            `onecycle.data.sizes.size_of` the target, or of ``pred`` if the target has none. It may
+            return several such means, in a dict or a tuple.
         name: What the metric is called; the name of ``func`` if ``None``.
         transform: Applied to the mean at the end, such as ``torch.sqrt``.
         higher_is_better: Whether more of it is better. ``None``: as the class or ``func`` says;
@@ -456,11 +416,11 @@ class MeanMetric:
         """
         if self._compares:
             value = self.func.__wrapped__(pred, *targets)  # type: ignore[attr-defined]
-            self._mean.keep(value, batch_size_of((targets, pred)))
+            self._mean.keep(value, size_of(targets[0] if len(targets) == 1 else targets, pred))
             self._watch.keep(pred)
             return
         value = self.func(pred, *targets)
-        n = batch_size_of((targets, pred))
+        n = size_of(targets[0] if len(targets) == 1 else targets, pred)
         if isinstance(value, Mapping | tuple | list):
             for name, part in named_parts(self.name, value).items():
                 self._parts.setdefault(name, WeightedMean()).add(_one_mean(name, part), n)

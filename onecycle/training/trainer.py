@@ -42,7 +42,13 @@ from onecycle.range_test.sweeps import RangeTests, range_tests
 from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.shapes import Schedule
-from onecycle.training.checking import Check, FirstBatch, measure, warn_of_bad_parameters
+from onecycle.training.checking import (
+    Check,
+    FirstBatch,
+    measure,
+    warn_of_bad_parameters,
+    warn_of_other_processes,
+)
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 
 log = logging.getLogger("onecycle")
@@ -151,6 +157,7 @@ class Trainer(Loop):
         if wd is not None:
             self.groups.set("weight_decay", wd)
         self.groups.set("lr", rates)
+        warn_of_other_processes()
         if not resumed:
             warn_of_bad_parameters(self)
         look = self._first_batch
