@@ -262,19 +262,21 @@ class Loop(LoopState):
 
     def _batches(self) -> Iterator[Any]:
         """Draw the batches of this pass; its order is a function of the seed and the epoch."""
-        drawn = self.iter
-        try:
-            batches = start_pass(self.dl, seed=self.seed, epoch=self.total_epochs, skip=drawn)
-            self.go_on_with_rng()
-            # Asked for each batch: a landing may change n_iter, and validation goes to the end.
-            while (not self.training or drawn != self.n_iter) and (
-                batch := next(batches, _END)
-            ) is not _END:
-                yield batch
-                drawn += 1
-        except Exception as error:
-            error.add_note(f"onecycle: raised by the loader while drawing batch {drawn}")
-            raise
+        drawn, batches = self.iter, None
+        while True:
+            try:  # not around the yield: what comes while this is closed would be lost
+                if batches is None:
+                    batches = start_pass(self.dl, self.seed, self.total_epochs, skip=drawn)
+                    self.go_on_with_rng()
+                # Asked for each batch: a landing may change n_iter; validation goes to the end.
+                batch = _END if self.training and drawn == self.n_iter else next(batches, _END)
+            except Exception as error:
+                error.add_note(f"onecycle: raised by the loader while drawing batch {drawn}")
+                raise
+            if batch is _END:
+                break
+            yield batch
+            drawn += 1
         if not drawn:
             name = "training" if self.training else "validation"
             raise ValueError(f"the {name} loader gave no batch: it is empty")

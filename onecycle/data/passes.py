@@ -67,7 +67,7 @@ def _splitmix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def start_pass(dl: Iterable[Any], *, seed: int, epoch: int, skip: int = 0) -> Iterator[Any]:
+def start_pass(dl: Iterable[Any], seed: int, epoch: int, *, skip: int = 0) -> Iterator[Any]:
     """Start one pass over a loader, in the order that belongs to (seed, epoch).
 
     A `TensorLoader`, and a torch DataLoader whose indices come from torch's ``RandomSampler``
