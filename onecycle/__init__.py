@@ -55,6 +55,7 @@ from onecycle.errors import (
     UnknownEventError,
 )
 from onecycle.learner import Learner
+from onecycle.range_test.knee import knee
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import minimum, slide, steep, valley
 from onecycle.range_test.sweeps import RangeTests
@@ -191,6 +192,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "head_splitter",
     "join",
     "join_steps",
+    "knee",
     "lenet",
     "linear",
     "mae",
