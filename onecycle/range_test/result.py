@@ -29,8 +29,9 @@ class LRFindResult:
         lrs: The learning rate of each update (the last group's), shape ``(updates,)``.
         losses: The training loss of each update.
         smoothed: The losses, exponentially smoothed.
-        suggestions: By name of the rule the rate it suggests, or ``None``; before them
-            ``"mini_cycles"``, where short cycles decided.
+        suggestions: By name of the rule the rate it suggests, or ``None``. Before them
+            ``"mini_cycles"`` where short cycles confirmed a rule, or decided in the place of
+            `knee`, which then is not there.
         lr_min, lr_max: A pair for a cycle, or ``None``.
         reason: Why there is no suggestion, in a sentence; ``None`` where there is one.
         stop_reason: Why the test ended.
@@ -89,12 +90,16 @@ class LRFindResult:
 
     @property
     def vote(self) -> Vote | None:
-        """What all rules say together, with its spread; ``None`` where there is no suggestion."""
-        return None if self._resampled is None else self._resampled.vote
+        """What all rules say together, with its spread.
+
+        ``None`` where there is no suggestion, and where short cycles have decided.
+        """
+        return None if self._resampled is None or self.cycles is not None else self._resampled.vote
 
     @cached_property
     def _resampled(self) -> Spreads | None:
-        asked = [rule for rule in self.rules if self.suggestions.get(rule.__name__) is not None]
+        said = {rule: lr for rule, lr in self.suggestions.items() if lr is not None}
+        asked = [rule for rule in self.rules if rule.__name__ in said]
         if self.rules and not asked:
             return None
         return spread(
@@ -104,7 +109,7 @@ class LRFindResult:
             num_it=self.num_it,
             rules=asked,
             stopped=self.stopped,
-        )
+        ).around(said)
 
     @property
     def valid_smoothed(self) -> Array | None:

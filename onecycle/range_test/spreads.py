@@ -5,8 +5,10 @@ How other, a bootstrap tells without another test: the noise of the losses is ta
 put back with random signs, and each rule is asked again, a few hundred times.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +54,26 @@ class Spreads:
 
     rules: dict[str, tuple[float, float]]
     vote: Vote | None
+
+    def around(self, said: Mapping[str, float]) -> Spreads:
+        """Hold what the rules say of the test itself: each in its interval, the vote in between.
+
+        Args:
+            said: By name of the rule its rate, of all rules here.
+
+        Example:
+            >>> Spreads({"valley": (0.1, 0.2)}, Vote(0.3, 0.1, 0.4)).around({"valley": 0.25})
+            Spreads(rules={'valley': (0.1, 0.25)}, vote=Vote(lr=0.25, low=0.1, high=0.4))
+        """
+        rules = {
+            rule: (min(low, said[rule]), max(high, said[rule]))
+            for rule, (low, high) in self.rules.items()
+        }
+        if self.vote is None:
+            return Spreads(rules, None)
+        rates = [said[rule] for rule in rules]
+        lr = min(max(self.vote.lr, min(rates)), max(rates))
+        return Spreads(rules, Vote(lr, min(self.vote.low, lr), max(self.vote.high, lr)))
 
 
 def spread(

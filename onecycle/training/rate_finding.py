@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim import SGD
 
+from onecycle.arguments import check_count
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule
 from onecycle.checkpoints.snapshot import preserved
@@ -72,7 +73,11 @@ class RateSearch:
             start_lr: The first rate.
             end_lr: The last rate.
             confirm: The updates of each short cycle that confirms the suggestion; 0 for none.
+
+        Raises:
+            ValueError: If a cycle would have fewer than 10 updates.
         """
+        check_count("confirm", confirm, least=10 if confirm else 0)
         result = self.test(start_lr, end_lr)
         reading = read(result.lrs, result.losses, stopped=result.stopped)
         goes_on = (
@@ -113,9 +118,11 @@ class RateSearch:
         note = _note(f"{why}{len(cycles.peaks)} cycles of {length} updates", spent + cycles.cost)
         if cycles.lr is None:
             return replace(result, cycles=cycles, note=f"{note}; none of them trained")
+        others = {rule: lr for rule, lr in result.suggestions.items() if rule != knee.__name__}
+        knees = {} if result.suggestion is None else result.suggestions
         return replace(
             result,
-            suggestions={CYCLES: cycles.lr, **result.suggestions},
+            suggestions={CYCLES: cycles.lr, **knees, **others},
             lr_max=result.lr_max or cycles.lr,
             lr_min=result.lr_min or cycles.lr / 10,
             reason=None,

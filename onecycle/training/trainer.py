@@ -35,7 +35,7 @@ from onecycle.optim.loss_module import loss_module
 from onecycle.range_test.knee import knee
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import Rule, valley
-from onecycle.range_test.sweeps import RangeTests, range_tests
+from onecycle.range_test.sweeps import RangeTests, one_varied, range_tests
 from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.shapes import Schedule
@@ -368,14 +368,9 @@ class Trainer(Loop):
         if self._run is not None and self.training:
             check_between_updates(self.event)
         warn_of_bad_parameters(self)
-        sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
-        asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
-        if len(asked) > 1:
-            raise ValueError("one thing is varied at a time: give wds, moms or batch_sizes")
-
-        if confirm and asked:
+        varied = one_varied({"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes})
+        if confirm and varied is not None:
             raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
-        check_count("confirm", confirm, least=10 if confirm else 0)
         search = RateSearch(
             self,
             self._run_test,
@@ -383,12 +378,11 @@ class Trainer(Loop):
             tuple(suggest_funcs),
             self.moms if self.groups.momentum_is_on() else None,
         )
-        if asked:
-            result: LRFindResult | RangeTests = range_tests(
-                self, *asked[0], partial(search.test, start_lr, end_lr)
-            )
-        else:
+        result: LRFindResult | RangeTests
+        if varied is None:
             result = search.find(start_lr, end_lr, confirm=confirm)
+        else:
+            result = range_tests(self, *varied, partial(search.test, start_lr, end_lr))
         for callback in self.cbs:
             if isinstance(callback, Recorder):
                 callback.lr_find_result = result

@@ -6,56 +6,33 @@ trained. It is clipped at 2; no suggestion and a loss that is not finite count 2
 peaks a decade, as far as there is something to see, for each task (`advice_tasks.py`) and seed.
 
     python tests/benchmarks/advice.py grid --out advice.jsonl       # the fits of the grids
-    python tests/benchmarks/advice.py curves --out advice.jsonl     # range tests
-    python tests/benchmarks/advice.py fits --out advice.jsonl       # fits at what is suggested
+    python tests/benchmarks/advice.py fits --out advice.jsonl       # and those at what is suggested
     python tests/benchmarks/advice.py table --out advice.jsonl
 
-Every line of the file is one fit or one range test; what is there already is not done again.
+Every line of the file is one fit, or what the rules say; what is there already is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import logging
 import math
 from contextlib import redirect_stdout
+from itertools import product
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 import torch
+from advice_table import Lines, key, table
 from advice_tasks import TASKS, Task
+
+from onecycle import LRFindResult, minimum, slide, steep, valley
 
 SEEDS = (0, 1, 2)
 #: Where the grid begins, as a power of ten in thirds.
 CENTRE = {"SGD": -3, "AdamW": -6, "RMSprop": -6, "Muon": -5}
-
-
-class Lines:
-    """A file of JSON lines: what is there, and what is added."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        text = path.read_text().splitlines() if path.exists() else []
-        self.done = [json.loads(line) for line in text]
-
-    def find(self, **keys: Any) -> dict[str, Any] | None:
-        """Return the line that has these values, or None."""
-        return next((d for d in self.done if all(d.get(k) == v for k, v in keys.items())), None)
-
-    def add(self, **line: Any) -> dict[str, Any]:
-        """Write a line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.done.append(line)
-        return line
-
-
-def key(task: Task) -> str:
-    """Name a task in the file."""
-    return f"{task.name} ({task.optimizer})"
 
 
 def fit(task: Task, seed: int, lr: float) -> float:
@@ -102,10 +79,35 @@ def grid(lines: Lines, task: Task, seed: int) -> None:
             third += step
 
 
+def advice(lines: Lines, task: Task, seed: int) -> dict[str, Any]:
+    """Return what each rule suggests, and what the default and the confirmed call cost."""
+    keys = {"kind": "advice", "task": key(task), "seed": seed}
+    found = lines.find(**keys)
+    if found is not None:
+        return found
+    learn = task.learner(seed)
+    with learn.no_bar():
+        default = learn.lr_find(show_plot=False)
+        confirmed = learn.lr_find(show_plot=False, confirm=50)
+        rules = learn.lr_find(show_plot=False, suggest_funcs=(minimum, valley, slide, steep))
+    said = {
+        "default (knee)": default.suggestion,
+        "confirm=50": confirmed.suggestion,
+        **rules.suggestions,
+        "vote of the four": None if rules.vote is None else rules.vote.lr,
+    }
+    return lines.add(**keys, said=said, cost=_cost(default), cost_confirmed=_cost(confirmed))
+
+
+def _cost(found: LRFindResult) -> int:
+    """Return the updates that a call made."""
+    return found.num_it if found.note is None else int(found.note.split("; ")[1].split()[0])
+
+
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["grid", "curves", "fits", "table"])
+    parser.add_argument("what", choices=["grid", "fits", "table"])
     parser.add_argument("--out", type=Path, default=Path("advice.jsonl"))
     parser.add_argument("--half", choices=["develop", "unseen", "both"], default="both")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
@@ -113,11 +115,18 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("onecycle").setLevel(logging.ERROR)
     lines = Lines(options.out)
-    tasks = [t for t in TASKS if options.half in ("both", "unseen" if t.is_unseen else "develop")]
-    for seed in options.seeds:
-        for task in tasks:
+    halves = {"develop": [False], "unseen": [True], "both": [False, True]}[options.half]
+    for is_unseen in halves:
+        tasks = [task for task in TASKS if task.is_unseen == is_unseen]
+        if options.what == "table":
+            print(table(lines, tasks, options.seeds, "unseen" if is_unseen else "develop"))
+            continue
+        for task, seed in product(tasks, options.seeds):
             if options.what == "grid":
                 grid(lines, task, seed)
+            else:
+                for lr in set(advice(lines, task, seed)["said"].values()) - {None}:
+                    kept_fit(lines, task, seed, lr)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class TestResult:
         _, result = found
         expected = spread(
             result.lrs, result.losses, smoothed=result.smoothed, num_it=100, rules=RULES
-        )
+        ).around(result.suggestions)
         assert result.spreads == expected.rules
         assert result.vote == expected.vote
 
