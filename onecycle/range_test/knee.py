@@ -116,7 +116,7 @@ def read(lrs: npt.ArrayLike, losses: npt.ArrayLike, *, stopped: bool = False) ->
     return Reading(
         start=start,
         fall=fall,
-        noise=-float(np.quantile(below, _ONE_DEVIATION)),
+        noise=abs(float(np.quantile(below, _ONE_DEVIATION))),
         falls=float(rates[down[0]]),
         settles=float(rates[settled[0]]),
         breaks=float(rates[over[0]]) if len(over) else broken,

@@ -14,6 +14,9 @@ STEP = math.sqrt(10)
 #: for longer, and what is almost too much in 50 updates is too much in 200.
 SAFETY = 2.0
 
+#: A loss is hardly worse than the best if it gives away less than this part of what that gained.
+HARDLY = 0.1
+
 #: A cycle that lowers the loss by less than this part of it has trained nothing.
 LEAST = 0.01
 
@@ -73,13 +76,23 @@ class MiniCycles:
 
 
 def try_peaks(
-    measure: Callable[[float], float], centre: float, *, first: int, most: int
+    measure: Callable[[float], float],
+    centre: float,
+    *,
+    before: Callable[[], float],
+    first: int,
+    most: int,
 ) -> dict[float, float]:
-    """Try peaks around a rate, and go on where the best one lies at an edge.
+    """Try peaks around a rate, and go on where the best one may lie beyond an edge.
+
+    It may where the best so far is the one at an edge, and beyond the upper edge also where that
+    one is hardly worse: below the rates that train, all cycles end alike but for their noise. Where
+    none has trained, lower peaks are tried.
 
     Args:
         measure: Returns the loss of a cycle to a peak; infinite where it is not finite.
         centre: The middle of the first peaks, half a decade apart.
+        before: Returns the loss before training; asked after the first peaks.
         first: The number of first peaks, odd.
         most: How many to try at most.
 
@@ -87,16 +100,24 @@ def try_peaks(
         The loss by peak, in rising order.
 
     Example:
-        >>> found = try_peaks(lambda peak: abs(peak - 4), 1.0, first=3, most=6)
+        >>> found = try_peaks(
+        ...     lambda peak: abs(peak - 4), 1.0, before=lambda: 4.0, first=3, most=6
+        ... )
         >>> [round(peak, 2) for peak in found]
         [0.32, 1.0, 3.16, 10.0]
     """
     places = list(range(-(first // 2), first // 2 + 1))
     losses = {place: measure(centre * STEP**place) for place in places}
+    start = before()
     while len(losses) < most:
+        low, high = min(losses), max(losses)
         best = min(sorted(losses), key=losses.__getitem__)
-        if best not in (min(losses), max(losses)):
+        gained = max(start - losses[best], 0.0)
+        if math.isfinite(losses[best]) and losses[high] <= losses[best] + HARDLY * gained:
+            place = high + 1
+        elif best == low or not gained:
+            place = low - 1
+        else:
             break
-        place = best - 1 if best == min(losses) else best + 1
         losses[place] = measure(centre * STEP**place)
     return {centre * STEP**place: losses[place] for place in sorted(losses)}

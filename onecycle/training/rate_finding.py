@@ -145,13 +145,16 @@ class RateSearch:
                 found = _mean(losses[-_few(length) :]) if valid is None else self._validated(length)
             return found if math.isfinite(found) else math.inf
 
-        found = try_peaks(loss_after, centre, first=first, most=most)
-        lowest = training[min(training)]
-        before = _mean(lowest[: _few(length)]) if valid is None else self._validated(length)
+        def before() -> float:
+            if valid is not None:
+                return self._validated(length)
+            return _mean(training[min(training)][: _few(length)])
+
+        found = try_peaks(loss_after, centre, before=before, first=first, most=most)
         return MiniCycles(
             tuple(found),
             tuple(found.values()),
-            before,
+            before(),
             length,
             "training loss" if valid is None else "validation loss",
         )
