@@ -1,4 +1,4 @@
-"""`CapturedStepper`: the optimizer's update as a CUDA graph, its numbers in device tensors."""
+"""`CapturedStepper`: an update as a CUDA graph, its numbers in device tensors. Experimental."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class CapturedStepper(FastStepper):
 
     A graph holds for tensors in their places, gradients too. Where one of them is another, the
     update is captured anew; so this is for gradients that a graph has written.
+
+    Experimental: no GPU has run it yet.
 
     Args:
         opt: The optimizer, one that a `FastStepper` can step.
@@ -177,7 +179,12 @@ def _constants(pairs: _Pairs) -> list[Any]:
 
 def _fused(group: Any, gradients: list[Tensor], numbers: dict[str, Tensor]) -> None:
     """Call torch's fused kernel, which takes one tensor: the rate."""
-    group.step(gradients, numbers["lr"].float())
+    own = group.group
+    group.group = {**own, "lr": numbers["lr"].float()}
+    try:
+        group.step(gradients)
+    finally:
+        group.group = own
 
 
 def _sgd(group: Group, gradients: list[Tensor], numbers: dict[str, Tensor]) -> None:

@@ -101,7 +101,7 @@ class FastStepper(BoundStepper):
 
 
 class _SGDGroup(Group):
-    def step(self, gradients: list[Tensor], lr: Tensor | None = None) -> None:
+    def step(self, gradients: list[Tensor]) -> None:
         group = self.group
         torch._fused_sgd_(
             self.params,
@@ -109,7 +109,7 @@ class _SGDGroup(Group):
             self.buffers(),
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
-            lr=group["lr"] if lr is None else lr,
+            lr=group["lr"],
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
@@ -118,7 +118,7 @@ class _SGDGroup(Group):
 
 
 class _AdamGroup(Group):
-    def step(self, gradients: list[Tensor], lr: Tensor | None = None) -> None:
+    def step(self, gradients: list[Tensor]) -> None:
         group, states = self.group, self.states
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
@@ -131,7 +131,7 @@ class _AdamGroup(Group):
             [state["exp_avg_sq"] for state in states],
             [],
             steps,
-            lr=group["lr"] if lr is None else lr,
+            lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
             weight_decay=group["weight_decay"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,20 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from onecycle.explanations import explain_backward_error
+
+
+class ForwardPass(Protocol):
+    """What makes prediction and loss of the loop's batches in the learner's place.
+
+    The loop alone calls it, for every batch that it runs, of a validation pass and of inference
+    too; who calls the learner's own methods gets these.
+    """
+
+    def predict_batch(self, batch: Any) -> Any:
+        """Return what the model says of a batch; as the learner's method of this name."""
+
+    def compute_loss(self, pred: Any, batch: Any) -> Tensor:
+        """Return the scalar loss; as the learner's method of this name."""
 
 
 class Stepper:
@@ -27,6 +41,7 @@ class Stepper:
         grad_factor: What the gradients are multiplied with once, before ``before_step``.
         reason: Why no shorter way makes the updates, in a sentence; ``None`` where one does.
         params: All that the optimizer holds, groups that are added in the fit included.
+        forward_pass: What makes prediction and loss; ``None`` for the learner's own methods.
 
     Args:
         opt: The optimizer.
@@ -34,6 +49,7 @@ class Stepper:
     """
 
     kind = "torch's own step"
+    forward_pass: ForwardPass | None = None
 
     def __init__(self, opt: Optimizer, reason: str | None = None) -> None:
         self.opt, self.reason = opt, reason
