@@ -160,17 +160,15 @@ def _tensors(pairs: _Pairs) -> list[Tensor]:
     for group, gradients in pairs:
         found += group.params
         found += gradients
-        for state in group.states:
-            found += (value for value in state.values() if isinstance(value, Tensor))
+        for kept in group.kept.values():
+            found += kept
     return found
 
 
 def _constants(pairs: _Pairs) -> list[Any]:
     """List the numbers of the groups that a graph takes for constant."""
-    return [
-        {key: group.group[key] for key in ("nesterov", "maximize", "eps") if key in group.group}
-        for group, _ in pairs
-    ]
+    names = ("nesterov", "maximize", "eps", "decoupled_weight_decay")
+    return [{key: group.group.get(key) for key in names} for group, _ in pairs]
 
 
 # An update, with numbers that are tensors. Those of `onecycle.optim.compiled` go through the
@@ -208,9 +206,7 @@ def _adam(group: Group, gradients: list[Tensor], numbers: dict[str, Tensor]) -> 
     """Update as ``torch.optim.Adam`` and ``AdamW`` do."""
     options, params = group.group, group.params
     lr, decay, beta1, beta2 = (numbers[n] for n in ("lr", "weight_decay", "beta1", "beta2"))
-    means, squares, steps = (
-        [state[key] for state in group.states] for key in ("exp_avg", "exp_avg_sq", "step")
-    )
+    means, squares, steps = group.kept.values()
     g = _descending(gradients, options)
     if options["decoupled_weight_decay"]:
         torch._foreach_mul_(params, (1 - lr * decay).float())
