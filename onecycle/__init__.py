@@ -55,6 +55,7 @@ from onecycle.errors import (
     UnknownEventError,
 )
 from onecycle.learner import Learner
+from onecycle.optim.several import muon_groups
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import minimum, slide, steep, valley
 from onecycle.range_test.sweeps import RangeTests
@@ -197,6 +198,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "minimum",
     "momentum_cycle",
     "mse",
+    "muon_groups",
     "one_cycle",
     "plot_schedule",
     "polynomial",
