@@ -246,7 +246,7 @@ def _misfit(opt: Optimizer, found: dict[str, Any], name: str, p: Tensor) -> str 
 
 def _is_torchs(opt: Optimizer) -> bool:
     """Tell whether torch makes the step, of which it is known what it needs."""
-    modules = [getattr(kind.step, "__module__", None) or "" for kind in map(type, each_of(opt))]
+    modules = [getattr(type(o).step, "__module__", None) or "" for o in each_of(opt)]
     return all(module.startswith("torch.optim.") for module in modules)
 
 
