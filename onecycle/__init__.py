@@ -35,11 +35,13 @@ from onecycle.callbacks import (
     SnapshotEnsemble,
     TerminateOnNonFinite,
     TorchScheduler,
+    When,
     speed_profile,
 )
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.data.seeded import SeededDataset
+from onecycle.data.seeds import seed_everything
 from onecycle.errors import (
     Cancel,
     CancelBatch,
@@ -177,6 +179,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "TerminateOnNonFinite",
     "TorchScheduler",
     "UnknownEventError",
+    "When",
     "accuracy",
     "binary_accuracy",
     "check_callback",
@@ -206,6 +209,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "resnet56",
     "resnet9",
     "rmse",
+    "seed_everything",
     "sgdr",
     "slide",
     "smith_momentum",
