@@ -27,7 +27,7 @@ from onecycle.core.checks import check_between_updates, check_callbacks, check_p
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
-from onecycle.optim.build import OptFunc, Splitter, move_to, param_groups
+from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues
 from onecycle.optim.loss_module import loss_module
@@ -60,12 +60,12 @@ class Trainer(Loop):
         dls: DataLoaders | tuple[Any, Any],
         model: nn.Module,
         loss_func: Callable[..., Tensor] | None = None,
-        opt_func: OptFunc = AdamW,
+        opt_func: OptFuncs = AdamW,
         lr: GroupValues | None = None,
         metrics: Sequence[Any] = (),
         cbs: Sequence[Callback] = (),
         *,
-        opt: Optimizer | None = None,
+        opt: Optimizer | Sequence[Optimizer] | None = None,
         wd: float | None = None,
         wd_bn_bias: bool = False,
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
