@@ -3,8 +3,10 @@
 import inspect
 import math
 import operator
+import os
 from collections.abc import Sequence
 from enum import Enum
+from pathlib import Path
 from typing import SupportsFloat
 
 #: What to say where a rate is ``None``.
@@ -99,6 +101,16 @@ def check_count(name: str, value: int, *, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
     return number
+
+
+def check_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """Return a path, or refuse what names no file and no folder."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a path, as a str or a pathlib.Path; got {shown(value)}")
+    if not text.strip() or "\0" in text or any(len(part) > 255 for part in Path(text).parts):
+        raise ValueError(f"{name} must be a path that a file can have; got {shown(value)}")
+    return Path(text)
 
 
 def check_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
