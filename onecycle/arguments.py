@@ -9,6 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import SupportsFloat
 
+import numpy as np
+
 #: What to say where a rate is ``None``.
 NO_RATE = "a range test that found nothing gives None: see its reason"
 
@@ -101,6 +103,13 @@ def check_count(name: str, value: int, *, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
     return number
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Return True or False, or refuse what is neither: most mistakes would count as True."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False; got {shown(value)}")
+    return bool(value)
 
 
 def check_path(name: str, value: str | os.PathLike[str]) -> Path:
