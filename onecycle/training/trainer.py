@@ -18,7 +18,7 @@ from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
-from onecycle.callbacks.resume import resuming
+from onecycle.callbacks.resume import resuming, whole_or_undone
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.snapshot import preserved
@@ -149,20 +149,21 @@ class Trainer(Loop):
         check_callbacks(cbs or ())
         resumed = resuming(resume, extend, self._given_seed)
         rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
-        if wd is not None:
-            self.groups.set("weight_decay", wd)
-        self.groups.set("lr", rates)
-        warn_of_other_processes()
-        if not resumed:
-            warn_of_bad_parameters(self)
-        look = self._first_batch
-        looks = [look] if look is not None and look.check is None and not resumed else []
-        self.run_fit(
-            n_epoch,
-            cbs=[*(cbs or ()), *looks, *resumed],
-            steps_per_epoch=steps_per_epoch,
-            max_updates=max_updates,
-        )
+        with whole_or_undone(self, resumed), self.groups.lent("momentum"):
+            if wd is not None:
+                self.groups.set("weight_decay", wd)
+            self.groups.set("lr", rates)
+            warn_of_other_processes()
+            if not resumed:
+                warn_of_bad_parameters(self)
+            look = self._first_batch
+            looks = [look] if look is not None and look.check is None and not resumed else []
+            self.run_fit(
+                n_epoch,
+                cbs=[*(cbs or ()), *looks, *resumed],
+                steps_per_epoch=steps_per_epoch,
+                max_updates=max_updates,
+            )
 
     def fit_one_cycle(
         self,
@@ -244,6 +245,8 @@ class Trainer(Loop):
         """Return what cycles momentum: nothing where it is not asked for and there is none."""
         if moms is False or (moms is None and isinstance(policy, Schedule)):
             return []
+        if self.groups.has_momentum():
+            self.groups.put_back("momentum")
         if moms is None and not self.groups.momentum_is_on():
             log.warning(
                 "%s %s: only the learning rate is cycled (moms=False says so without a word)",
