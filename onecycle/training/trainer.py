@@ -31,8 +31,9 @@ from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues
 from onecycle.optim.loss_module import loss_module
+from onecycle.range_test.asked import Asked, as_rules
 from onecycle.range_test.result import LRFindResult
-from onecycle.range_test.rules import Rule, minimum, valley
+from onecycle.range_test.rules import minimum, valley
 from onecycle.range_test.sweeps import RangeTests, range_tests
 from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
@@ -265,7 +266,7 @@ class Trainer(Loop):
         num_it: int = ...,
         stop_div: bool = ...,
         show_plot: bool = ...,
-        suggest_funcs: Sequence[Rule] = ...,
+        suggest_funcs: Asked = ...,
         *,
         linear: bool = ...,
         valid: bool = ...,
@@ -279,7 +280,7 @@ class Trainer(Loop):
         num_it: int = ...,
         stop_div: bool = ...,
         show_plot: bool = ...,
-        suggest_funcs: Sequence[Rule] = ...,
+        suggest_funcs: Asked = ...,
         *,
         linear: bool = ...,
         valid: bool = ...,
@@ -295,7 +296,7 @@ class Trainer(Loop):
         num_it: int = 100,
         stop_div: bool = True,
         show_plot: bool = True,
-        suggest_funcs: Sequence[Rule] = (minimum, valley),
+        suggest_funcs: Asked = (minimum, valley),
         *,
         linear: bool = False,
         valid: bool = False,
@@ -316,8 +317,9 @@ class Trainer(Loop):
             stop_div: Stop when the smoothed loss is over four times its best. A loss that is not
                 finite always stops.
             show_plot: Draw the curve with the suggestions, as ``learn.recorder.plot_lr_find()``.
-            suggest_funcs: The rules, among ``minimum, valley, slide, steep``, or functions
-                ``(lrs, smoothed losses) -> rate``. The first one gives ``result.suggestion``.
+            suggest_funcs: A rule or several: ``minimum, valley, slide, steep``, their names, or
+                functions ``(lrs, smoothed losses) -> rate``. The first gives
+                ``result.suggestion``.
             linear: Let the rate rise linearly instead of exponentially.
             valid: After each update, measure loss and metrics on the next validation batch too:
                 ``result.valid_losses`` and ``result.metrics``. The training losses, the
@@ -353,6 +355,7 @@ class Trainer(Loop):
         if self._run is not None and self.training:
             check_between_updates(self.event)
         warn_of_bad_parameters(self)
+        rules = as_rules(suggest_funcs)
         sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
         asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
         if len(asked) > 1:
@@ -365,7 +368,7 @@ class Trainer(Loop):
             with preserved(self):
                 self._run = None  # a range test may also run between two updates of a fit
                 self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
-            return finder.result(suggest_funcs)
+            return finder.result(rules)
 
         result = range_tests(self, *asked[0], test) if asked else test()
         for callback in self.cbs:
