@@ -25,6 +25,7 @@ EXPORTED = sorted(
 def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
     """Return what makes a callback, with the arguments that it cannot do without."""
     arguments = {
+        onecycle.When: [Callback(after_step=lambda learn: None)],
         CSVLogger: [folder / "log.csv"],
         SaveModel: [folder / "best.pt"],
         onecycle.Checkpoint: [folder / "checkpoints", "3 updates"],
