@@ -316,11 +316,11 @@ class Trainer(Loop):
         of the last one, and the others keep their ratios to it.
 
         Where the test shows a valley, that is all. Where it does not (the fall is as small as the
-        noise, or the loss breaks before it falls), the rule `knee` lets short cycles decide, of
-        half as many updates as the test and at most six; where the loss neither fell nor broke, a
-        second test goes on to higher rates first. A line of the result says what was done, and
-        how many updates it took: by default at most 400. Tests of fewer than 50 updates, linear
-        ones, and the sweeps do without.
+        noise, or the loss breaks before it falls, or still falls at the last rate), the rule
+        `knee` lets short cycles decide, of half as many updates as the test and at most six; where
+        the loss neither falls nor breaks, a second test goes on to higher rates first. A line of
+        the result says what was done, and how many updates it took: by default at most 400. Tests
+        of fewer than 50 updates, linear ones, and the sweeps do without.
 
         Args:
             start_lr: The first rate, above 0.
