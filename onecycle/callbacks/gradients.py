@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from onecycle.arguments import check_count
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CancelStep
-from onecycle.record.metrics import batch_size_of
+from onecycle.record.weights import Weight, Window, as_weight, shield
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -24,14 +24,17 @@ class GradientAccumulation(Callback):
     Schedules, ``n_updates_planned`` and the record count updates, and the recorded training loss
     is the mean over all samples of an update.
 
-    The loss must be a mean over samples. Layers that look at a whole batch, like batch norm, see
-    the small batches.
+    How much a batch counts says `Learner.loss_weight`: its samples, or what the loss is a mean
+    over, such as its valid tokens (`token_weight`). A batch that counts nothing adds nothing, also
+    where its loss is NaN, the mean of nothing. Layers that look at a whole batch, like batch norm,
+    see the small batches.
 
     Args:
         n_batches: How many batches make one update, at least 1.
 
     Raises:
-        TypeError, ValueError: For what is no number of batches.
+        TypeError, ValueError: For what is no number of batches; in the fit, before its first
+            update, for a loss that is a sum over the batch.
 
     Example:
         >>> from onecycle import GradientAccumulation
@@ -46,8 +49,8 @@ class GradientAccumulation(Callback):
 
     def __init__(self, n_batches: int) -> None:
         self.n_batches = check_count("n_batches", n_batches)
-        self._full = self._samples = 0
-        self._loss: Any = 0.0
+        self._window = Window(n_batches, 1)
+        self._weight: Weight = 1
 
     def plan(self, learn: Loop) -> dict[str, Any]:
         """Return the batches of an update, as the fit itself does."""
@@ -59,25 +62,26 @@ class GradientAccumulation(Callback):
         learn.plan_updates()
 
     def before_backward(self, learn: Loop) -> None:
-        """Weight the batch as one of a window whose batches all have the size of its first."""
-        n = batch_size_of(learn.batch)
+        """Weight the batch as one of a window whose batches all count as its first."""
+        weight = as_weight(learn.loss_weight(learn.pred, learn.batch), learn.loss)
         if learn.batches_in_window == 0:
-            self._full, self._samples, self._loss = self.n_batches * n, 0, 0.0
-        learn.loss_grad = learn.loss_grad * (n / self._full)
+            self._window = Window(self.n_batches, weight)
+        self._weight = weight
+        learn.loss_grad = learn.loss_grad * self._window.share(weight)
+        if isinstance(weight, Tensor) and learn.has_own_weight:  # where it is seen of the loss,
+            shield(learn.pred, weight)  # that is one whose gradient of nothing is 0
 
     def after_backward(self, learn: Loop) -> None:
         """Postpone the update until there are enough batches."""
-        n = batch_size_of(learn.batch)
-        self._samples += n
-        self._loss = self._loss + learn.loss * (n / self._full)
+        self._window.add(learn.loss, self._weight)
         # 1 for a window as expected; only the loop knows which batch will turn out the last.
-        learn.stepper.grad_factor = self._full / self._samples
+        learn.stepper.grad_factor = self._window.factor
         if learn.batches_in_window < self.n_batches:
             raise CancelStep
 
     def before_step(self, learn: Loop) -> None:
         """Report the mean loss of all samples of the update."""
-        learn.update_loss = self._loss * (self._full / self._samples)
+        learn.update_loss = self._window.mean
 
 
 class GradientClip(Callback):

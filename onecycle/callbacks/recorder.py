@@ -12,7 +12,7 @@ from onecycle import plots
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import MissingCallbackError
 from onecycle.record.history import History
-from onecycle.record.metrics import MetricSet, batch_size_of
+from onecycle.record.metrics import MetricSet
 from onecycle.record.smoothing import smooth
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ class Recorder(Callback):
 
     def after_batch(self, learn: Loop) -> None:
         """Add a validation batch to the means."""
-        if learn.pred is not None:  # it is None where the batch was cancelled
-            self._valid.update(learn.pred, learn.yb, learn.loss, batch_size_of(learn.batch))
+        self._valid.take(learn)
 
     def after_validate(self, learn: Loop) -> None:
         """Record the validation pass."""

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from onecycle.core.restore import preserved_rng
 from onecycle.data.passes import start_pass
-from onecycle.record.metrics import MetricSet, batch_size_of, value_owners
+from onecycle.record.metrics import MetricSet, value_owners
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -62,8 +62,7 @@ class ValidProbe:
         self._measured.append(self._means.compute())
 
     def _collect(self, learn: Loop) -> None:
-        if learn.pred is not None:
-            self._means.update(learn.pred, learn.yb, learn.loss, batch_size_of(learn.batch))
+        self._means.take(learn)
 
     @property
     def losses(self) -> npt.NDArray[np.float64]:

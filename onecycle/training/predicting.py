@@ -19,7 +19,6 @@ from onecycle.data.calls import input_of, target_of
 from onecycle.data.nested import concatenate
 from onecycle.data.samples import batch_of_one, only_sample, sample_of
 from onecycle.data.transfer import to_device
-from onecycle.record.metrics import batch_size_of
 from onecycle.record.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def _holds_lists(value: Any) -> bool:
 
 def _size(learn: Loop) -> int | None:
     try:
-        return batch_size_of(learn.batch)
+        return learn.batch_size(learn.batch)
     except ValueError:  # lists are then taken apart by what is in them alone
         return None
 
@@ -164,7 +163,7 @@ def _sample_losses(learn: Loop) -> Tensor:
             "with_loss=True takes the loss of each sample, and this model returns that of a batch: "
             "give the Learner a loss_func, or predict batches of one sample"
         )
-    n, losses = batch_size_of(learn.batch), []
+    n, losses = learn.batch_size(learn.batch), []
     pred, batch, xb, yb = learn.pred, learn.batch, learn.xb, learn.yb
     try:
         for i in range(n):
