@@ -118,3 +118,18 @@ def check_takes_learn(callback: object, name: str) -> None:
                 f"{type(callback).__name__}.{name} is called with the learner: add learn, as in "
                 f"def {name}(self, learn) ({error})"
             ) from None
+
+
+def check_budget(n_epoch: int | None, steps_per_epoch: int | None, max_updates: int | None) -> None:
+    """Refuse a length of a fit that is none.
+
+    Raises:
+        TypeError: If a limit is no integer.
+        ValueError: If one is below 1, or nothing would end the fit.
+    """
+    limits = {"n_epoch": n_epoch, "steps_per_epoch": steps_per_epoch, "max_updates": max_updates}
+    for name, limit in limits.items():
+        if limit is not None:
+            check_count(name, limit)
+    if n_epoch is None and max_updates is None:
+        raise ValueError("n_epoch=None needs max_updates=: nothing else would end the fit")

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onecycle.arguments import Default, check_count, check_positive
+from onecycle.arguments import Default, check_budget, check_count, check_positive
 from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.one_cycle import OneCycleSchedule
 from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
-from onecycle.core.checks import check_budget, check_callbacks
+from onecycle.core.checks import check_callbacks
 from onecycle.core.handlers import draw_loop
 from onecycle.optim.groups import GroupValues, check_value
 from onecycle.record.predictions import Predictions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -53,12 +54,19 @@ def moments(call: Callable[[Learner], Any], learn: Learner, n: int) -> list[int]
 
 
 def interrupted(learn: Learner, call: Callable[[Learner], Any], at: int) -> str:
-    """Interrupt a call at one of its lines; return where that was."""
+    """Interrupt a call at one of its lines; return where that was.
+
+    What is kept for the life of the process is not made again: a call may end before that line.
+    """
     lines = Lines(at)
-    with pytest.raises(KeyboardInterrupt) as error, lines.traced():
-        call(learn)
-    last = error.traceback[-2]
-    return f"line {at}, {last.path}:{last.lineno + 1}"
+    try:
+        with lines.traced():
+            call(learn)
+    except KeyboardInterrupt as error:
+        last = traceback.extract_tb(error.__traceback__)[-2]
+        return f"line {at}, {last.filename}:{last.lineno}"
+    assert lines.n < at, f"the interrupt at line {at} of {lines.n} was lost"
+    return f"after all {lines.n} lines"
 
 
 def check_fits(n: int) -> None:

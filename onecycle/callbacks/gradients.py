@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from onecycle.arguments import check_count
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CancelStep
-from onecycle.record.weights import Weight, Window, as_weight, shield
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -24,17 +23,14 @@ class GradientAccumulation(Callback):
     Schedules, ``n_updates_planned`` and the record count updates, and the recorded training loss
     is the mean over all samples of an update.
 
-    How much a batch counts says `Learner.loss_weight`: its samples, or what the loss is a mean
-    over, such as its valid tokens (`token_weight`). A batch that counts nothing adds nothing, also
-    where its loss is NaN, the mean of nothing. Layers that look at a whole batch, like batch norm,
-    see the small batches.
+    The loss must be a mean over samples. Layers that look at a whole batch, like batch norm, see
+    the small batches.
 
     Args:
         n_batches: How many batches make one update, at least 1.
 
     Raises:
-        TypeError, ValueError: For what is no number of batches; in the fit, before its first
-            update, for a loss that is a sum over the batch.
+        TypeError, ValueError: For what is no number of batches.
 
     Example:
         >>> from onecycle import GradientAccumulation
@@ -49,8 +45,8 @@ class GradientAccumulation(Callback):
 
     def __init__(self, n_batches: int) -> None:
         self.n_batches = check_count("n_batches", n_batches)
-        self._window = Window(n_batches, 1)
-        self._weight: Weight = 1
+        self._full = self._samples = 0
+        self._loss: Any = 0.0
 
     def plan(self, learn: Loop) -> dict[str, Any]:
         """Return the batches of an update, as the fit itself does."""
@@ -62,26 +58,25 @@ class GradientAccumulation(Callback):
         learn.plan_updates()
 
     def before_backward(self, learn: Loop) -> None:
-        """Weight the batch as one of a window whose batches all count as its first."""
-        weight = as_weight(learn.loss_weight(learn.pred, learn.batch), learn.loss)
+        """Weight the batch as one of a window whose batches all have the size of its first."""
+        n = learn.batch_size(learn.batch)
         if learn.batches_in_window == 0:
-            self._window = Window(self.n_batches, weight)
-        self._weight = weight
-        learn.loss_grad = learn.loss_grad * self._window.share(weight)
-        if isinstance(weight, Tensor) and learn.has_own_weight:  # where it is seen of the loss,
-            shield(learn.pred, weight)  # that is one whose gradient of nothing is 0
+            self._full, self._samples, self._loss = self.n_batches * n, 0, 0.0
+        learn.loss_grad = learn.loss_grad * (n / self._full)
 
     def after_backward(self, learn: Loop) -> None:
         """Postpone the update until there are enough batches."""
-        self._window.add(learn.loss, self._weight)
+        n = learn.batch_size(learn.batch)
+        self._samples += n
+        self._loss = self._loss + learn.loss * (n / self._full)
         # 1 for a window as expected; only the loop knows which batch will turn out the last.
-        learn.stepper.grad_factor = self._window.factor
+        learn.stepper.grad_factor = self._full / self._samples
         if learn.batches_in_window < self.n_batches:
             raise CancelStep
 
     def before_step(self, learn: Loop) -> None:
         """Report the mean loss of all samples of the update."""
-        learn.update_loss = self._window.mean
+        learn.update_loss = self._loss * (self._full / self._samples)
 
 
 class GradientClip(Callback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.distributions import Beta
 
 from onecycle.arguments import check_fraction, check_positive
 from onecycle.core.callback import Callback, Stage
-from onecycle.data.nested import map_tensors
+from onecycle.data.nested import leaves, map_tensors
 from onecycle.explanations import describe
 from onecycle.vision.targets import (
     Move,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from onecycle.core.loop import Loop
 
 LossFunction = Callable[..., Tensor]
+
+#: What targets may hold that are paired. Texts and numbers are left, as no loss compares them.
+_PAIRED = (Tensor, str, bytes, Number, type(None))
 
 
 class _LossMixer(Callback):
@@ -389,7 +393,8 @@ def _check_targets(who: str, n: int, targets: Any) -> None:
             )
         return target
 
-    if is_per_sample(targets):
+    parts = () if isinstance(targets, Tensor) else leaves(targets)
+    if is_per_sample(targets) or not all(isinstance(part, _PAIRED) for part in parts):
         raise ValueError(
             f"{who} pairs the rows of tensors; got targets of {describe(targets)}: mix such "
             "batches in the loader"

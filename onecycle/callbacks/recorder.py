@@ -93,7 +93,8 @@ class Recorder(Callback):
 
     def after_batch(self, learn: Loop) -> None:
         """Add a validation batch to the means."""
-        self._valid.take(learn)
+        if learn.pred is not None:  # it is None where the batch was cancelled
+            self._valid.update(learn.pred, learn.yb, learn.loss, learn.batch_size(learn.batch))
 
     def after_validate(self, learn: Loop) -> None:
         """Record the validation pass."""

@@ -38,6 +38,7 @@ class _Patience(Callback):
             "monitor": monitor.name,
             "mode": monitor.mode,
             "min_delta": monitor.min_delta,
+            "threshold": monitor.threshold,
             "patience": self.patience,
         }
 
@@ -207,7 +208,8 @@ class ReduceLROnPlateau(_Patience):
 
     def plan(self, learn: Loop) -> dict[str, Any]:
         """Return what is monitored, and how far the rates fall."""
-        return {**super().plan(learn), "factor": self.factor, "min_lr": self.min_lr}
+        own = {"factor": self.factor, "min_lr": self.min_lr, "cooldown": self.cooldown}
+        return {**super().plan(learn), **own}
 
     def before_fit(self, learn: Loop) -> None:
         """Begin anew, after checking that nothing else drives the learning rate."""

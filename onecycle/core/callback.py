@@ -52,6 +52,7 @@ class Callback:
             By default all for `Stage.PREPARE`, fits only for the others.
 
     Args:
+        during: As the attribute, for a callback made from functions.
         **handlers: Functions that take the learner, by event.
 
     Raises:
@@ -76,7 +77,8 @@ class Callback:
     during: During = "both"
     runs_in: frozenset[Run] | None = None
 
-    def __init__(self, **handlers: Handler) -> None:
+    def __init__(self, *, during: During | None = None, **handlers: Handler) -> None:
+        vars(self).update({} if during is None else {"during": during})
         for name, handler in handlers.items():
             if name not in EVENTS:
                 raise UnknownEventError(_unknown_event("Callback()", name))
@@ -104,8 +106,7 @@ class Callback:
         fields = vars(self)
         names = [name for name in inspect.signature(type(self)).parameters if name in fields]
         given = [f"{name}={shown(fields[name])}" for name in names]
-        events = [name for name in EVENTS if name in fields]
-        return f"{type(self).__name__}({', '.join([*given, *events])})"
+        return f"{type(self).__name__}({', '.join([*given, *(n for n in EVENTS if n in fields)])})"
 
     def forward_context(self, learn: Any) -> AbstractContextManager[Any] | None:
         """Return a reusable context to run prediction and loss in, or ``None``."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from onecycle.arguments import check_count, check_takes_learn
+from onecycle.arguments import check_takes_learn
 from onecycle.core.callback import Callback
 from onecycle.core.events import EVENTS
 from onecycle.errors import MissingCallbackError
@@ -77,18 +77,3 @@ def check_between_updates(event: str) -> None:
             f"a range test in {event} would change the weights that the backward pass of "
             "this batch still needs: call lr_find between two updates, as in after_step"
         )
-
-
-def check_budget(n_epoch: int | None, steps_per_epoch: int | None, max_updates: int | None) -> None:
-    """Refuse a length of a fit that is none.
-
-    Raises:
-        TypeError: If a limit is no integer.
-        ValueError: If one is below 1, or nothing would end the fit.
-    """
-    limits = {"n_epoch": n_epoch, "steps_per_epoch": steps_per_epoch, "max_updates": max_updates}
-    for name, limit in limits.items():
-        if limit is not None:
-            check_count(name, limit)
-    if n_epoch is None and max_updates is None:
-        raise ValueError("n_epoch=None needs max_updates=: nothing else would end the fit")

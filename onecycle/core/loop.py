@@ -31,7 +31,7 @@ from onecycle.core.restore import (
 from onecycle.core.state import LoopState
 from onecycle.data.loaders import n_batches
 from onecycle.data.nested import split_batch
-from onecycle.data.passes import start_pass
+from onecycle.data.passes import set_epoch, start_pass
 from onecycle.data.sizes import warn_of_single_sample
 from onecycle.data.transfer import to_device
 from onecycle.errors import (
@@ -172,6 +172,7 @@ class Loop(LoopState):
         switch(self.opt, training=training)
         self.n_iter = n_batches(dl)
         if training:
+            set_epoch(dl, self.total_epochs)
             self.plan_pass()
 
     def _train(self) -> None:
@@ -261,17 +262,21 @@ class Loop(LoopState):
 
     def _batches(self) -> Iterator[Any]:
         """Draw the batches of this pass; its order is a function of the seed and the epoch."""
-        drawn = self.iter
-        try:
-            batches = start_pass(self.dl, seed=self.seed, epoch=self.total_epochs, skip=drawn)
-            self.go_on_with_rng()
-            # Looked at for each batch: a landing may change how many there are.
-            while drawn != self.n_iter and (batch := next(batches, _END)) is not _END:
-                yield batch
-                drawn += 1
-        except Exception as error:
-            error.add_note(f"onecycle: raised by the loader while drawing batch {drawn}")
-            raise
+        drawn, batches = self.iter, None
+        while True:
+            try:  # not around the yield: what comes while this is closed would be lost
+                if batches is None:
+                    batches = start_pass(self.dl, self.seed, self.total_epochs, skip=drawn)
+                    self.go_on_with_rng()
+                # Asked for each batch: a landing may change n_iter; validation goes to the end.
+                batch = _END if self.training and drawn == self.n_iter else next(batches, _END)
+            except Exception as error:
+                error.add_note(f"onecycle: raised by the loader while drawing batch {drawn}")
+                raise
+            if batch is _END:
+                break
+            yield batch
+            drawn += 1
         if not drawn:
             name = "training" if self.training else "validation"
             raise ValueError(f"the {name} loader gave no batch: it is empty")

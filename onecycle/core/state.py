@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onecycle.data.calls import call_model
+from onecycle.data.sizes import BatchSizes
 from onecycle.explanations import (
     BAD_CALL,
     explain_loss_error,
@@ -116,6 +117,7 @@ class LoopState:
         self.stop_reason: str | None = None
         self.event = ""
         self._run: Run | None = None
+        self._sizes = BatchSizes()
         self._turn, self._thread = RLock(), 0  # what runs has its turn, and is in this thread
         self.forget_batch()
 
@@ -129,6 +131,10 @@ class LoopState:
         except BAD_CALL as error:
             explain_model_error(error, self.model, xb)
             raise
+
+    def batch_size(self, batch: Any) -> int:
+        """Return how many samples a batch has: see `onecycle.data.sizes.BatchSizes`."""
+        return self._sizes(batch, self.n_inp)
 
     def compute_loss(self, pred: Any, batch: Any) -> Tensor:
         """Return the scalar loss of ``pred`` against ``self.yb``, with its graph."""

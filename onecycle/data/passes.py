@@ -67,7 +67,7 @@ def _splitmix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def start_pass(dl: Iterable[Any], *, seed: int, epoch: int, skip: int = 0) -> Iterator[Any]:
+def start_pass(dl: Iterable[Any], seed: int, epoch: int, *, skip: int = 0) -> Iterator[Any]:
     """Start one pass over a loader, in the order that belongs to (seed, epoch).
 
     A `TensorLoader`, and a torch DataLoader whose indices come from torch's ``RandomSampler``
@@ -114,6 +114,28 @@ def start_pass(dl: Iterable[Any], *, seed: int, epoch: int, skip: int = 0) -> It
     for _ in islice(batches, skip - by_index):
         pass
     return batches
+
+
+def set_epoch(dl: Any, epoch: int) -> None:
+    """Tell the epoch to whatever has ``set_epoch``: loader, batch sampler, sampler, data set.
+
+    Worker processes that stay alive between epochs have a data set of their own, which does not
+    hear it.
+
+    Args:
+        dl: A training loader.
+        epoch: The epoch over the learner's life.
+    """
+    batch_sampler, parts = getattr(dl, "batch_sampler", None), [dl, getattr(dl, "sampler", None)]
+    parts += [batch_sampler, getattr(batch_sampler, "sampler", None)]
+    data_set = getattr(dl, "dataset", None)
+    while data_set is not None and len(parts) < 20:  # those within it too, as of a Subset
+        parts.append(data_set)
+        data_set = getattr(data_set, "dataset", None)
+    for part in {id(part): part for part in parts}.values():
+        tell = getattr(part, "set_epoch", None)
+        if callable(tell):
+            tell(epoch)
 
 
 def can_skip(dl: Iterable[Any]) -> bool:

@@ -62,7 +62,8 @@ class BoundStepper(Stepper):
         gradients = self._gradients()
         if gradients is None:
             self._bind()
-            gradients = self._gradients() if all(g.has_state() for g in self.groups) else None
+            is_ready = self.reason is None and all(g.has_state() for g in self.groups)
+            gradients = self._gradients() if is_ready else None
         if gradients is None:
             super().step()
         else:
@@ -73,6 +74,7 @@ class BoundStepper(Stepper):
     def _bind(self) -> None:
         """Make the lists that the kernels take, of what has a gradient now."""
         self._state, self._n_states = self.opt.state, len(self.opt.state)
+        self.reason = self.why_not(self.opt)  # options of a group may have been changed since
         self.groups = [self.make_group(group) for group in self.opt.param_groups]
 
     def _gradients(self) -> list[list[Tensor]] | None:
@@ -107,6 +109,7 @@ class Group:
     def __init__(self, opt: Optimizer, group: dict[str, Any]) -> None:
         self.group, self._given = group, group["params"]
         self._has_momentum = group.get("momentum", 0) != 0
+        self._fused, self._amsgrad = group.get("fused"), group.get("amsgrad")
         self.params = [p for p in self._given if p.grad is not None]
         self._frozen = [p for p in self._given if p.grad is None]
         self.states = [opt.state.get(p, {}) for p in self.params]
@@ -125,7 +128,11 @@ class Group:
             return None
         if (now.get("momentum", 0) != 0) is not self._has_momentum:  # there may be no buffers
             return None
-        gradients = [g for p in self.params if (g := p.grad) is not None]
+        if now.get("fused") is not self._fused or now.get("amsgrad") is not self._amsgrad:
+            return None
+        gradients = [
+            g for p in self.params if type(g := p.grad) is Tensor and g.layout is torch.strided
+        ]
         if len(gradients) != len(self.params) or any(p.grad is not None for p in self._frozen):
             return None
         return gradients

@@ -62,7 +62,8 @@ class ValidProbe:
         self._measured.append(self._means.compute())
 
     def _collect(self, learn: Loop) -> None:
-        self._means.take(learn)
+        if learn.pred is not None:
+            self._means.update(learn.pred, learn.yb, learn.loss, learn.batch_size(learn.batch))
 
     @property
     def losses(self) -> npt.NDArray[np.float64]:

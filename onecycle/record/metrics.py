@@ -13,7 +13,7 @@ Nothing here waits for the device until `MetricSet.compute`.
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
@@ -23,9 +23,7 @@ from onecycle.arguments import check_count
 from onecycle.data.nested import map_tensors
 from onecycle.data.sizes import size_of
 from onecycle.record.directions import Direction, agreed, named_direction, stated_direction
-from onecycle.record.means import NanWatch, WeightedMean
 from onecycle.record.values import named_numbers, named_parts
-from onecycle.record.weights import Weight
 
 #: Returns the mean over a batch: one number, or several in a dict or a tuple.
 MetricFunction = Callable[[Any, Any], Any]
@@ -242,23 +240,134 @@ def rmse() -> "MeanMetric":
     return MeanMetric(mse, name="rmse", transform=torch.sqrt, higher_is_better=False)
 
 
+#: The values that are kept on the device before they are put together.
+_KEPT = 256
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    """Return the dtype to add up in: many batches lose digits in float32, which is all MPS has."""
+    return torch.float32 if value.device.type == "mps" else torch.float64
+
+
+class WeightedMean:
+    """A mean of device values, weighted by samples, that is read late.
+
+    Attributes:
+        count: The sum of the weights.
+
+    Example:
+        >>> mean = WeightedMean()
+        >>> mean.add(torch.tensor(1.0), 3)
+        >>> mean.add(torch.tensor(5.0), 1)
+        >>> mean.compute()
+        tensor(2., dtype=torch.float64)
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every value."""
+        self._total: Tensor | None = None
+        self.count = 0
+        self._kept: list[Tensor] = []
+        self._weight = 0
+
+    def add(self, value: Tensor | float, n: int) -> None:
+        """Take in the mean of n samples.
+
+        Args:
+            value: The mean, a 0-dim tensor or a float.
+            n: How many samples it is the mean of.
+        """
+        if isinstance(value, Tensor):  # a copy, since it may be written to again and again
+            self.keep((value.detach() if value.requires_grad else value).clone(), n)
+        else:
+            self._add(torch.tensor(value, dtype=torch.float64), n)
+            self.count += n
+
+    def keep(self, value: Tensor, n: int) -> None:
+        """Take in a mean that nobody writes to afterwards; many are added up at once, later.
+
+        Args:
+            value: The mean, a 0-dim tensor without a graph.
+            n: How many samples it is the mean of.
+        """
+        if n != self._weight or len(self._kept) == _KEPT:
+            self._add_kept()
+            self._weight = n
+        self._kept.append(value)
+        self.count += n
+
+    def compute(self) -> Tensor:
+        """Return the mean as a 0-dim tensor, still on its device; NaN if there is no value."""
+        self._add_kept()
+        return torch.tensor(math.nan) if self._total is None else self._total / self.count
+
+    def _add_kept(self) -> None:
+        if self._kept:
+            kept, self._kept = torch.stack(self._kept), []
+            self._add(kept.sum(dtype=_wide(kept)), self._weight)
+
+    def _add(self, value: Tensor, n: int) -> None:
+        if self._total is None:
+            self._total = value.to(_wide(value)) * n
+        else:
+            self._total = torch.add(self._total, value, alpha=n)
+
+
+class NanWatch:
+    """Tells whether there was NaN in any of many tensors, and is read late.
+
+    One operator a tensor: its sum, which is NaN where it holds NaN, or infinities of both signs.
+
+    Example:
+        >>> watch = NanWatch()
+        >>> watch.keep(torch.tensor([1.0, math.inf]))
+        >>> watch.found().item()
+        False
+        >>> watch.keep(torch.tensor([1.0, math.nan]))
+        >>> watch.found().item()
+        True
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every tensor."""
+        self._kept: list[Tensor] = []
+        self._found: Tensor | None = None
+
+    def keep(self, tensor: Tensor) -> None:
+        """Look at a tensor, of the device and dtype of the others."""
+        self._kept.append((tensor.detach() if tensor.requires_grad else tensor).sum())
+        if len(self._kept) == _KEPT:
+            self.found()
+
+    def found(self) -> Tensor:
+        """Return the answer as a 0-dim tensor of bool, still on its device."""
+        if self._kept:
+            found = torch.stack(self._kept).isnan().any()
+            self._found, self._kept = found if self._found is None else found | self._found, []
+        return torch.tensor(False) if self._found is None else self._found
+
+
 class MeanMetric:
     """The mean of a function of one batch over a whole pass, weighted by samples.
 
     For a function that is a mean over its samples, the result is that of the function on all
-    samples at once, also when the last batch is smaller. A batch counts as many as it has samples,
-    or what the ``loss_weight`` of a learner says where it was given one.
+    samples at once, also when the last batch is smaller.
 
     Args:
         func: ``(pred, target) -> 0-dim tensor``, a mean over the batch. Only it has to
-            understand what ``pred`` and ``target`` are. It may return several such means, in a
-            dict or a tuple.
+            understand what ``pred`` and ``target`` are. The number of samples is
+            `onecycle.data.sizes.size_of` the target, or of ``pred`` if the target has none. It may
+            return several such means, in a dict or a tuple.
         name: What the metric is called; the name of ``func`` if ``None``.
         transform: Applied to the mean at the end, such as ``torch.sqrt``.
         higher_is_better: Whether more of it is better. ``None``: as the class or ``func`` says;
             where neither does, as the names of ``func`` and of the metric are known for.
-        weight: ``(pred, target) -> number or 0-dim tensor``: what ``func`` is a mean over, where
-            that is neither, such as the number of valid tokens. A batch of weight 0 is left out.
 
     Example:
         >>> metric = MeanMetric(mae)
@@ -277,9 +386,8 @@ class MeanMetric:
         name: str | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
         higher_is_better: bool | None = None,
-        weight: Callable[..., Weight] | None = None,
     ) -> None:
-        self.func, self.weight = func, weight
+        self.func = func
         self.name = _function_name(func) if name is None else name
         self.transform = transform
         if higher_is_better is not None:
@@ -296,27 +404,23 @@ class MeanMetric:
         self._parts = {}
         self._watch.reset()
 
-    def update(self, pred: Any, *targets: Any, weight: Weight | None = None) -> None:
+    def update(self, pred: Any, *targets: Any) -> None:
         """Take in one batch, without waiting for the device.
 
         Args:
             pred: What the model gave for the batch.
             *targets: What it should have given: one, or each of several.
-            weight: How much the batch counts, unless the metric says it itself; by default the
-                number of samples in the targets, or in ``pred``: see `size_of`.
 
         Raises:
             ValueError: The function did not return one number, or a dict or tuple of them.
         """
-        if self.weight is not None:
-            weight = self.weight(pred, *targets)
-        n = size_of(targets, pred) if weight is None else weight
         if self._compares:
             value = self.func.__wrapped__(pred, *targets)  # type: ignore[attr-defined]
-            self._mean.keep(value, n)
+            self._mean.keep(value, size_of(targets[0] if len(targets) == 1 else targets, pred))
             self._watch.keep(pred)
             return
         value = self.func(pred, *targets)
+        n = size_of(targets[0] if len(targets) == 1 else targets, pred)
         if isinstance(value, Mapping | tuple | list):
             for name, part in named_parts(self.name, value).items():
                 self._parts.setdefault(name, WeightedMean()).add(_one_mean(name, part), n)
@@ -483,22 +587,6 @@ def better_direction(name: str, metric: Any) -> Direction | None:
     return None if name == own else named_direction(name)
 
 
-class Predicted(Protocol):
-    """What a `MetricSet` asks of a learner whose batch was predicted."""
-
-    pred: Any
-    yb: Any
-    batch: Any
-    loss: Any
-    has_own_weight: bool
-
-    def batch_size(self, batch: Any) -> int:
-        """Return how many samples a batch has."""
-
-    def loss_weight(self, pred: Any, batch: Any) -> Weight:
-        """Return how much the loss of a batch counts."""
-
-
 class MetricSet:
     """The mean loss and all metrics of one validation pass.
 
@@ -532,9 +620,7 @@ class MetricSet:
         for metric in self.metrics.values():
             metric.reset()
 
-    def update(
-        self, pred: Any, target: Any, loss: Tensor, n: Weight, size: Weight | None = None
-    ) -> None:
+    def update(self, pred: Any, target: Any, loss: Tensor, n: int) -> None:
         """Take in one batch, without waiting for the device.
 
         Args:
@@ -542,32 +628,18 @@ class MetricSet:
             target: What it should have given. Of several targets, which are a tuple, each is an
                 argument of its own, as for the loss function.
             loss: The mean loss of the batch, a 0-dim tensor without a graph.
-            n: How many samples, or tokens, the loss is the mean of.
-            size: How much the batch counts in the means of functions; by default as many as it has
-                samples.
+            n: How many samples the batch has.
         """
-        targets = target if type(target) is tuple else (target,)
         for metric in self.metrics.values():
-            if self._loss.is_empty and hasattr(metric, "to"):
+            if self._loss.count == 0 and hasattr(metric, "to"):
                 metric.to(loss.device)
-            if type(metric).update is MeanMetric.update:  # others take no weight
-                metric.update(pred, *targets, weight=size)
+            if type(target) is tuple:
+                metric.update(pred, *target)
             else:
-                metric.update(pred, *targets)
+                metric.update(pred, target)
         if self._others:
             self._look_at(pred, loss)
         self._loss.keep(loss, n)
-
-    def take(self, learn: Predicted) -> None:
-        """Take in the batch that a learner has just predicted, unless it was cancelled."""
-        pred, batch = learn.pred, learn.batch
-        if pred is None:
-            return
-        weight = learn.loss_weight(pred, batch)
-        # Seen of the loss, a number of valid targets says nothing about the metrics.
-        is_for_all = learn.has_own_weight or not isinstance(weight, Tensor)
-        size = weight if is_for_all else learn.batch_size(batch)
-        self.update(pred, learn.yb, learn.loss, weight, size)
 
     def _look_at(self, pred: Any, loss: Tensor) -> None:
         """Look for NaN in the predictions: in each tensor of floats."""
@@ -590,7 +662,7 @@ class MetricSet:
             TypeError: A metric gave what is no number.
             ValueError: A metric gave several, one of them by a name that is taken.
         """
-        if self._loss.is_empty:
+        if self._loss.count == 0:
             return {}
         results = {"valid_loss": self._loss.compute().item()}
         # Where the loss is a number, what was NaN among the predictions was not meant to count.

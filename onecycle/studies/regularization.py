@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from onecycle.arguments import Default
+from onecycle.arguments import Default, check_budget
 from onecycle.callbacks.monitor import Mode, judged_by
-from onecycle.core.checks import check_budget
 from onecycle.optim.groups import GroupValues
 from onecycle.range_test.varied import check_settings, put_in_force
 from onecycle.record.history import History

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from onecycle.core.restore import Capture, surely
 from onecycle.data.loaders import TensorLoader
 from onecycle.errors import CancelValid
 from onecycle.explanations import describe
-from onecycle.record.metrics import MetricSet, batch_size_of
+from onecycle.record.metrics import MetricSet
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -132,6 +133,19 @@ def warn_of_bad_parameters(learn: Loop) -> None:
     )
 
 
+def warn_of_other_processes() -> None:
+    """Say that several processes of one job each train a copy of their own."""
+    world = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        world = torch.distributed.get_world_size()
+    if world > 1:
+        log.warning(
+            "this is one of %d processes, and each trains a copy of its own on all data: onecycle "
+            "does not train on several processes",
+            world,
+        )
+
+
 def measure(learn: Loop, dl: Iterable[Any], n_batches: int | None = None) -> dict[str, float]:
     """Compute the loss and the metrics over a loader, or its first batches; change nothing.
 
@@ -148,7 +162,7 @@ def measure(learn: Loop, dl: Iterable[Any], n_batches: int | None = None) -> dic
 
     def collect(learn: Loop) -> None:
         if learn.pred is not None:
-            means.update(learn.pred, learn.yb, learn.loss, batch_size_of(learn.batch))
+            means.update(learn.pred, learn.yb, learn.loss, learn.batch_size(learn.batch))
         if learn.iter + 1 == n_batches:
             raise CancelValid
 
@@ -219,6 +233,13 @@ def _of_prediction(pred: Tensor, yb: Tensor, loss: float, loss_func: Any) -> Ite
         yield (
             f"the first loss is {loss:.4g}, and guessing among {n_classes} classes has "
             f"{guess:.3g}: the inputs or the first weights are too large"
+        )
+    ignored = getattr(loss_func, "ignore_index", -100)
+    if not yb.is_floating_point() and bool((yb == ignored).any()):
+        yield (
+            f"targets of ignore_index={ignored} are left out of the loss, a mean over the others; "
+            "batches are weighted by their samples, in validation and in accumulation: override "
+            "batch_size(self, batch) of the Learner to return the number of the others"
         )
     are_many = not yb.is_floating_point() and yb.numel() >= SAMPLES_PER_CLASS * n_classes
     if are_many and int(yb.min()) == 1:

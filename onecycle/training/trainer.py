@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onecycle.arguments import Default, check_count
+from onecycle.arguments import Default, check_budget, check_count
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
@@ -23,12 +23,7 @@ from onecycle.checkpoints.fit_plan import Extend
 from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
-from onecycle.core.checks import (
-    check_between_updates,
-    check_budget,
-    check_callbacks,
-    check_parts,
-)
+from onecycle.core.checks import check_between_updates, check_callbacks, check_parts
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
@@ -42,7 +37,13 @@ from onecycle.range_test.sweeps import RangeTests, range_tests
 from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.shapes import Schedule
-from onecycle.training.checking import Check, FirstBatch, measure, warn_of_bad_parameters
+from onecycle.training.checking import (
+    Check,
+    FirstBatch,
+    measure,
+    warn_of_bad_parameters,
+    warn_of_other_processes,
+)
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 
 log = logging.getLogger("onecycle")
@@ -151,6 +152,7 @@ class Trainer(Loop):
         if wd is not None:
             self.groups.set("weight_decay", wd)
         self.groups.set("lr", rates)
+        warn_of_other_processes()
         if not resumed:
             warn_of_bad_parameters(self)
         look = self._first_batch

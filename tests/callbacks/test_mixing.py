@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from batch_kinds import Pair
 from image_learner import image_learner
 from numbered_pixels import Seen as SeenPixels
 from numbered_pixels import at_pixels, numbered_images, pixel_learner
@@ -437,6 +438,12 @@ X, Y = torch.randn(4, 2), torch.randn(4, 2)
             [MixUp()],
             ValueError,
             "pairs the rows of tensors; got targets of list of",
+        ),
+        (
+            learner_of((X, Pair(X, Y))),
+            [MixUp()],
+            ValueError,
+            "pairs the rows of tensors; got targets of Pair",
         ),
         (learner_of((X, Y)), [CutMix()], ValueError, r"channels, height, width\); got \(4, 2\)"),
         (learner_of((X, Y), None), [MixUp()], ValueError, "there is none: give the Learner one"),

@@ -108,6 +108,12 @@ def test_a_bad_batch_is_named_and_no_rate_is_proposed():
     assert found.reason == "the batch itself is not finite; look at the data"
 
 
+def test_an_empty_part_of_a_batch_is_named():
+    learn = toy_learner(loss_func=lambda pred, yb: pred.mean() + yb.mean())
+    learn.dls.train = [(torch.zeros(8, 4), torch.zeros(0, 1))]
+    assert post_mortem(learn).bad_inputs[0] == "target (0, 1) is empty"
+
+
 def test_bad_parameters_are_named():
     def spoil(learn):
         if learn.n_updates == 3:

@@ -117,6 +117,8 @@ PAIRS = {
     "patience of EarlyStopping": (EarlyStopping(patience=8), EarlyStopping(patience=9)),
     "monitor of EarlyStopping": (EarlyStopping("mse"), EarlyStopping("valid_loss")),
     "factor of ReduceLROnPlateau": (ReduceLROnPlateau(factor=0.5), ReduceLROnPlateau(factor=0.1)),
+    "cooldown of ReduceLROnPlateau": (ReduceLROnPlateau(), ReduceLROnPlateau(cooldown=1)),
+    "threshold of ReduceLROnPlateau": (ReduceLROnPlateau(), ReduceLROnPlateau(threshold=0.1)),
     "schedule of AttributeScheduler": (smooth(0.5), smooth(0.4)),
     "the schedule of momentum": (
         ParamScheduler({"momentum": linear(0.9, 0.8)}),

@@ -186,3 +186,10 @@ def test_a_function_and_a_class_see_the_same_learner():
     learn, seen = toy_learner(n_batches=1), []
     learn.fit(1, cbs=[Callback(after_step=seen.append)])
     assert seen == [learn]
+
+
+def test_a_callback_made_from_functions_can_be_for_training_batches_alone():
+    seen = []
+    watch = Callback(after_batch=lambda learn: seen.append(learn.training), during="train")
+    toy_learner(n_batches=3).fit(1, cbs=[watch])
+    assert seen == [True] * 3

@@ -13,6 +13,7 @@ from onecycle import (
     Callback,
     CancelBatch,
     CancelFit,
+    CancelStep,
     CancelTrain,
     CancelValid,
     OnecycleError,
@@ -260,3 +261,54 @@ def test_the_drawing_shows_each_callback_at_its_events_in_order():
         "fire before_batch: First",
     ]
     assert lines[5].strip() == "fire before_batch"  # of training
+
+
+def test_the_event_that_fires_is_named_on_the_learner():
+    named = []
+
+    def note(event):
+        return lambda learn: named.append((event, learn.event))
+
+    def cancel(learn):
+        if learn.training and learn.iter == 1:
+            raise CancelBatch
+
+    def skip(learn):
+        if learn.iter == 2:
+            raise CancelStep
+
+    watch = Callback(**{event: note(event) for event in EVENTS})
+    learn = toy_learner(n_batches=4)
+    learn.fit(2, cbs=[watch, Callback(after_pred=cancel, before_step=skip)])
+    assert {event for event, _ in named} == {*NORMAL, "after_cancel_batch", "after_cancel_step"}
+    assert [event for event, name in named if name != event] == []
+
+
+def test_those_after_a_cancel_see_that_there_is_one_and_nobody_later_does():
+    seen = []
+
+    def stop(learn):
+        if learn.n_updates == 2:
+            raise CancelTrain
+
+    def note(learn):
+        seen.append((learn.event, learn.n_updates, learn.is_cancelled))
+
+    before, after = Callback(after_step=note), Callback(after_step=note, after_train=note)
+    toy_learner(n_batches=4).fit(1, cbs=[before, Callback(after_step=stop), after])
+    assert seen == [
+        ("after_step", 1, False),
+        ("after_step", 1, False),
+        ("after_step", 2, False),
+        ("after_step", 2, True),
+        ("after_train", 2, False),
+    ]
+
+
+def test_an_error_in_cleanup_says_so():
+    def fail(learn):
+        raise Boom("late")
+
+    with pytest.raises(Boom) as caught:
+        toy_learner(n_batches=2).fit(1, cbs=[Callback(cleanup_fit=fail)])
+    assert "in cleanup_fit, epoch 0" in " ".join(caught.value.__notes__)

@@ -282,6 +282,28 @@ def test_a_fit_that_was_stopped_with_a_reason_warns_only_of_what_it_skipped(
     assert [said in message for message in caplog.messages] == [True] * warns
 
 
+@pytest.mark.parametrize("good", [0, 1, 3])
+def test_a_fit_that_updates_alone_end_ends_at_the_first_epoch_without_any(good):
+    def cancel(learn):
+        if learn.epoch > 20:
+            raise KeyboardInterrupt  # so that a fit that goes on for ever fails here
+        if learn.epoch >= good:
+            raise CancelTrain
+
+    learn = sgd(2)
+    with pytest.raises(OnecycleError, match=f"no update was tried in epoch {good},"):
+        learn.fit(None, max_updates=50, cbs=[Callback(before_train=cancel)])
+    assert learn.total_updates == 2 * good
+
+
+@pytest.mark.parametrize("kind", ["training", "validation"])
+def test_a_loader_that_gives_nothing_is_named(kind):
+    learn = sgd(2)
+    setattr(learn.dls, "train" if kind == "training" else "valid", iter(()))
+    with pytest.raises(ValueError, match=f"the {kind} loader gave no batch"):
+        learn.fit(1)
+
+
 def test_skips_count_against_max_updates():
     def skip_first(learn):
         if learn.iter == 0:

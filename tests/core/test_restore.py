@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from onecycle import TensorLoader
 from onecycle.core.restore import Capture, RngState, hold_loaders, preserved_rng
 
 
@@ -128,6 +129,17 @@ class TestCapture:
         capture.restore()
         assert array.tolist() == [1, 1, 1]
 
+    def test_remembers_every_one_of_many_short_lived_containers(self) -> None:
+        # Where a list dies once it was added, the next one may lie at its address.
+        tensors = [torch.ones(1) for _ in range(20)]
+        capture = Capture()
+        for tensor in tensors:
+            capture.add([tensor])
+        for tensor in tensors:
+            tensor.zero_()
+        capture.restore()
+        assert [float(tensor) for tensor in tensors] == [1.0] * 20
+
 
 class TestBlocks:
     def test_preserved_rng_puts_every_generator_back_also_after_an_error(self) -> None:
@@ -144,6 +156,82 @@ class TestBlocks:
         hold_loaders()()
         hold_loaders(batches, None)()
         assert batches == [1, 2]
+
+
+class TestHeldLoaders:
+    def test_data_that_change_meanwhile_stay_changed(self) -> None:
+        loader = TensorLoader(torch.zeros(4), batch_size=2)
+        put_back = hold_loaders(loader)
+        loader.tensors[0].fill_(1)
+        put_back()
+        assert loader.tensors[0].tolist() == [1, 1, 1, 1]
+
+    def test_a_loader_of_ones_own_keeps_its_fields_meanwhile(self) -> None:
+        class Own:
+            def __init__(self) -> None:
+                self._iterator = [1, 2]
+
+        loader = Own()
+        kept = loader._iterator
+        put_back = hold_loaders(loader)
+        assert loader._iterator is kept
+        loader._iterator = []
+        loader.more = 1
+        put_back()
+        assert vars(loader) == {"_iterator": kept}
+        assert loader._iterator is kept
+
+
+class Device:
+    """Stands in for the generators of a device that is not here."""
+
+    def __init__(self, *, cuda: bool, mps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.states = {"cuda": torch.tensor([1]), "mps": torch.tensor([2])}
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [self.states["cuda"]])
+        monkeypatch.setattr(
+            torch.cuda, "set_rng_state_all", lambda states: self.set("cuda", states[0])
+        )
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.mps, "get_rng_state", lambda: self.states["mps"])
+        monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: self.set("mps", state))
+
+    def set(self, name: str, state: Tensor) -> None:
+        self.states[name] = state
+
+
+class TestDevices:
+    @pytest.mark.parametrize("cuda", [True, False])
+    @pytest.mark.parametrize("mps", [True, False])
+    def test_the_states_of_those_in_use_are_put_back_and_those_of_others_are_left(
+        self, cuda: bool, mps: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        device = Device(cuda=cuda, mps=mps, monkeypatch=monkeypatch)
+        kept = RngState()
+        device.states = {"cuda": torch.tensor([7]), "mps": torch.tensor([8])}
+        kept.restore()
+        found = {name: int(state) for name, state in device.states.items()}
+        assert found == {"cuda": 1 if cuda else 7, "mps": 2 if mps else 8}
+
+    def test_cuda_that_nothing_has_touched_yet_stays_untouched(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Device(cuda=True, mps=False, monkeypatch=monkeypatch)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+        assert RngState().cuda == []
+
+    @pytest.mark.parametrize("here", [True, False])
+    def test_states_of_a_file_are_taken_where_the_devices_are_the_same(
+        self, here: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        device = Device(cuda=True, mps=True, monkeypatch=monkeypatch)
+        state = RngState().state_dict()
+        device = Device(cuda=here, mps=here, monkeypatch=monkeypatch)
+        device.states = {"cuda": torch.tensor([7]), "mps": torch.tensor([8])}
+        RngState.from_state_dict(state).restore()
+        found = {name: int(state) for name, state in device.states.items()}
+        assert found == ({"cuda": 1, "mps": 2} if here else {"cuda": 7, "mps": 8})
 
 
 def test_the_random_states_go_through_a_file_bit_for_bit(tmp_path):

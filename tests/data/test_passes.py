@@ -20,8 +20,10 @@ from numbered_loaders import (
     shuffled,
     values,
 )
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.nn.functional import mse_loss
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
+from onecycle import Learner
 from onecycle.data.passes import can_skip, order_seed, start_pass
 
 
@@ -182,3 +184,56 @@ def test_random_states_can_be_restored_between_skipping_and_the_first_batch():
 def test_a_negative_skip_is_refused():
     with pytest.raises(ValueError, match="expected a skip of at least 0 batches; got -1"):
         start_pass([1], seed=0, epoch=0, skip=-1)
+
+
+# --- set_epoch, and loaders whose length is not theirs ----------------------------------------
+
+
+class Told:
+    """A sampler or data set that is told the epoch."""
+
+    def __init__(self, items):
+        self.items, self.epochs = items, []
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __iter__(self):
+        return iter(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+def test_whatever_takes_its_order_from_the_epoch_is_told_it_once_a_pass():
+    sampler, data = Told(range(4)), Told(torch.zeros(4, 1))
+    loader = DataLoader(Subset(data, range(4)), 2, sampler=sampler)
+    learn = Learner((loader, None), torch.nn.Linear(1, 1), torch.mean, device="cpu")
+    with learn.no_bar():
+        learn.fit(2)
+        learn.fit(1)
+    assert sampler.epochs == data.epochs == [0, 1, 2]
+
+
+class RoundsDown:
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        return iter(
+            [(torch.full((2, 1), float(i)), torch.full((2, 1), float(i))) for i in range(4)]
+        )
+
+
+def test_validation_and_prediction_run_until_the_loader_ends_whatever_its_length_says():
+    learn = Learner((RoundsDown(), RoundsDown()), torch.nn.Linear(1, 1), mse_loss, device="cpu")
+    assert learn.get_preds().targets.flatten().tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    with torch.no_grad():
+        expected = sum(float(mse_loss(learn.model(x), y)) for x, y in RoundsDown()) / 4
+    assert learn.validate()["valid_loss"] == pytest.approx(expected, rel=1e-6)
+    with learn.no_bar():
+        learn.fit(1, lr=0.0)
+    assert learn.recorder.history["valid_loss"].values[-1] == pytest.approx(expected, rel=1e-6)

@@ -19,7 +19,6 @@ from onecycle.record.metrics import (
     accuracy,
     as_metric,
     as_metrics,
-    batch_size_of,
     better_direction,
     binary_accuracy,
     error_rate,
@@ -272,25 +271,6 @@ def test_function_that_returns_a_value_for_each_sample_is_refused() -> None:
     metric = MeanMetric(lambda pred, target: pred == target, name="hits")
     with pytest.raises(ValueError, match=r"metric hits returned a tensor of shape \(4,\)"):
         metric.update(torch.zeros(4), torch.zeros(4))
-
-
-@pytest.mark.parametrize(
-    ("batch", "size"),
-    [
-        (torch.zeros(3, 2), 3),
-        ((torch.zeros(4, 2), torch.zeros(9)), 4),
-        ({"id": "x", "inputs": [None, torch.zeros(5)]}, 5),
-        ([torch.tensor(1.0), (torch.zeros(6),)], 6),
-    ],
-)
-def test_batch_size_is_the_first_dimension_of_the_first_tensor(batch: Any, size: int) -> None:
-    assert batch_size_of(batch) == size
-
-
-@pytest.mark.parametrize("batch", [None, (), {"a": [1, 2]}, torch.tensor(1.0), "text"])
-def test_batch_without_a_tensor_has_no_size(batch: Any) -> None:
-    with pytest.raises(ValueError, match="cannot tell the batch size"):
-        batch_size_of(batch)
 
 
 def test_object_with_the_three_methods_is_used_as_it_is(classes: tuple[Tensor, Tensor]) -> None:

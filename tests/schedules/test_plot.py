@@ -9,6 +9,7 @@ from torch.optim.swa_utils import SWALR
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from onecycle.schedules.plot import plot_schedule
 from onecycle.schedules.policies import one_cycle
@@ -255,3 +256,16 @@ def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(TypeError, match=r"a schedule is called with positions; got 0\.1"):
         plot_schedule(0.1)
     assert plt.get_fignums() == []
+
+
+def test_a_new_figure_makes_room_for_its_labels():
+    assert isinstance(
+        plot_schedule(one_cycle(1.0)).figure.get_layout_engine(), ConstrainedLayoutEngine
+    )
+
+
+def test_whole_numbers_are_drawn_as_the_rates_that_they_are():
+    ax = plot_schedule(lambda p: (np.asarray(p) > 0.5).astype(int), steps=5)
+    drawn = np.asarray(ax.get_lines()[0].get_ydata(orig=True))
+    assert drawn.dtype == np.float64
+    assert drawn.tolist() == [0, 0, 0, 1, 1]

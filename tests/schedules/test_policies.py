@@ -252,3 +252,9 @@ def test_join_steps_cuts_what_is_too_long_and_holds_the_end_of_what_is_too_short
 def test_wrong_arguments_are_refused_by_name(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("div_final", [1.0, 1.5])
+def test_the_floor_of_smiths_cycle_may_be_as_high_as_its_top(div_final):
+    ours = smith_one_cycle(0.6, div=10, div_final=div_final, half_cycle=0.25)
+    assert ours([0.0, 0.25, 1.0]) == pytest.approx([0.06, 0.6, 0.6 / div_final], rel=1e-12)

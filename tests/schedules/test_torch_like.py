@@ -241,6 +241,11 @@ def test_the_comparisons_with_torch_see_a_cycle_that_is_one_step_longer():
     ("make", "error", "words"),
     [
         (lambda: torch_step(9, lr=0.1, step_size=0), ValueError, "step_size must be at least 1"),
+        (
+            lambda: torch_cyclic(9, base_lr=0, max_lr=1, step_size_up=2, step_size_down=0),
+            ValueError,
+            "step_size_down must be at least 1",
+        ),
         (lambda: torch_step(9, lr=-1, step_size=2), ValueError, "lr must not be negative; got -1"),
         (lambda: torch_step(9.5, lr=1, step_size=2), TypeError, "total_steps must be an integer"),
         (lambda: torch_linear(9, lr=1, total_iters=-1), ValueError, "total_iters must be at least"),

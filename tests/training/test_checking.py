@@ -55,6 +55,10 @@ WRONG = {
     "pixels up to 255": (lambda: classifier(x=X.abs() * 127), "the inputs are large"),
     "a first loss far above guessing": (lambda: classifier(x=X * 20), "guessing among 3 classes"),
     "labels from 1": (lambda: classifier(y=Y % 2 + 1), "no label is 0"),
+    "targets that are left out": (
+        lambda: classifier(y=torch.where(torch.arange(64) % 5 == 0, -100, Y)),
+        "override batch_size(self, batch)",
+    ),
     "a layer that is not used": (lambda: classifier(model=Head()), "does not reach unused.weight"),
     "NaN in the data": (lambda: classifier(x=X.log()), "holds NaN"),
     "one class": (
@@ -227,3 +231,23 @@ def test_a_loss_that_turns_nan_is_told_in_the_epoch_it_happens(caplog):
     with caplog.at_level(logging.WARNING, "onecycle"):
         toy_learner().fit(4, cbs=[spoiler])
     assert seen == [0, 0, 1, 1]  # once
+
+
+def test_valid_targets_as_batch_size_make_the_validation_loss_the_mean_over_them():
+    class ByTokens(Learner):
+        def batch_size(self, batch):
+            return int((batch[1] != -100).sum())
+
+    target = torch.where(torch.rand(64, generator=torch.Generator().manual_seed(2)) < 0.6, -100, Y)
+    batches = [(X[i : i + 16], target[i : i + 16]) for i in range(0, 64, 16)]
+    learn = ByTokens((batches, batches), nn.Linear(6, 3), F.cross_entropy, device="cpu")
+    with torch.no_grad():
+        expected = F.cross_entropy(learn.model(X), target)
+    assert learn.validate()["valid_loss"] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_one_of_several_processes_says_that_each_trains_its_own_copy(caplog, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    toy_learner().fit(1)
+    (message,) = caplog.messages
+    assert message.startswith("this is one of 2 processes, and each trains a copy of its own")

@@ -15,7 +15,7 @@ from exported_callbacks import EXPORTED, FOR_IMAGES, maker
 from image_learner import image_learner
 from learner_state import LearnerState, trained
 from seeded_learner import make_learner
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
@@ -38,7 +38,27 @@ def fitted(learn: Learner, seed: int = 1, **options: Any) -> dict[str, Any]:
     return trained(learn)
 
 
+class Scaled(nn.Module):
+    """A loss with a parameter, which trains with the model's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, pred: Tensor, yb: Tensor) -> Tensor:
+        return mse_loss(self.scale * pred, yb)
+
+
+def of_trained_loss() -> Learner:
+    learn = make_learner(opt_func=AdamW)
+    loss = Scaled()
+    made = Learner(learn.dls, learn.model, loss, opt_func=AdamW, device="cpu", seed=99)
+    made.cbs = [made.recorder]
+    return made
+
+
 LEARNERS = {
+    "a loss that trains": of_trained_loss,
     "adamw": partial(make_learner, "DataLoader", opt_func=AdamW),
     "sgd": partial(make_learner, opt_func=partial(SGD, momentum=0.9), wd=0.1),
     "fast": partial(make_learner, opt_func=AdamW, fast_step=True),
@@ -76,6 +96,17 @@ def test_the_optimizer_of_a_copy_holds_the_parameters_of_the_copy(way: str) -> N
     assert not held & mine
     assert other.groups.opt is other.opt
     assert other.dl is other.dls.train
+
+
+@WAYS
+def test_the_loss_of_a_copy_trains_parameters_of_its_own(way: str) -> None:
+    learn = of_trained_loss()
+    other = COPIES[way](learn)
+    other.fit(1)
+    held = {id(p) for group in other.opt.param_groups for p in group["params"]}
+    assert id(other.loss_func.scale) in held
+    assert other.loss_func.scale != 1
+    assert learn.loss_func.scale == 1
 
 
 @WAYS
