@@ -392,8 +392,8 @@ class Loop(LoopState):
         """Run a block with more callbacks."""
         check_callbacks(cbs)
         before = self.cbs
-        self.cbs = [*before, *cbs]
         try:
+            self.cbs = [*before, *cbs]
             yield
         finally:
             self.cbs = before

@@ -504,8 +504,8 @@ class Trainer(Loop):
         """Run a block without some callbacks: given as objects or as types."""
         types = tuple(kind for kind in kinds if isinstance(kind, type))
         before = self.cbs
-        self.cbs = [cb for cb in before if not isinstance(cb, types) and cb not in kinds]
         try:
+            self.cbs = [cb for cb in before if not isinstance(cb, types) and cb not in kinds]
             yield
         finally:
             self.cbs = before
