@@ -69,6 +69,7 @@ from onecycle.record.metrics import (
     top_k_accuracy,
 )
 from onecycle.record.predictions import Predictions
+from onecycle.record.weights import token_weight
 from onecycle.schedules.plot import plot_schedule
 from onecycle.schedules.policies import (
     clr_beta,
@@ -213,6 +214,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "step",
     "three_phase",
     "three_phase_momentum",
+    "token_weight",
     "top_k_accuracy",
     "torch_cosine",
     "torch_cyclic",

@@ -102,6 +102,9 @@ class Learner(Trainer):
 
         check: Look at the first batch of the first fit before its first update, and at one batch
             of validation, and log what looks wrong: see `check`.
+        loss_weight: ``(pred, batch) -> number``, or a tensor of one: what the loss of a batch is a
+            mean over, such as `token_weight`, where that is neither samples nor what
+            `loss_weight` sees by itself. A method of a subclass does the same.
 
     Raises:
         TypeError, ValueError: For what cannot work, with what to do.

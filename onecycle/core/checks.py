@@ -61,19 +61,3 @@ def check_parts(model: nn.Module, loss_func: object, cbs: Sequence[Callback]) ->
         raise TypeError(f"loss_func must be called with (pred, yb); got {loss_func!r}{hint}")
     tell_hidden(model, loss_func)
     check_callbacks(cbs)
-
-
-def check_between_updates(event: str) -> None:
-    """Refuse to change the weights, if only for a while, where a backward pass still needs them.
-
-    Args:
-        event: The event of a fit from which that is asked.
-
-    Raises:
-        RuntimeError: If it lies between the forward and the backward pass of a batch.
-    """
-    if event in ("after_pred", "after_loss", "before_backward"):
-        raise RuntimeError(
-            f"a range test in {event} would change the weights that the backward pass of "
-            "this batch still needs: call lr_find between two updates, as in after_step"
-        )

@@ -1,4 +1,4 @@
-"""What is kept of many batches on the device, and read late: weighted means, and whether NaN came."""
+"""What is kept of many batches on the device and read late: weighted means, and NaN."""
 
 import math
 
@@ -23,7 +23,7 @@ class WeightedMean:
     out, be it NaN: it is the mean of nothing.
 
     Attributes:
-        is_empty: Whether no value came.
+        count: The sum of the weights.
 
     Example:
         >>> mean = WeightedMean()
@@ -39,12 +39,11 @@ class WeightedMean:
 
     def reset(self) -> None:
         """Forget every value."""
-        self.is_empty = True
         self._total: Tensor | None = None
-        self._count: Weight = 0
+        self.count: Weight = 0
         self._kept: list[Tensor] = []
         self._weight: float = 0
-        self._weighted: list[tuple[Tensor, Tensor]] = []
+        self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def add(self, value: Tensor | float, weight: Weight) -> None:
         """Take in a mean.
@@ -56,10 +55,10 @@ class WeightedMean:
         if isinstance(value, Tensor):  # a copy, since it may be written to again and again
             self.keep((value.detach() if value.requires_grad else value).clone(), weight)
         elif isinstance(weight, Tensor):
-            self.keep(torch.tensor(value, dtype=torch.float64), weight)
-        else:
-            self.is_empty = False
-            self._add(torch.tensor(value, dtype=torch.float64), weight, 1)
+            self.keep(torch.tensor(value, dtype=_wide(weight), device=weight.device), weight)
+        elif weight:
+            self._add(torch.tensor(value, dtype=torch.float64), weight)
+            self.count += weight
 
     def keep(self, value: Tensor, weight: Weight) -> None:
         """Take in a mean that nobody writes to afterwards; many are added up at once, later.
@@ -68,46 +67,41 @@ class WeightedMean:
             value: The mean, a 0-dim tensor without a graph.
             weight: How many samples, or tokens, it is the mean of.
         """
-        self.is_empty = False
         if isinstance(weight, Tensor):
-            self._weighted.append((value, weight))
-            if len(self._weighted) == _KEPT:
-                self._add_weighted()
-            return
-        if weight != self._weight or len(self._kept) == _KEPT:
-            self._add_kept()
-            self._weight = weight
-        self._kept.append(value)
+            self._pairs.append((value, weight))
+            if len(self._pairs) == _KEPT:
+                self._add_pairs()
+        elif weight:
+            if weight != self._weight or len(self._kept) == _KEPT:
+                self._add_kept()
+                self._weight = weight
+            self._kept.append(value)
+            self.count += weight
 
     def compute(self) -> Tensor:
         """Return the mean as a 0-dim tensor, still on its device; NaN if nothing counts."""
         self._add_kept()
-        self._add_weighted()
-        return torch.tensor(math.nan) if self._total is None else self._total / self._count
+        self._add_pairs()
+        return torch.tensor(math.nan) if self._total is None else self._total / self.count
 
     def _add_kept(self) -> None:
         if self._kept:
             kept, self._kept = torch.stack(self._kept), []
-            self._add(kept.sum(dtype=_wide(kept)), self._weight, len(kept))
+            self._add(kept.sum(dtype=_wide(kept)), self._weight)
 
-    def _add_weighted(self) -> None:
-        if self._weighted:
-            values, weights = map(torch.stack, zip(*self._weighted, strict=True))
-            self._weighted = []
-            weights = weights.to(values.device)
-            parts = values.to(_wide(values)) * weights
-            self._add(parts.where(weights > 0, 0).sum(), 1, 0)
-            self._count = self._count + weights.sum()
+    def _add_pairs(self) -> None:
+        if self._pairs:
+            each = zip(*self._pairs, strict=True)
+            values, weights = (kept.to(_wide(kept)) for kept in map(torch.stack, each))
+            self._pairs, weights = [], weights.to(values.device)
+            self._add((values * weights).where(weights > 0, 0).sum(), 1)
+            self.count = self.count + weights.sum()
 
-    def _add(self, total: Tensor, weight: float, n: int) -> None:
-        """Add the total of n values of one weight."""
-        if not weight:
-            total = torch.zeros_like(total)
+    def _add(self, value: Tensor, weight: float) -> None:
         if self._total is None:
-            self._total = total.to(_wide(total)) * weight
+            self._total = value.to(_wide(value)) * weight
         else:
-            self._total = torch.add(self._total, total, alpha=weight)
-        self._count = self._count + n * weight
+            self._total = torch.add(self._total, value, alpha=weight)
 
 
 class NanWatch:

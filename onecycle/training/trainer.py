@@ -23,7 +23,7 @@ from onecycle.checkpoints.fit_plan import Extend
 from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
-from onecycle.core.checks import check_between_updates, check_callbacks, check_parts
+from onecycle.core.checks import check_callbacks, check_parts
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
@@ -36,10 +36,12 @@ from onecycle.range_test.rules import Rule, minimum, valley
 from onecycle.range_test.sweeps import RangeTests, range_tests
 from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
+from onecycle.record.weights import Weight
 from onecycle.schedules.shapes import Schedule
 from onecycle.training.checking import (
     Check,
     FirstBatch,
+    check_between_updates,
     measure,
     warn_of_bad_parameters,
     warn_of_other_processes,
@@ -76,6 +78,7 @@ class Trainer(Loop):
         fast_step: bool = True,
         compile: bool | str = False,
         check: bool = True,
+        loss_weight: Callable[[Any, Any], Weight] | None = None,
     ) -> None:
         check_parts(model, loss_func, cbs)
         move_to(device, model, loss := loss_module(model, loss_func))
@@ -93,6 +96,7 @@ class Trainer(Loop):
             device=next(model.parameters()).device,
             seed=int(torch.randint(2**62, ())) if seed is None else seed,
             n_inp=n_inp,
+            loss_weight=loss_weight,
             make_stepper=choose_stepper(model, groups.opt, fast_step, compile),
         )
 
