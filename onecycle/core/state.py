@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -93,10 +92,9 @@ class LoopState:
         *,
         cbs: Sequence[Callback],
         metrics: Sequence[Any],
-        device: torch.device,
         seed: int,
         n_inp: int | None,
-        loss_weight: Callable[[Any, Any], Weight] | None,
+        loss_weights: LossWeights,
         make_stepper: Callable[[Optimizer], Stepper],
     ) -> None:
         self.dls, self.model, self.loss_func = dls, model, loss_func
@@ -105,7 +103,7 @@ class LoopState:
         self.cbs, self.metrics = list(cbs), list(metrics)
         self.frozen_norms: list[nn.Module] = []
         self.eval_parts: list[nn.Module] = []
-        self.device, self.seed, self.n_inp = device, seed, n_inp
+        self.device, self.seed, self.n_inp = next(model.parameters()).device, seed, n_inp
         self.dl: Any = dls.train
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.total_updates = self.total_epochs = self.batches_in_window = 0
@@ -121,8 +119,7 @@ class LoopState:
         self.stop_reason: str | None = None
         self.event = ""
         self._run: Run | None = None
-        self._sizes, sees_loss = BatchSizes(), type(self).compute_loss is LoopState.compute_loss
-        self.loss_weights = LossWeights(loss_func, loss_weight, sees_loss)
+        self._sizes, self.loss_weights = BatchSizes(), loss_weights
         self._turn, self._thread = RLock(), 0  # what runs has its turn, and is in this thread
         self.forget_batch()
 

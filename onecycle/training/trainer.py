@@ -36,7 +36,7 @@ from onecycle.range_test.rules import Rule, minimum, valley
 from onecycle.range_test.sweeps import RangeTests, range_tests
 from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
-from onecycle.record.weights import Weight
+from onecycle.record.weights import LossWeights, Weight
 from onecycle.schedules.shapes import Schedule
 from onecycle.training.checking import (
     Check,
@@ -81,6 +81,7 @@ class Trainer(Loop):
         loss_weight: Callable[[Any, Any], Weight] | None = None,
     ) -> None:
         check_parts(model, loss_func, cbs)
+        weights = LossWeights(loss_func, loss_weight, type(self).compute_loss is Loop.compute_loss)
         move_to(device, model, loss := loss_module(model, loss_func))
         groups = param_groups(model, loss, opt, opt_func, wd, splitter, wd_bn_bias)
         self.lr = groups.own_rates() if lr is None else groups.expand("lr", lr)
@@ -93,10 +94,9 @@ class Trainer(Loop):
             groups,
             cbs=_with_defaults(cbs),
             metrics=list(as_metrics(metrics).values()),
-            device=next(model.parameters()).device,
             seed=int(torch.randint(2**62, ())) if seed is None else seed,
             n_inp=n_inp,
-            loss_weight=loss_weight,
+            loss_weights=weights,
             make_stepper=choose_stepper(model, groups.opt, fast_step, compile),
         )
 

@@ -59,7 +59,7 @@ WRONG = {
     "labels from 1": (lambda: classifier(y=Y % 2 + 1), "no label is 0"),
     "targets that are left out": (
         lambda: classifier(y=torch.where(torch.arange(64) % 5 == 0, -100, Y)),
-        "override batch_size(self, batch)",
+        "give the Learner loss_weight=token_weight()",
     ),
     "a layer that is not used": (lambda: classifier(model=Head()), "does not reach unused.weight"),
     "NaN in the data": (lambda: classifier(x=X.log()), "holds NaN"),
