@@ -163,7 +163,10 @@ class LossWeights:
             yb: What the loss function compares with.
         """
         if self._given is not None:
-            return self._given(pred, batch)
+            weight = self._given(pred, batch)
+            if weight is None:  # which a function without a return gives, and does not mean
+                check_weight(weight)
+            return weight
         found = self._found if loss_func is self._loss_func else self._look_at(loss_func)
         if found is None or not is_of_indices(yb):
             return None

@@ -42,10 +42,11 @@ def weight_findings(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str
     ignored = -100 if ignored is None else ignored
     target = learn.yb if isinstance(learn.yb, Tensor) else targets_in(learn.batch)
     if is_of_indices(target) and bool((target == ignored).any()):
+        call = "" if ignored == -100 else ignored
         yield (
             f"some targets are {ignored}, by which losses mean ignored ones: if this one is a mean "
             "over the others, batches must count as many as they have, in validation and in "
-            "accumulation: give the Learner loss_weight=token_weight()"
+            f"accumulation: give the Learner loss_weight=token_weight({call})"
         )
     elif kind.compute_loss is LoopState.compute_loss and _may_be_asked_again(function):
         yield from _of_halves(learn, capture)

@@ -29,7 +29,7 @@ from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.optim.build import OptFunc, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
-from onecycle.optim.groups import GroupValues
+from onecycle.optim.groups import GroupValues, ParamGroups
 from onecycle.optim.loss_module import loss_module
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import Rule, minimum, valley
@@ -83,9 +83,7 @@ class Trainer(Loop):
         check_parts(model, loss_func, cbs)
         weights = LossWeights(loss_func, loss_weight, type(self).compute_loss is Loop.compute_loss)
         move_to(device, model, loss := loss_module(model, loss_func))
-        groups = param_groups(model, loss, opt, opt_func, wd, splitter, wd_bn_bias)
-        self.lr = groups.own_rates() if lr is None else groups.expand("lr", lr)
-        groups.set("lr", self.lr)
+        groups, self.lr = _grouped(model, loss, lr, opt, opt_func, wd, splitter, wd_bn_bias)
         self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
         super().__init__(
             as_dataloaders(dls),
@@ -569,6 +567,16 @@ class Trainer(Loop):
         if isinstance(self.make_stepper, CompiledSteps):
             self.make_stepper.compile_again(self.model)
         self.stepper = self.make_stepper(self.opt)
+
+
+def _grouped(
+    model: nn.Module, loss: nn.Module | None, lr: GroupValues | None, *how: Any
+) -> tuple[ParamGroups, list[float]]:
+    """Return the parameter groups of model and loss, and their rates, which they have from here."""
+    groups = param_groups(model, loss, *how)
+    rates = groups.own_rates() if lr is None else groups.expand("lr", lr)
+    groups.set("lr", rates)
+    return groups, rates
 
 
 def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:
