@@ -40,6 +40,8 @@ class CapturedStepper(FastStepper):
         cuda: What captures an update.
     """
 
+    kind = "captured step"
+
     def __init__(self, opt: Optimizer, cuda: Cuda) -> None:
         super().__init__(opt)
         self._cuda = cuda
