@@ -75,6 +75,7 @@ class Checkpoint(Callback):
         self._pass_rng: dict[str, Any] = {}
         self._plan: dict[str, Any] = {}
         self._n_tried = self._n_failed = 0
+        self._is_full = False  # older files could not be removed
 
     def before_fit(self, learn: Loop) -> None:
         """Begin anew."""
@@ -133,13 +134,19 @@ class Checkpoint(Callback):
         state = files.capture(learn, self._plan, batches, self._pass_rng)
         try:
             files.write(files.next_path(self.folder), state)
-            files.remove_old(self.folder, self.keep)
         except (OSError, RuntimeError) as error:
             self._n_failed += 1
             if self._n_failed == 1:
                 log.warning(
                     "Checkpoint: could not write to %s, the fit goes on: %s", self.folder, error
                 )
+            return
+        try:
+            files.remove_old(self.folder, self.keep)
+        except OSError as error:
+            if not self._is_full:
+                log.warning("Checkpoint: older files stay in %s: %s", self.folder, error)
+            self._is_full = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the last checkpoint was taken, and how the training pass began."""
