@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from onecycle.arguments import check_count
 from onecycle.checkpoints import fit_files as files
 from onecycle.checkpoints.fit_plan import plan_of
+from onecycle.checkpoints.source_state import Sources
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import RngState
 
@@ -74,18 +75,27 @@ class Checkpoint(Callback):
         self._n_heard = 0  # batches of this pass whose after_batch has fired
         self._pass_rng: dict[str, Any] = {}
         self._plan: dict[str, Any] = {}
+        self._pass_sources: dict[str, Any] = {}
+        self._sources: Sources | None = None
+        self._lost: list[str] | None = None  # looked for at the first checkpoint
         self._n_tried = self._n_failed = 0
 
     def before_fit(self, learn: Loop) -> None:
         """Begin anew."""
-        self._plan = plan_of(learn)
+        self._plan, self._sources, self._lost = plan_of(learn), Sources(learn), None
         self._saved_at = self._n_tried = self._n_failed = 0
         self._saved_when = time.monotonic()
 
     def before_train(self, learn: Loop) -> None:
-        """Keep the random states, from which a loader may draw its order."""
-        self._pass_rng = RngState().state_dict()
+        """Keep the random states, and whatever else a loader may draw its order from."""
+        self.keep_pass(learn)
         self._n_heard = 0
+
+    def keep_pass(self, learn: Loop) -> None:
+        """Note how the pass begins; a resume does so again when it has put everything back."""
+        self._pass_rng = RngState().state_dict()
+        if self._sources is not None:
+            self._pass_sources = self._sources.state(learn)
 
     def after_step(self, learn: Loop) -> None:
         """Save, if it is time, after the update that a pass ends with when no batch is left."""
@@ -131,6 +141,7 @@ class Checkpoint(Callback):
         self._saved_at, self._saved_when = learn.n_updates, time.monotonic()
         self._n_tried += 1
         state = files.capture(learn, self._plan, batches, self._pass_rng)
+        state["extra"] |= self._of_sources(learn, batches)
         try:
             files.write(files.next_path(self.folder), state)
             files.remove_old(self.folder, self.keep)
@@ -140,6 +151,19 @@ class Checkpoint(Callback):
                 log.warning(
                     "Checkpoint: could not write to %s, the fit goes on: %s", self.folder, error
                 )
+
+    def _of_sources(self, learn: Loop, batches: int | None) -> dict[str, Any]:
+        """Return what the loaders draw from, and say once what of that cannot be kept."""
+        if self._sources is None:
+            return {}
+        now = self._sources.state(learn)
+        begun = now if batches is None else self._pass_sources
+        if self._lost is None:
+            self._lost = self._sources.lost(learn)
+            for sentence in self._lost:
+                log.warning("Checkpoint: a resumed fit may end in other bits: %s", sentence)
+        parts = {"pass": self._sources.for_file(begun), "now": self._sources.for_file(now)}
+        return {"sources": parts, "lost": self._lost}
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the last checkpoint was taken, and how the training pass began."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from onecycle.arguments import check_one_of
+from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.callbacks.replan import Replan, tail
 from onecycle.checkpoints import fit_files as files
@@ -20,6 +22,7 @@ from onecycle.checkpoints.fit_plan import (
     told,
     updates_of,
 )
+from onecycle.checkpoints.source_state import load_sources
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import RngState
 from onecycle.data.passes import can_skip
@@ -144,6 +147,7 @@ class Resume(Callback):
         files.restore_counters(learn, self._state)
         if position["batches"] is None:
             self._restore(learn, self._state)
+            self._load_sources(learn, self._state)
             RngState.from_state_dict(self._state["rng"]).restore()
             self._state = None
 
@@ -161,8 +165,27 @@ class Resume(Callback):
                 "drawn and dropped",
                 learn.iter,
             )
+        self._load_sources(learn, state)
         RngState.from_state_dict(state["pass_rng"]).restore()
-        learn.rng = RngState.from_state_dict(state["rng"])
+        for callback in learn.cbs:
+            if isinstance(callback, Checkpoint):
+                callback.keep_pass(learn)
+        learn.rng = _Here.of(learn, state)
+
+    def _load_sources(self, learn: Loop, state: dict[str, Any]) -> None:
+        """Put back what the loaders draw from, and say what cannot be."""
+        sources = state["extra"].get("sources")
+        if sources is None:
+            return
+        missing = load_sources(learn, sources["pass"], drawn_again=True)
+        if missing:
+            log.warning(
+                "resume: the data may come in another order, or be augmented in another way: there "
+                "is no state for, or no place for that of, %s",
+                ", ".join(missing),
+            )
+        for sentence in state["extra"].get("lost", ()):
+            log.warning("resume: the fit may end in other bits: %s", sentence)
 
     def _restore(self, learn: Loop, state: dict[str, Any]) -> None:
         if self._replan is not None and self._extend is None:
@@ -174,6 +197,27 @@ class Resume(Callback):
             tail(learn, self._rates).join(learn)
         elif self._extend == "restretch" and self._rates is not None:
             learn.groups.set("lr", self._rates)
+
+
+class _Here(RngState):
+    """The random states of the batch at which a fit goes on, those of the loaders included."""
+
+    _put_sources: Callable[[], object]
+
+    @classmethod
+    def of(cls, learn: Loop, state: dict[str, Any]) -> Self:
+        """Make them of what `Checkpoint` stored."""
+        here = cls.from_state_dict(state["rng"])
+        sources = state["extra"].get("sources")
+        here._put_sources = lambda: (
+            None if sources is None else load_sources(learn, sources["now"], drawn_again=False)
+        )
+        return here
+
+    def restore(self) -> None:
+        """Put every generator back."""
+        self._put_sources()
+        super().restore()
 
 
 def resuming(

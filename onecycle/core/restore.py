@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -130,7 +130,7 @@ class RngState:
         return {**vars(self), "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest]}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> RngState:
+    def from_state_dict(cls, state: dict[str, Any]) -> Self:
         """Return the states that `state_dict` gave; what this machine lacks stays as it is."""
         kind, keys, *rest = state["numpy"]
         states = cls()
