@@ -143,13 +143,24 @@ class Resume(Callback):
         if self._state is None:
             return
         position = self._state["position"]
-        log.info("resume: from %s, epoch %d", self.path, position["epoch"])
+        # At a level that is seen where nobody has set up logging.
+        log.warning(
+            "resume: from %s, epoch %d, after %d updates",
+            self.path,
+            position["epoch"],
+            self._state["counters"]["n_updates"],
+        )
         files.restore_counters(learn, self._state)
         if position["batches"] is None:
             self._restore(learn, self._state)
             self._load_sources(learn, self._state)
             RngState.from_state_dict(self._state["rng"]).restore()
             self._state = None
+            if next(iter(learn.epochs_left()), None) is None:
+                log.warning(
+                    "resume: this fit is complete, nothing is trained: for a new one give another "
+                    "folder, or no resume="
+                )
 
     def before_train(self, learn: Loop) -> None:
         """Within an epoch, put everything back now that it has begun."""

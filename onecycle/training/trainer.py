@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from onecycle.arguments import Default, check_budget, check_count
+from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.resume import resuming
 from onecycle.checkpoints.fit_plan import Extend
+from onecycle.checkpoints.folder_lock import locked
 from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
@@ -136,7 +138,8 @@ class Trainer(Loop):
 
         Raises:
             ValueError, TypeError: For what cannot work, before the first batch.
-            CheckpointError: If no checkpoint can be read, or the model is another one.
+            CheckpointError: If no checkpoint can be read, or the model is another one; if another
+                process writes its checkpoints to the same folder.
 
         Example:
             >>> from onecycle.testing import toy_learner
@@ -157,12 +160,11 @@ class Trainer(Loop):
             warn_of_bad_parameters(self)
         look = self._first_batch
         looks = [look] if look is not None and look.check is None and not resumed else []
-        self.run_fit(
-            n_epoch,
-            cbs=[*(cbs or ()), *looks, *resumed],
-            steps_per_epoch=steps_per_epoch,
-            max_updates=max_updates,
-        )
+        given = [*(cbs or ()), *looks, *resumed]
+        with locked(cb.folder for cb in [*self.cbs, *given] if isinstance(cb, Checkpoint)):
+            self.run_fit(
+                n_epoch, cbs=given, steps_per_epoch=steps_per_epoch, max_updates=max_updates
+            )
 
     def fit_one_cycle(
         self,
