@@ -104,6 +104,7 @@ class Checkpoint(Callback):
         self._sources: Sources | None = None
         self._lost: list[str] | None = None  # looked for at the first checkpoint
         self._n_tried = self._n_failed = 0
+        self._is_full = False  # older files could not be removed
 
     def before_fit(self, learn: Loop) -> None:
         """Begin anew."""
@@ -216,13 +217,19 @@ class Checkpoint(Callback):
         self._n_tried += 1
         try:
             files.write(files.next_path(self.folder), state)
-            files.remove_old(self.folder, self.keep)
         except (OSError, RuntimeError) as error:
             self._n_failed += 1
             if self._n_failed == 1:
                 log.warning(
                     "Checkpoint: could not write to %s, the fit goes on: %s", self.folder, error
                 )
+            return
+        try:
+            files.remove_old(self.folder, self.keep)
+        except OSError as error:
+            if not self._is_full:
+                log.warning("Checkpoint: older files stay in %s: %s", self.folder, error)
+            self._is_full = True
 
     def _of_sources(self, learn: Loop, batches: int | None) -> dict[str, Any]:
         """Return what the loaders draw from, and say once what of that cannot be kept."""

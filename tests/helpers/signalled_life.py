@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import signal
 import sys
 import threading
 import time
 
+import numpy as np
 import torch
 from learner_state import trained
 
@@ -22,6 +24,7 @@ from onecycle.testing import toy_learner
 
 def main(folder: str, seconds: str) -> None:
     torch.set_num_threads(1)
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)  # they are among the bits
 
     def begin(learn: object) -> None:
         if learn.total_updates == 1:
