@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from onecycle.arguments import Default, check_budget, check_count
+from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.resume import resuming, whole_or_undone
 from onecycle.checkpoints.fit_plan import Extend
+from onecycle.checkpoints.folder_lock import locked
 from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
@@ -139,7 +141,8 @@ class Trainer(Loop):
 
         Raises:
             ValueError, TypeError: For what cannot work, before the first batch.
-            CheckpointError: If no checkpoint can be read, or the model is another one.
+            CheckpointError: If no checkpoint can be read, or the model is another one; if another
+                process writes its checkpoints to the same folder.
 
         Example:
             >>> from onecycle.testing import toy_learner
@@ -152,7 +155,8 @@ class Trainer(Loop):
         check_callbacks(cbs or ())
         resumed = resuming(resume, extend, self._given_seed)
         rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
-        with whole_or_undone(self, resumed), self.groups.lent("momentum"):
+        folders = [cb.folder for cb in [*self.cbs, *(cbs or ())] if isinstance(cb, Checkpoint)]
+        with locked(folders), whole_or_undone(self, resumed), self.groups.lent("momentum"):
             if wd is not None:
                 self.groups.set("weight_decay", wd)
             self.groups.set("lr", rates)
