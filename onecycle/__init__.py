@@ -58,6 +58,7 @@ from onecycle.errors import (
 )
 from onecycle.learner import Learner
 from onecycle.optim.several import muon_groups
+from onecycle.range_test.knee import knee
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import minimum, slide, steep, valley
 from onecycle.range_test.sweeps import RangeTests
@@ -196,6 +197,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "head_splitter",
     "join",
     "join_steps",
+    "knee",
     "lenet",
     "linear",
     "mae",

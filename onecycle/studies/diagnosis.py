@@ -238,7 +238,7 @@ def _linear_tests(
     """Run the linear range test of the learner as it is, and those of other weight decays."""
     others = [wd for wd in wds if wd != own]
 
-    def test(**sweep: list[float]) -> Any:
+    def test(**sweep: Any) -> Any:
         return learn.lr_find(
             end_lr / num_it,
             end_lr,

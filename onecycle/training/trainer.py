@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, Literal, overload
@@ -34,9 +35,10 @@ from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues, ParamGroups
 from onecycle.optim.loss_module import loss_module
 from onecycle.range_test.asked import Asked, as_rules
+from onecycle.range_test.knee import knee
 from onecycle.range_test.result import LRFindResult
-from onecycle.range_test.rules import minimum, valley
-from onecycle.range_test.sweeps import RangeTests, range_tests
+from onecycle.range_test.rules import valley
+from onecycle.range_test.sweeps import RangeTests, one_varied, range_tests
 from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
 from onecycle.record.weights import LossWeights, Weight
@@ -50,6 +52,7 @@ from onecycle.training.checking import (
     warn_of_other_processes,
 )
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
+from onecycle.training.rate_finding import RateSearch
 
 log = logging.getLogger("onecycle")
 
@@ -276,6 +279,7 @@ class Trainer(Loop):
         *,
         linear: bool = ...,
         valid: bool = ...,
+        confirm: int = ...,
     ) -> LRFindResult: ...
 
     @overload
@@ -302,19 +306,27 @@ class Trainer(Loop):
         num_it: int = 100,
         stop_div: bool = True,
         show_plot: bool = True,
-        suggest_funcs: Asked = (minimum, valley),
+        suggest_funcs: Asked = (knee, valley),
         *,
         linear: bool = False,
         valid: bool = False,
         wds: Sequence[float] | None = None,
         moms: Sequence[float] | None = None,
         batch_sizes: Sequence[int] | None = None,
+        confirm: int = 0,
     ) -> LRFindResult | RangeTests:
         """Run the learning-rate range test: the rate rises from batch to batch until the loss does.
 
         It leaves nothing behind: afterwards, also after an error or Ctrl-C, everything that
         training changes is bit for bit as before. With several parameter groups the rate is that
         of the last one, and the others keep their ratios to it.
+
+        Where the test shows a valley, that is all. Where it does not (the fall is as small as the
+        noise, or the loss breaks before it falls), the rule `knee` lets short cycles decide, of
+        half as many updates as the test and at most six; where the loss neither fell nor broke, a
+        second test goes on to higher rates first. A line of the result says what was done, and
+        how many updates it took: by default at most 400. Tests of fewer than 50 updates, linear
+        ones, and the sweeps do without.
 
         Args:
             start_lr: The first rate, above 0.
@@ -323,8 +335,8 @@ class Trainer(Loop):
             stop_div: Stop when the smoothed loss is over four times its best. A loss that is not
                 finite always stops.
             show_plot: Draw the curve with the suggestions, as ``learn.recorder.plot_lr_find()``.
-            suggest_funcs: A rule or several: ``minimum, valley, slide, steep``, their names, or
-                functions ``(lrs, smoothed losses) -> rate``. The first gives
+            suggest_funcs: A rule or several: ``knee, minimum, valley, slide, steep``, their names,
+                or functions ``(lrs, smoothed losses) -> rate``. The first gives
                 ``result.suggestion``.
             linear: Let the rate rise linearly instead of exponentially.
             valid: After each update, measure loss and metrics on the next validation batch too:
@@ -334,6 +346,11 @@ class Trainer(Loop):
             moms: Run one test for each of these momenta.
             batch_sizes: Run one test for each of these batch sizes of the training loader: a
                 `TensorLoader`, or a DataLoader made with ``batch_size=``.
+            confirm: Confirm the suggestion by short cycles of so many updates, 50 say: to five
+                peaks around it, half a decade apart, and to more where the best of them lies at
+                an edge, at most ten. The loss at the end of each is that over as many validation
+                batches, or without a loader the mean of its last training losses. Half of the
+                best peak is the suggestion; ``result.cycles`` is the table.
 
         Returns:
             Rates, losses, suggestions, and why the test stopped; of several tests a `RangeTests`,
@@ -342,7 +359,8 @@ class Trainer(Loop):
         Raises:
             ValueError: If the rates do not rise; if ``valid`` is asked for without a validation
                 loader; if more than one of ``wds``, ``moms`` and ``batch_sizes`` is given, or
-                one of them is nothing that the optimizer or the loader can have.
+                one of them is nothing that the optimizer or the loader can have; if ``confirm``
+                is given with one of them, or is below 10 and not 0.
             RuntimeError: In a callback, between the forward and the backward pass of a batch, or
                 in validation.
 
@@ -353,36 +371,40 @@ class Trainer(Loop):
 
         Example:
             >>> from onecycle.testing import toy_learner
-            >>> learn = toy_learner()
+            >>> learn = toy_learner(batch_size=32)
             >>> result = learn.lr_find(start_lr=1e-4, show_plot=False)
-            >>> result.suggestion == result.suggestions["minimum"]
+            >>> result.suggestion == result.suggestions["knee"]
             True
         """
         if self._run is not None and self.training:
             check_between_updates(self.event)
         warn_of_bad_parameters(self)
-        rules = as_rules(suggest_funcs)
-        sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
-        asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
-        if len(asked) > 1:
-            raise ValueError("one thing is varied at a time: give wds, moms or batch_sizes")
-
-        def test() -> LRFindResult:
-            finder = LRFinder(
-                start_lr, end_lr, num_it, stop_div=stop_div, linear=linear, valid=valid
-            )
-            with preserved(self):
-                self._run = None  # a range test may also run between two updates of a fit
-                self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
-            return finder.result(rules)
-
-        result = range_tests(self, *asked[0], test) if asked else test()
+        varied = one_varied({"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes})
+        if confirm and varied is not None:
+            raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
+        search = RateSearch(
+            self,
+            self._run_test,
+            partial(LRFinder, num_it=num_it, stop_div=stop_div, linear=linear, valid=valid),
+            as_rules(suggest_funcs),
+            self.moms if self.groups.momentum_is_on() else None,
+        )
+        result: LRFindResult | RangeTests
+        if varied is None:
+            result = search.find(start_lr, end_lr, confirm=confirm)
+        else:
+            result = range_tests(self, *varied, partial(search.test, start_lr, end_lr))
         for callback in self.cbs:
             if isinstance(callback, Recorder):
                 callback.lr_find_result = result
         if show_plot:
             result.plot()
         return result
+
+    def _run_test(self, cbs: Sequence[Callback], n_updates: int) -> None:
+        """Run updates whose effect is taken back by the caller."""
+        self._run = None  # a range test may also run between two updates of a fit
+        self.run_fit(None, cbs=cbs, run="range_test", max_updates=n_updates)
 
     @kept_grad_mode()  # copying the metrics may switch gradients off for a moment
     def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
@@ -423,8 +445,7 @@ class Trainer(Loop):
         if self._run is not None and self.training:
             check_between_updates(self.event)
         with preserved(self):
-            self._run = None  # as for a range test
-            self.run_fit(None, cbs=[look], run="range_test", max_updates=batches)
+            self._run_test([look], batches)
         if look.check is None:
             raise RuntimeError("every batch was cancelled by a callback: nothing to look at")
         return look.check

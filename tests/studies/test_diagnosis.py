@@ -178,7 +178,7 @@ class TestADiagnosis:
 
     def test_compares_with_the_rate_that_minimum_suggests(self) -> None:
         learn = toy_learner(64, 32)
-        suggested = learn.lr_find(show_plot=False).suggestions["minimum"]
+        suggested = learn.lr_find(show_plot=False).minimum
         found = learn.diagnose(num_it=20, wds=())
         assert found.lr_usual == suggested
         assert suggested is not None
