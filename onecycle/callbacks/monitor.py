@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from onecycle.arguments import check_fraction, check_not_negative, check_one_of
+from onecycle.arguments import check_fraction, check_not_negative, check_one_of, check_text
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.core.restore import hold_loaders
 from onecycle.range_test.probe import ValidProbe
@@ -94,8 +94,7 @@ def judged_by(learn: Loop, metric: str | None, mode: Mode) -> tuple[str, Directi
             "DataLoaders(train, valid)"
         )
     name = names[min(1, len(names) - 1)] if metric is None else metric
-    if name not in names:
-        raise ValueError(f"metric must be one of {', '.join(names)}; got {name!r}")
+    check_one_of("metric", name, tuple(names))
     return name, direction_of(name, owners[name], mode)
 
 
@@ -168,7 +167,8 @@ class EpochValue:
         if self.name not in names:
             hint = " (the learner has no validation loader)" if learn.dls.valid is None else ""
             raise ValueError(
-                f"{self.name!r} cannot be monitored: this fit records {', '.join(names)}{hint}"
+                f"monitor={self.name!r} cannot be monitored: this fit records "
+                f"{', '.join(names)}{hint}"
             )
         series = recorder_of(learn).history.get(self.name)
         self._seen = 0 if series is None else len(series)
@@ -222,7 +222,7 @@ class Monitor(EpochValue):
     def __init__(
         self, name: str, mode: Mode = "auto", min_delta: float = 0.0, threshold: float = 0.0
     ) -> None:
-        super().__init__(name)
+        super().__init__(check_text("monitor", name))
         check_mode(mode)
         self.mode = mode
         self.min_delta = check_not_negative("min_delta", min_delta)

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import (
     PolynomialLR,
 )
 
-from onecycle.arguments import check_one_of
+from onecycle.arguments import check_callable, check_one_of, shown
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.data.loaders import n_batches
 from onecycle.errors import ScheduleConflictError
@@ -76,11 +76,12 @@ class TorchScheduler(ParamScheduler):
         every: Literal["update", "epoch"] = "update",
     ) -> None:
         super().__init__({})
-        if not callable(make) or isinstance(make, LRScheduler):
+        if isinstance(make, LRScheduler):
             raise TypeError(
-                "TorchScheduler takes a function that makes the scheduler, such as "
-                f"lambda opt: StepLR(opt, 30); got {make!r}"
+                "make must be a function that makes the scheduler, such as "
+                f"lambda opt: StepLR(opt, 30); got {shown(make)}"
             )
+        check_callable("make", make, "opt")
         check_one_of("every", every, ("update", "epoch"))
         self.every = every
         self._make = make

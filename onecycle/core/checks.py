@@ -7,7 +7,13 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from onecycle.arguments import check_takes_learn
+from onecycle.arguments import (
+    check_callable,
+    check_count,
+    check_not_negative,
+    check_takes_learn,
+    shown,
+)
 from onecycle.core.callback import Callback
 from onecycle.core.events import EVENTS
 from onecycle.errors import MissingCallbackError
@@ -22,14 +28,23 @@ def check_callbacks(cbs: Sequence[Callback]) -> None:
     Raises:
         TypeError: Naming what came, with the hint to make an object of a class.
     """
-    if isinstance(cbs, Callback | type):
-        raise TypeError(f"cbs must be a list of Callback objects; got {cbs!r}: write [...] around")
+    if not isinstance(cbs, list | tuple):
+        hint = ": write [...] around" if isinstance(cbs, Callback | type) else ""
+        raise TypeError(f"cbs must be a list of Callback objects; got {shown(cbs)}{hint}")
     for callback in cbs:
         if not isinstance(callback, Callback):
             hint = " (write it with parentheses)" if isinstance(callback, type) else ""
-            raise TypeError(f"cbs must be Callback objects; got {callback!r}{hint}")
+            raise TypeError(f"cbs must be Callback objects; got {shown(callback)}{hint}")
         for name in EVENTS:
             check_takes_learn(callback, name)
+
+
+def checked_callbacks(cbs: Sequence[Callback] | None) -> Sequence[Callback]:
+    """Return the callbacks of one fit; none for ``None``."""
+    if cbs is None:
+        return ()
+    check_callbacks(cbs)
+    return cbs
 
 
 def check_requirements(callbacks: Iterable[Callback]) -> None:
@@ -55,12 +70,39 @@ def check_parts(model: nn.Module, loss_func: object, cbs: Sequence[Callback]) ->
         TypeError: Naming what came.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+        hint = " (write it with parentheses)" if isinstance(model, type) else ""
+        raise TypeError(
+            f"model must be a torch.nn.Module; got {shown(model)}, a {type(model).__name__}{hint}"
+        )
     if isinstance(loss_func, type) or not (loss_func is None or callable(loss_func)):
         hint = " (write it with parentheses)" if isinstance(loss_func, type) else ""
-        raise TypeError(f"loss_func must be called with (pred, yb); got {loss_func!r}{hint}")
+        raise TypeError(f"loss_func must be called with (pred, yb); got {shown(loss_func)}{hint}")
     tell_hidden(model, loss_func)
     check_callbacks(cbs)
+
+
+def check_options(
+    *, wd: float | None, splitter: object, n_inp: int | None, seed: int | None, opt: object
+) -> None:
+    """Refuse options of a learner that cannot be, before anything is made of them.
+
+    Raises:
+        TypeError, ValueError: Naming the option, and what came.
+    """
+    if wd is not None:
+        check_not_negative("wd", wd)
+    if splitter is not None:
+        check_callable("splitter", splitter, "model")
+    if n_inp is not None:
+        check_count("n_inp", n_inp)
+    if seed is not None:
+        check_count("seed", seed, least=0)
+    is_optimizer = hasattr(opt, "param_groups") and hasattr(opt, "step")
+    if opt is not None and (isinstance(opt, type) or not is_optimizer):
+        raise TypeError(
+            f"opt must be an optimizer that exists; got {shown(opt)}: a class of them is given "
+            "as opt_func="
+        )
 
 
 def check_between_updates(event: str) -> None:

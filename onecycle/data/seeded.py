@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from onecycle.arguments import shown
+
 
 class SeededDataset(Dataset[Any]):
     """Let the random transforms of a data set depend on the sample and the epoch alone.
@@ -59,7 +61,7 @@ class SeededDataset(Dataset[Any]):
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
             raise TypeError(
                 "expected a map-style data set, with __getitem__ and __len__: the seed of a sample "
-                f"comes from its index; got {type(dataset).__name__}"
+                f"comes from its index; got dataset={shown(dataset)}"
             )
         self.dataset = dataset
 

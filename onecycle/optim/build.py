@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onecycle.arguments import shown
 from onecycle.optim.groups import ParamGroups
 from onecycle.optim.late_state import fill_late_state
 from onecycle.optim.loss_module import named_parts, own_parameters
@@ -73,9 +74,11 @@ def build_optimizer(
         opt = opt_func([{"params": group} for group in groups], **kwargs)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{_name(opt_func)} cannot be built for this model: {error} "
+            f"opt_func={_name(opt_func)} cannot be built for this model: {error} "
             f"(it was called with {len(groups)} parameter group(s) and {kwargs})"
         ) from error
+    if not hasattr(opt, "param_groups"):
+        raise TypeError(f"opt_func={_name(opt_func)} must make an optimizer; got {shown(opt)}")
     check_serves(opt, model)
     own = [*own_parameters(model, loss)]
     if own:
@@ -125,7 +128,13 @@ def _split(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Paramete
         raise ValueError(f"the model ({type(model).__name__}) has no parameters to train")
     if splitter is None:
         return [everything]
-    groups = [list(group) for group in splitter(model)]
+    made = splitter(model)
+    if not isinstance(made, Iterable) or not all(isinstance(each, Iterable) for each in made):
+        raise TypeError(
+            f"splitter {shown(splitter)} must return lists of the model's parameters; got "
+            f"{shown(made)}"
+        )
+    groups = [list(group) for group in made]
     if not groups or not all(groups):
         sizes = [len(group) for group in groups]
         raise ValueError(f"splitter must return groups of parameters, none empty; got {sizes}")
@@ -148,7 +157,7 @@ def _check_kind(
     if isinstance(kind, Optimizer) or not callable(kind):
         raise TypeError(
             "opt_func must be a class such as torch.optim.AdamW, or a function (params, lr=...); "
-            f"got a {type(kind).__name__}: an optimizer that exists is given as opt="
+            f"got {shown(kind)}, a {type(kind).__name__}: an optimizer that exists is given as opt="
         )
     if kind is torch.optim.LBFGS:
         raise ValueError(_needs_closure("LBFGS"))
@@ -279,9 +288,17 @@ def move_to(device: str | torch.device | None, *parts: object) -> None:
     """Move the modules among the parts to a device: the accelerator where none is named."""
     if device is None:
         device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    for part in parts:
-        if isinstance(part, nn.Module):
-            part.to(device)
+    try:
+        if not isinstance(device, str | torch.device):
+            raise TypeError("it is neither a text nor a torch.device")
+        for part in parts:
+            if isinstance(part, nn.Module):
+                part.to(device)
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last of a torch without CUDA
+        raise ValueError(
+            f"device must be one that torch can use, such as 'cpu' or 'cuda:0'; got "
+            f"{shown(device)}: {error}"
+        ) from error
 
 
 def param_groups(

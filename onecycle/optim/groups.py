@@ -8,6 +8,7 @@ biases then stand in groups of their own without it. Everything public speaks of
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onecycle.arguments import NO_RATE
+from onecycle.arguments import NO_RATE, shown
 from onecycle.optim.late_state import fill_late_state
 from onecycle.optim.members import Members, spared_members
 from onecycle.optim.wrapped import add_group
@@ -450,9 +451,9 @@ def check_value(name: str, value: Any) -> float:
         is_number = False
     if not is_number:
         hint = f": {NO_RATE}" if value is None and "lr" in name.split("_") else ""
-        raise TypeError(f"{name} must be a number, or one for each group; got {value!r}{hint}")
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be finite and not negative; got {value!r}")
+        raise TypeError(f"{name} must be a number, or one for each group; got {shown(value)}{hint}")
+    if not 0 <= value <= sys.float_info.max:
+        raise ValueError(f"{name} must be finite and not negative; got {shown(value)}")
     if name in _BELOW_ONE and value >= 1:
         raise ValueError(f"{name} must be below 1; got {value!r}")
     return float(value)

@@ -19,7 +19,14 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from onecycle.arguments import check_count
+from onecycle.arguments import (
+    check_callable,
+    check_count,
+    check_finite,
+    check_flag,
+    check_text,
+    shown,
+)
 from onecycle.data.nested import map_tensors
 from onecycle.data.sizes import size_of
 from onecycle.record.directions import Direction, agreed, named_direction, stated_direction
@@ -139,7 +146,7 @@ def top_k_accuracy(k: int = 5) -> MetricFunction:
         >>> top_2.__name__
         'top_2_accuracy'
     """
-    check_count("k", k)
+    k = check_count("k", k)
     name = f"top_{k}_accuracy"
 
     @_higher_is_better(True)
@@ -170,6 +177,7 @@ def binary_accuracy(threshold: float = 0.0) -> MetricFunction:
         >>> metric(torch.tensor([-2.0, 3.0, 1.0, -1.0]), torch.tensor([0.0, 1.0, 1.0, 1.0]))
         tensor(0.7500)
     """
+    check_finite("threshold", threshold)
 
     @_higher_is_better(True)
     def metric(pred: Tensor, target: Tensor) -> Tensor:
@@ -387,11 +395,14 @@ class MeanMetric:
         transform: Callable[[Tensor], Tensor] | None = None,
         higher_is_better: bool | None = None,
     ) -> None:
+        check_callable("func", func, "pred", "target")
         self.func = func
-        self.name = _function_name(func) if name is None else name
+        self.name = _function_name(func) if name is None else check_text("name", name)
+        if transform is not None:
+            check_callable("transform", transform, "mean")
         self.transform = transform
         if higher_is_better is not None:
-            self.higher_is_better = higher_is_better
+            self.higher_is_better = check_flag("higher_is_better", higher_is_better)
         self._mean = WeightedMean()
         self._parts: dict[str, WeightedMean] = {}
         self._watch = NanWatch()
@@ -708,7 +719,14 @@ def _takes_pred_and_target(func: Callable[..., Any]) -> bool:
     return True
 
 
+def _check_tensors(name: str, pred: Tensor, target: Tensor) -> None:
+    for which, value in (("pred", pred), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} needs tensors; {which} is {shown(value)}")
+
+
 def _check_class_indices(name: str, pred: Tensor, target: Tensor) -> None:
+    _check_tensors(name, pred, target)
     shape = pred.shape
     if len(shape) < 2 or shape[1] == 1:
         raise ValueError(
@@ -731,6 +749,7 @@ def _check_class_indices(name: str, pred: Tensor, target: Tensor) -> None:
 
 
 def _check_same_shape(name: str, pred: Tensor, target: Tensor) -> None:
+    _check_tensors(name, pred, target)
     if pred.shape != target.shape:
         raise ValueError(
             f"{name} needs pred and target of the same shape, got {tuple(pred.shape)} and "

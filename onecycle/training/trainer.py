@@ -13,7 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onecycle.arguments import Default, check_budget, check_count
+from onecycle.arguments import (
+    Default,
+    check_budget,
+    check_callable,
+    check_count,
+    check_flag,
+    check_flags,
+    check_list,
+    check_momenta,
+    check_not_negative,
+    check_path,
+    shown,
+)
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
@@ -23,7 +35,12 @@ from onecycle.checkpoints.fit_plan import Extend
 from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
-from onecycle.core.checks import check_between_updates, check_callbacks, check_parts
+from onecycle.core.checks import (
+    check_between_updates,
+    check_options,
+    check_parts,
+    checked_callbacks,
+)
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
@@ -78,18 +95,22 @@ class Trainer(Loop):
         check: bool = True,
     ) -> None:
         check_parts(model, loss_func, cbs)
+        check_options(wd=wd, splitter=splitter, n_inp=n_inp, seed=seed, opt=opt)
+        check_flags(wd_bn_bias=wd_bn_bias, fast_step=fast_step, check=check)
+        dls, moms = as_dataloaders(dls), check_momenta(moms)
+        named = as_metrics(metrics)
         move_to(device, model, loss := loss_module(model, loss_func))
         groups = param_groups(model, loss, opt, opt_func, wd, splitter, wd_bn_bias)
         self.lr = groups.own_rates() if lr is None else groups.expand("lr", lr)
         groups.set("lr", self.lr)
         self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
         super().__init__(
-            as_dataloaders(dls),
+            dls,
             model,
             loss_func,
             groups,
             cbs=_with_defaults(cbs),
-            metrics=list(as_metrics(metrics).values()),
+            metrics=list(named.values()),
             device=next(model.parameters()).device,
             seed=int(torch.randint(2**62, ())) if seed is None else seed,
             n_inp=n_inp,
@@ -146,7 +167,8 @@ class Trainer(Loop):
             True
         """
         check_budget(n_epoch, steps_per_epoch, max_updates)
-        check_callbacks(cbs or ())
+        own = checked_callbacks(cbs)
+        wd = None if wd is None else check_not_negative("wd", wd)
         resumed = resuming(resume, extend, self._given_seed)
         rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
         with whole_or_undone(self, resumed), self.groups.lent("momentum"):
@@ -160,7 +182,7 @@ class Trainer(Loop):
             looks = [look] if look is not None and look.check is None and not resumed else []
             self.run_fit(
                 n_epoch,
-                cbs=[*(cbs or ()), *looks, *resumed],
+                cbs=[*own, *looks, *resumed],
                 steps_per_epoch=steps_per_epoch,
                 max_updates=max_updates,
             )
@@ -222,14 +244,14 @@ class Trainer(Loop):
             >>> lrs[0] == 0.1 / 25, lrs[-1] == 0.1 / 1e5
             (True, True)
         """
-        check_callbacks(cbs or ())
+        own = checked_callbacks(cbs)
         peaks = self.groups.expand("lr_max", self.lr if lr_max is Default.OWN else lr_max)
         cycle = OneCycleSchedule(peaks, div, div_final, pct_start, policy=policy)
         both = [cycle, *self._momentum_cycle(moms, pct_start, policy)]
         self.fit(
             n_epoch,
             wd=wd,
-            cbs=[*both, *(cbs or ())],
+            cbs=[*both, *own],
             steps_per_epoch=steps_per_epoch,
             max_updates=max_updates,
             resume=resume,
@@ -352,6 +374,9 @@ class Trainer(Loop):
         """
         if self._run is not None and self.training:
             check_between_updates(self.event)
+        check_flags(show_plot=show_plot)
+        for rule in check_list("suggest_funcs", suggest_funcs, "functions (lrs, losses)"):
+            check_callable("suggest_funcs", rule, "lrs", "losses")
         warn_of_bad_parameters(self)
         sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
         asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
@@ -505,6 +530,10 @@ class Trainer(Loop):
     @contextmanager
     def removed_cbs(self, *kinds: type[Callback] | Callback) -> Iterator[None]:
         """Run a block without some callbacks: given as objects or as types."""
+        for kind in kinds:
+            is_kind = isinstance(kind, type) and issubclass(kind, Callback)
+            if not is_kind and not isinstance(kind, Callback):
+                raise TypeError(f"kinds must be callbacks, or classes of them; got {shown(kind)}")
         types = tuple(kind for kind in kinds if isinstance(kind, type))
         before = self.cbs
         self.cbs = [cb for cb in before if not isinstance(cb, types) and cb not in kinds]
@@ -534,7 +563,7 @@ class Trainer(Loop):
         Raises:
             TypeError: If the model or the optimizer has state that could not be read again.
         """
-        save_learner(self, path)
+        save_learner(self, check_path("path", path))
 
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:
         """Load what `save` wrote; runs no code from the file.
@@ -550,7 +579,8 @@ class Trainer(Loop):
                 then unchanged.
             OSError: If the file cannot be opened.
         """
-        load_learner(self, path, with_opt=with_opt)
+        check_flag("with_opt", with_opt)
+        load_learner(self, check_path("path", path), with_opt=with_opt)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of, by ``copy.deepcopy`` and ``pickle``."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from onecycle.arguments import check_one_of
+from onecycle.arguments import check_one_of, shown
 from onecycle.data.nested import map_tensors
 from onecycle.explanations import describe
 from onecycle.vision.images import check_images
@@ -101,7 +101,7 @@ def check_words(words: Any) -> None:
     else:
         raise TypeError(
             'target must be "auto", "map" or "keep", or a tuple or dict of these for targets of '
-            f"several parts; got {words!r}"
+            f"several parts; got {shown(words)}"
         )
 
 

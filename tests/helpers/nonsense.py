@@ -1,0 +1,452 @@
+"""Nonsense for every parameter of every public name, and what comes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import inspect
+import logging
+import numbers
+import os
+import re
+import signal
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from exported_callbacks import FOR_IMAGES
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
+
+import onecycle
+from onecycle import Callback, DataLoaders, Learner, TensorLoader, linear, one_cycle, toy_learner
+
+#: What no call may take longer than, in seconds.
+LIMIT = 1.0
+
+#: By a label: a value, made anew each time.
+VALUES: dict[str, Callable[[], Any]] = {
+    "None": lambda: None,
+    "True": lambda: True,
+    "False": lambda: False,
+    "0": lambda: 0,
+    "5": lambda: 5,
+    "-1": lambda: -1,
+    "0.5": lambda: 0.5,
+    "1.5": lambda: 1.5,
+    "-0.5": lambda: -0.5,
+    "nan": lambda: float("nan"),
+    "inf": lambda: float("inf"),
+    "-inf": lambda: float("-inf"),
+    "10**30": lambda: 10**30,
+    "10**400": lambda: 10**400,
+    "1e300": lambda: 1e300,
+    "complex": lambda: 3 + 4j,
+    "text": lambda: "abc",
+    "no text": lambda: "",
+    "bytes": lambda: b"abc",
+    "NUL": lambda: "a\0b",
+    "long text": lambda: "x" * 300,
+    "[]": list,
+    "{}": dict,
+    "()": tuple,
+    "[None]": lambda: [None],
+    "['a']": lambda: ["a"],
+    "[nan]": lambda: [float("nan")],
+    "[-1, 2]": lambda: [-1, 2],
+    "{'a': 1}": lambda: {"a": 1},
+    "set": lambda: {"a"},
+    "object": object,
+    "a class": lambda: int,
+    "a callback class": lambda: onecycle.EMA,
+    "a module class": lambda: nn.Linear,
+    "no arguments": lambda: lambda: None,
+    "five arguments": lambda: lambda a, b, c, d, e: None,
+    "returns None": lambda: lambda *args, **options: None,
+    "slice": lambda: slice(None),
+    "ellipsis": lambda: ...,
+    "empty range": lambda: range(0),
+    "np nan": lambda: np.float64("nan"),
+    "np text": lambda: np.str_("abc"),
+    "np bool": lambda: np.bool_(True),
+    "array": lambda: np.array([1.0, 2.0]),
+    "array of objects": lambda: np.array([None, "a"], dtype=object),
+    "empty array": lambda: np.array([]),
+    "tensor": lambda: torch.tensor([1.0, 2.0]),
+    "tensor nan": lambda: torch.tensor(float("nan")),
+    "empty tensor": lambda: torch.empty(0),
+    "meta tensor": lambda: torch.empty((), device="meta"),
+    "schedule": lambda: linear(-1.0, float("1e300")),
+    "module": lambda: nn.Linear(3, 2),
+    "generator": lambda: (i for i in ()),
+}
+
+#: Arguments that are valid, for the parameters that have no default.
+GIVEN: dict[str, Callable[[], Any]] = {
+    "obj": lambda: nn.Dropout(0.5),
+    "name": lambda: "p",
+    "schedule": lambda: linear(0.5, 0.0),
+    "path": lambda: "file.pt",
+    "folder": lambda: "folder",
+    "size": lambda: 4,
+    "train": lambda: toy_learner(2, 4).dls.train,
+    "n_batches": lambda: 2,
+    "updates": lambda: 2,
+    "dls": lambda: toy_learner(2, 4).dls,
+    "model": lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)),
+    "loss_func": lambda: nn.functional.mse_loss,
+    "func": lambda: onecycle.mse,
+    "lr_max": lambda: 0.1,
+    "max_lr": lambda: 0.1,
+    "base_lr": lambda: 0.01,
+    "lr": lambda: 0.1,
+    "schedules": lambda: {"lr": linear(0.1, 0.0)},
+    "sizes": lambda: linear(4, 8),
+    "dataset": lambda: torch.utils.data.TensorDataset(torch.ones(4, 2)),
+    "tensors": lambda: torch.ones(4, 2),
+    "total_steps": lambda: 10,
+    "n_cycles": lambda: 1,
+    "cycle_len": lambda: 1,
+    "t_max": lambda: 4,
+    "t_0": lambda: 4,
+    "step_size": lambda: 4,
+    "start": lambda: 0.1,
+    "end": lambda: 0.2,
+    "value": lambda: 0.1,
+    "power": lambda: 2.0,
+    "factor": lambda: 0.5,
+    "n_epoch": lambda: 1,
+    "epochs": lambda: 1,
+    "n": lambda: 0,
+    "x": lambda: torch.ones(4),
+    "use_clr_beta": lambda: (10, 10, 0.95, 0.85),
+    "pred": lambda: torch.ones(4, 3),
+    "target": lambda: torch.ones(4, dtype=torch.long),
+    "lrs": lambda: np.geomspace(1e-5, 1, 40),
+    "losses": lambda: np.linspace(2, 1, 40) ** 3,
+    "schedule_or_torch_scheduler": lambda: linear(0.0, 1.0),
+    "cbs": tuple,
+    "kinds": lambda: onecycle.EMA,
+}
+
+#: Where one of the above will not do.
+GIVEN_TO: dict[str, dict[str, Callable[[], Any]]] = {
+    "PlannedScheduler": {"make": lambda: lambda n: {"lr": linear(0.1, 0.0)}},
+    "TorchScheduler": {"make": lambda: lambda opt: StepLR(opt, 2)},
+    "check_callback": {"make": lambda: onecycle.EMA},
+    "join": {"phases": lambda: [(0.5, linear(0, 1)), (0.5, linear(1, 0))]},
+    "join_steps": {"phases": lambda: [(5, linear(0, 1)), (5, linear(1, 0))]},
+    "mae": {"target": lambda: torch.ones(4, 3)},
+    "mse": {"target": lambda: torch.ones(4, 3)},
+    "head_splitter": {"model": lambda: onecycle.lenet()},
+    "EarlyStopping": {"monitor": lambda: "valid_loss"},
+    "Learner.compare": {"policies": lambda: ("constant",), "seeds": lambda: (0,)},
+    "Learner.diagnose": {"num_it": lambda: 20, "wds": lambda: (), "lr_usual": lambda: 0.01},
+    "Learner.regularization_report": {"wds": lambda: (0.0, 0.1), "seeds": lambda: (0, 1)},
+    "Learner.lr_find": {"num_it": lambda: 4, "show_plot": lambda: False},
+    "Learner.fine_tune": {},
+    "Learner.tta": {"transforms": lambda: (lambda xb: xb,)},
+    "toy_learner": {},
+}
+
+#: The events of a callback that is made from functions, and options that others take.
+KEYWORDS = {"Callback": "after_batch", "ChannelsLast": "after_batch", "toy_learner": "lr"}
+
+#: The verbs of a learner.
+VERBS = (
+    *("fit", "fit_one_cycle", "fit_clr_beta", "fit_flat_cos", "fit_sgdr", "fine_tune", "lr_find"),
+    *("validate", "get_preds", "predict", "tta", "save", "load", "freeze", "freeze_to", "check"),
+    *("compare", "diagnose", "regularization_report", "removed_cbs", "added_cbs", "land"),
+)
+
+#: What is made by the package and only read by people: records take what they are given.
+RECORDS = frozenset(
+    ("Comparison", "Diagnosis", "EnsembleReport", "LRFindResult", "Plateau", "PostMortem")
+) | {"Predictions", "RangeTests", "RegularizationReport", "Stage", "Schedule"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A public name that is called, and what it is called with."""
+
+    name: str
+    call: Callable[..., Any]
+    given: Mapping[str, Callable[[], Any]]
+    parameters: Mapping[str, inspect.Parameter]
+
+
+def _use(made: Any) -> None:
+    """Let what was made take part, so that it meets what is checked before the first batch."""
+    if isinstance(made, FOR_IMAGES):
+        return  # what they need is no part of a learner of lines
+    if isinstance(made, Callback):
+        learn = toy_learner(2, 4)
+        learn.fit(1, cbs=[made])
+    elif isinstance(made, Learner):
+        with made.no_bar():
+            made.fit(1)
+    elif isinstance(made, TensorLoader):
+        next(iter(made))
+    elif isinstance(made, onecycle.Schedule):
+        made([0.0, 0.5, 1.0])
+    elif isinstance(made, contextlib.AbstractContextManager):
+        with made:
+            pass
+
+
+def _verb(name: str) -> Callable[..., Any]:
+    def call(*args: Any, **given: Any) -> Any:
+        halves = lambda model: [list(model[0].parameters()), list(model[2].parameters())]  # noqa: E731
+        learn = toy_learner(2, 4, splitter=halves)
+        if name == "load":
+            learn.save("file.pt")
+        try:
+            return getattr(learn, name)(*args, **given)
+        finally:
+            if name == "load":
+                Path("file.pt").unlink(missing_ok=True)
+
+    return call
+
+
+def subjects() -> list[Subject]:
+    """Return all that is called: exported classes and functions, and the verbs of a learner."""
+    calls: dict[str, Callable[..., Any]] = {}
+    for name in onecycle.__all__:
+        thing = getattr(onecycle, name)
+        is_error = inspect.isclass(thing) and issubclass(thing, Exception)
+        if not is_error and name not in RECORDS:
+            calls[name] = thing
+    found = []
+    for name in [*calls, *(f"Learner.{verb}" for verb in VERBS)]:
+        _, _, verb = name.partition(".")
+        signed = getattr(Learner, verb) if verb else calls[name]
+        parameters = {
+            each.name: each
+            for each in inspect.signature(signed).parameters.values()
+            if each.name not in ("self", "handlers", "options")
+        }
+        own = GIVEN_TO.get(name, {})
+        given = {
+            each.name: own.get(each.name) or GIVEN[each.name]
+            for each in parameters.values()
+            if each.name in own or each.default is inspect.Parameter.empty
+        }
+        if name == "Learner":
+            given["loss_func"] = GIVEN["loss_func"]
+        if name in KEYWORDS:
+            parameters[KEYWORDS[name]] = inspect.Parameter(
+                KEYWORDS[name], inspect.Parameter.KEYWORD_ONLY, annotation="Handler"
+            )
+        found.append(Subject(name, _verb(verb) if verb else calls[name], given, parameters))
+    return found
+
+
+class TooLongError(BaseException):
+    """A call did not come back in time."""
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    def ring(*args: object) -> None:
+        raise TooLongError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a call with one nonsense argument."""
+
+    subject: str
+    parameter: str
+    value: str
+    verdict: str  # "ok", or what is wrong with it
+    said: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.subject}({self.parameter}={self.value}): {self.verdict}: {self.said[:200]}"
+
+
+def outcome(subject: Subject, parameter: str, label: str) -> Outcome:
+    """Call a subject with one argument that may be nonsense, in the folder that is current."""
+    value = VALUES[label]()
+    given = {name: make() for name, make in subject.given.items()} | {parameter: value}
+    kinds = {each.name: each.kind for each in subject.parameters.values()}
+    star = [given.pop(name) for name in [*given] if kinds[name] is inspect.Parameter.VAR_POSITIONAL]
+    verdict, said = "ok", ""
+    try:
+        with _limited():
+            _use(subject.call(*star, **given))
+        if not may_be(subject.parameters[parameter].annotation, value):
+            verdict = "taken without a word"
+    except TooLongError:
+        verdict = "too slow"
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        if not isinstance(error, TypeError | ValueError | onecycle.OnecycleError):
+            is_missing = isinstance(error, FileNotFoundError) and parameter in ("path", "resume")
+            verdict = "ok" if is_missing else "another kind of error"
+        elif not names(parameter, value, str(error)):
+            verdict = "names no argument or no value"
+        if os.listdir():
+            verdict = f"wrote {os.listdir()}"
+    for path in Path().iterdir():
+        _remove(path)
+    return Outcome(subject.name, parameter, label, verdict, said)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        for inner in path.iterdir():
+            _remove(inner)
+        path.rmdir()
+    else:
+        path.unlink()
+
+
+# What a message says ----------------------------------------------------------------------
+
+#: Other words for parameters in messages.
+WORDS = {
+    "metrics": ("metric",),
+    "seeds": ("seed",),
+    "batch_sizes": ("batch_size",),
+    "dropouts": ("dropout",),
+    "dl": ("loader", "batch"),
+    "lrs": ("lrs",),
+    "lr_max": ("lr",),
+    "cbs": ("callback", "Callback"),
+    "moms": ("momentum", "moms"),
+    "wd": ("weight_decay",),
+    "wds": ("weight_decay", "wd"),
+    "use_clr_beta": ("div", "pct", "momentum"),
+}
+
+
+def names(parameter: str, value: Any, message: str) -> bool:
+    """Tell whether a message names the argument, and what came."""
+    words = (parameter, *WORDS.get(parameter, ()))
+    has_name = any(re.search(rf"(?<![A-Za-z]){re.escape(word)}(?![a-z])", message) for word in words)
+    shown = {f(value) for f in (repr, str)} | {type(value).__name__, getattr(value, "__name__", "")}
+    shown |= {f(part) for part in _flat(value) for f in (repr, str)}
+    shown |= {type(part).__name__ for part in _flat(value)} | {_shape(value)}
+    shown |= {f"{value:g}", f"{value:.4g}"} if isinstance(value, float) else set()
+    if _is_empty(value):
+        shown |= {"empty", "none", "no "}
+    return has_name and any(text and text in message for text in shown)
+
+
+def _shape(value: Any) -> str:
+    try:
+        return str(tuple(np.shape(value)))
+    except ValueError:
+        return ""
+
+
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return 0 in value.shape
+    return hasattr(value, "__len__") and not isinstance(value, type) and len(value) == 0
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, np.ndarray | torch.Tensor):
+        value = value.tolist() if value.dtype != torch.float32 or not getattr(value, "is_meta", 0) else []
+    yield from value if isinstance(value, list | tuple | dict) else [value]
+
+
+# What an annotation allows ----------------------------------------------------------------
+
+
+def may_be(annotation: Any, value: Any) -> bool:
+    """Tell whether a value may be valid by an annotation; whether it is depends on its range."""
+    text = annotation if isinstance(annotation, str) else _text(annotation)
+    return any(_may_be(part.strip(), value) for part in _split(text))
+
+
+def _text(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Literal:
+        return str(annotation)
+    return getattr(annotation, "__name__", None) if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+
+
+def _split(text: str) -> list[str]:
+    parts, depth, begin = [], 0, 0
+    for i, letter in enumerate(text):
+        depth += (letter in "[(") - (letter in "])")
+        if letter == "|" and not depth:
+            parts.append(text[begin:i])
+            begin = i + 1
+    return [*parts, text[begin:]]
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0 and not getattr(value, "is_meta", False):
+        value = value.item()
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+ALIASES = {
+    "Mode": ("auto", "min", "max"),
+    "During": ("train", "valid", "both"),
+    "Policy": ("cosine", "linear", "three_phase", "smith", "torch"),
+    "Extend": ("keep", "restretch", "tail"),
+    "Words": ("auto", "same", "ignore"),
+}
+
+
+def _may_be(part: str, value: Any) -> bool:
+    part = part.replace("collections.abc.", "").replace("typing.", "")
+    name = part.split("[")[0].split(".")[-1]
+    if part in ("Any", "object", "ArrayLike") or part.startswith(("Union[", "Iterable", "Default")):
+        return part != "Default"
+    if part == "None":
+        return value is None
+    if part.startswith("Literal") or part in ALIASES:
+        words = ALIASES.get(part) or typing.get_args(eval(part, {"Literal": typing.Literal}))  # noqa: S307
+        return any(type(value) is type(word) and value == word for word in words)
+    simple: dict[str, Callable[[Any], bool]] = {
+        "bool": lambda v: isinstance(v, bool | np.bool_),
+        "int": _is_whole,
+        "float": _is_number,
+        "str": lambda v: isinstance(v, str),
+        "Path": lambda v: isinstance(v, os.PathLike),
+        "GroupValues": lambda v: _is_number(v) or _numbers(v) or isinstance(v, slice),
+        "Handler": callable,
+        "OptFunc": callable,
+        "Splitter": callable,
+        "Init": callable,
+        "Callable": callable,
+    }
+    if name in simple:
+        return simple[name](value)
+    if name in ("Sequence", "tuple", "list"):
+        inner = part[part.find("[") + 1 : -1].split(",")[0]
+        if isinstance(value, str | bytes) or not hasattr(value, "__len__") or isinstance(value, dict):
+            return False
+        return all(may_be(inner, each) for each in value)
+    if name in ("Mapping", "dict"):
+        return isinstance(value, Mapping) and not value
+    return any(each.__name__ == name for each in type(value).__mro__)
+
+
+def _numbers(value: Any) -> bool:
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        return False
+    return isinstance(value, list | tuple | np.ndarray | torch.Tensor) and all(map(_is_number, value))
