@@ -36,6 +36,11 @@ def shown(value: object) -> str:
     return text if 0 < len(text) <= 100 and "\n" not in text else f"a {type(value).__name__}"
 
 
+def class_hint(value: object) -> str:
+    """Say what to do with a class that was given in place of an object."""
+    return " (write it with parentheses)" if isinstance(value, type) else ""
+
+
 def check_finite(name: str, value: float) -> float:
     """Return a finite number as a float, or refuse it."""
     try:
@@ -152,12 +157,11 @@ def check_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {choices}; got {shown(value)}")
 
 
-def check_is(name: str, value: object, kind: type, hint: str = "") -> None:
-    """Refuse what is not of a kind; a class of it is a mistake of its own."""
+def check_is(name: str, value: object, kind: type, like: str = "") -> None:
+    """Refuse what is not of a kind; a class is a mistake of its own."""
     if not isinstance(value, kind):
-        if isinstance(value, type):
-            hint = " (write it with parentheses)"
-        raise TypeError(f"{name} must be a {kind.__name__}; got {shown(value)}{hint}")
+        expected = f"{name} must be a {kind.__name__}{like and f', such as {like}'}"
+        raise TypeError(f"{expected}; got {shown(value)}{class_hint(value)}")
 
 
 def check_list(name: str, values: Sequence[Any], of: str) -> list[Any]:
@@ -172,8 +176,7 @@ def check_callable(name: str, value: object, *arguments: str) -> None:
     """Refuse what could not be called with such arguments, as far as it tells what it takes."""
     expected = f"a function of ({', '.join(arguments)})"
     if isinstance(value, type) or not callable(value):
-        hint = " (write it with parentheses)" if isinstance(value, type) else ""
-        raise TypeError(f"{name} must be {expected}; got {shown(value)}{hint}")
+        raise TypeError(f"{name} must be {expected}; got {shown(value)}{class_hint(value)}")
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):  # some built-in functions tell nothing

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onecycle.arguments import Default, check_count, check_list, check_positive
+from onecycle.arguments import Default, check_count, check_fraction, check_list, check_positive
 from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.one_cycle import OneCycleSchedule
@@ -162,7 +162,7 @@ class Learner(Trainer):
         """
         if len(check_list("use_clr_beta", use_clr_beta, "2 or 4 numbers")) not in (2, 4):
             raise ValueError(
-                "use_clr_beta must be (div, pct) or (div, pct, max_mom, min_mom), with pct in "
+                "use_clr_beta: expected (div, pct) or (div, pct, max_mom, min_mom), with pct in "
                 f"percent; got {use_clr_beta!r}"
             )
         div, pct, *moms = use_clr_beta
@@ -329,6 +329,8 @@ class Learner(Trainer):
         """
         check_count("epochs", epochs)
         check_count("freeze_epochs", freeze_epochs, least=0)
+        check_positive("div", div)
+        check_fraction("pct_start", pct_start)
         half = check_positive("base_lr", check_value("base_lr", base_lr)) / 2
         rates = slice(half / check_positive("lr_mult", lr_mult), half)
         OneCycleSchedule(rates, div, pct_start=pct_start)  # refuses before the first stage has run

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from onecycle.arguments import check_count, shown
+from onecycle.arguments import check_callable, check_count, shown
 from onecycle.callbacks.progress import Progress
 from onecycle.core.callback import Callback, Handler
 from onecycle.data.loaders import DataLoaders, TensorLoader
@@ -99,8 +99,8 @@ def check_callback(
 
 
 def _made(name: str, make: Callable[[], Any], kind: type) -> Any:
-    if not callable(make):
-        raise TypeError(f"{name} must make a {kind.__name__} when it is called; got {shown(make)}")
+    if not (isinstance(make, type) and issubclass(make, kind)):
+        check_callable(name, make)
     made = make()
     if not isinstance(made, kind):
         raise TypeError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onecycle.arguments import check_is, check_text, shown
+from onecycle.arguments import check_is, check_text
 from onecycle.checkpoints.description import name_of
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
@@ -52,11 +52,11 @@ class AttributeScheduler(Callback):
     runs_in = frozenset(("fit",))
 
     def __init__(self, obj: object, name: str, schedule: Schedule) -> None:
-        check_is("schedule", schedule, Schedule, ": write linear(0.5, 0.0), for example")
+        check_is("schedule", schedule, Schedule, "linear(0.5, 0.0)")
         if not hasattr(obj, check_text("name", name)):
             near = difflib.get_close_matches(name, dir(obj), n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"obj {shown(obj)} has no attribute {name!r}{hint}")
+            raise ValueError(f"{type(obj).__name__} has no attribute {name!r}{hint}")
         value = getattr(obj, name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number and not (isinstance(value, Tensor) and value.is_floating_point()):

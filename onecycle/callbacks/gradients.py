@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from onecycle.arguments import check_count, check_positive
@@ -120,6 +121,10 @@ class GradientClip(Callback):
         for name, limit in (("max_norm", max_norm), ("max_value", max_value)):
             if limit is not None:
                 check_positive(name, limit)
+        if max_value is not None and max_value > (most := torch.finfo(torch.float32).max):
+            raise ValueError(
+                f"max_value must be a number of float32, at most {most:g}; got {max_value}"
+            )
         self.max_norm, self.max_value = max_norm, max_value
         self.norm: Tensor | None = None
 

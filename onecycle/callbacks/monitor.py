@@ -85,6 +85,8 @@ def judged_by(learn: Loop, metric: str | None, mode: Mode) -> tuple[str, Directi
         ValueError: If there is no validation loader, or no such metric; if which way is better is
             not known.
     """
+    if metric is not None:
+        check_text("metric", metric)
     # A metric may give several values, and none of its own name.
     owners = (_known_owners if metric == "valid_loss" else _shown_owners)(learn)
     names = list(owners)[1:]
@@ -94,7 +96,8 @@ def judged_by(learn: Loop, metric: str | None, mode: Mode) -> tuple[str, Directi
             "DataLoaders(train, valid)"
         )
     name = names[min(1, len(names) - 1)] if metric is None else metric
-    check_one_of("metric", name, tuple(names))
+    if name not in names:
+        raise ValueError(f"metric must be one of {', '.join(names)}; got {name!r}")
     return name, direction_of(name, owners[name], mode)
 
 

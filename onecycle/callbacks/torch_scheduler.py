@@ -76,12 +76,13 @@ class TorchScheduler(ParamScheduler):
         every: Literal["update", "epoch"] = "update",
     ) -> None:
         super().__init__({})
-        if isinstance(make, LRScheduler):
+        if not callable(make) or isinstance(make, LRScheduler):
             raise TypeError(
-                "make must be a function that makes the scheduler, such as "
+                "make: TorchScheduler takes a function that makes the scheduler, such as "
                 f"lambda opt: StepLR(opt, 30); got {shown(make)}"
             )
-        check_callable("make", make, "opt")
+        if not (isinstance(make, type) and issubclass(make, LRScheduler)):
+            check_callable("make", make, "opt")
         check_one_of("every", every, ("update", "epoch"))
         self.every = every
         self._make = make
@@ -237,7 +238,7 @@ def _checked(scheduler: object, opt: Optimizer) -> LRScheduler:
     if not isinstance(scheduler, LRScheduler):
         raise TypeError(
             "expected the function of TorchScheduler to return a scheduler of "
-            f"torch.optim.lr_scheduler; got {scheduler!r}"
+            f"torch.optim.lr_scheduler; got {shown(scheduler)}"
         )
     if follows_a_metric(scheduler):
         raise TypeError(

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
-from onecycle.arguments import check_callable, check_one_of, shown
+from onecycle.arguments import check_one_of, shown
 from onecycle.core.events import EVENT_PREFIXES, EVENTS
 from onecycle.errors import UnknownEventError
 from onecycle.explanations import explain_foreign_name
@@ -85,7 +85,8 @@ class Callback:
         for name, handler in handlers.items():
             if name not in EVENTS:
                 raise UnknownEventError(_unknown_event("Callback()", name))
-            check_callable(name, handler, "learn")
+            if isinstance(handler, type) or not callable(handler):
+                raise TypeError(f"{name} must be a function of the learner; got {shown(handler)}")
             setattr(self, name, handler)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

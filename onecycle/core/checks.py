@@ -5,19 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from torch import nn
-
 from onecycle.arguments import (
-    check_callable,
-    check_count,
-    check_not_negative,
     check_takes_learn,
+    class_hint,
     shown,
 )
 from onecycle.core.callback import Callback
 from onecycle.core.events import EVENTS
 from onecycle.errors import MissingCallbackError
-from onecycle.optim.loss_module import tell_hidden
 
 log = logging.getLogger("onecycle")
 
@@ -33,8 +28,8 @@ def check_callbacks(cbs: Sequence[Callback]) -> None:
         raise TypeError(f"cbs must be a list of Callback objects; got {shown(cbs)}{hint}")
     for callback in cbs:
         if not isinstance(callback, Callback):
-            hint = " (write it with parentheses)" if isinstance(callback, type) else ""
-            raise TypeError(f"cbs must be Callback objects; got {shown(callback)}{hint}")
+            came = f"{shown(callback)}{class_hint(callback)}"
+            raise TypeError(f"cbs must be Callback objects; got {came}")
         for name in EVENTS:
             check_takes_learn(callback, name)
 
@@ -61,48 +56,6 @@ def check_requirements(callbacks: Iterable[Callback]) -> None:
                     f"{type(callback).__name__} requires {needed.__name__}, which takes no part "
                     f"in this fit: add {needed.__name__}() to the learner's or the fit's cbs"
                 )
-
-
-def check_parts(model: nn.Module, loss_func: object, cbs: Sequence[Callback]) -> None:
-    """Refuse what is no model, no loss function, or no list of callbacks; tell what a loss hides.
-
-    Raises:
-        TypeError: Naming what came.
-    """
-    if not isinstance(model, nn.Module):
-        hint = " (write it with parentheses)" if isinstance(model, type) else ""
-        raise TypeError(
-            f"model must be a torch.nn.Module; got {shown(model)}, a {type(model).__name__}{hint}"
-        )
-    if isinstance(loss_func, type) or not (loss_func is None or callable(loss_func)):
-        hint = " (write it with parentheses)" if isinstance(loss_func, type) else ""
-        raise TypeError(f"loss_func must be called with (pred, yb); got {shown(loss_func)}{hint}")
-    tell_hidden(model, loss_func)
-    check_callbacks(cbs)
-
-
-def check_options(
-    *, wd: float | None, splitter: object, n_inp: int | None, seed: int | None, opt: object
-) -> None:
-    """Refuse options of a learner that cannot be, before anything is made of them.
-
-    Raises:
-        TypeError, ValueError: Naming the option, and what came.
-    """
-    if wd is not None:
-        check_not_negative("wd", wd)
-    if splitter is not None:
-        check_callable("splitter", splitter, "model")
-    if n_inp is not None:
-        check_count("n_inp", n_inp)
-    if seed is not None:
-        check_count("seed", seed, least=0)
-    is_optimizer = hasattr(opt, "param_groups") and hasattr(opt, "step")
-    if opt is not None and (isinstance(opt, type) or not is_optimizer):
-        raise TypeError(
-            f"opt must be an optimizer that exists; got {shown(opt)}: a class of them is given "
-            "as opt_func="
-        )
 
 
 def check_between_updates(event: str) -> None:

@@ -58,7 +58,8 @@ class SeededDataset(Dataset[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        is_other = isinstance(dataset, IterableDataset | str | bytes)
+        if is_other or not hasattr(type(dataset), "__getitem__"):
             raise TypeError(
                 "expected a map-style data set, with __getitem__ and __len__: the seed of a sample "
                 f"comes from its index; got dataset={shown(dataset)}"

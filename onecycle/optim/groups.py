@@ -310,12 +310,18 @@ class ParamGroups:
         if name not in self.names():
             yield
             return
+        before = self.get(name)
         self.put_back(name)
         began = self.get(name)
         try:
             yield
-        finally:
-            self._lent[name] = began, self.get(name)
+        except BaseException:
+            if self.get(name) == began != before:  # refused, before anything was driven
+                self.set(name, before)
+            else:
+                self._lent[name] = began, self.get(name)
+            raise
+        self._lent[name] = began, self.get(name)
 
     def put_back(self, name: str) -> None:
         """Set a hyperparameter to what it was before the fit that has left it as it is now."""
@@ -398,7 +404,7 @@ class ParamGroups:
         """
         n = len(self)
         if isinstance(values, slice):
-            values = _steps(values, n)
+            values = _steps(name, values, n)
         elif isinstance(values, str) or np.ndim(values) == 0:
             values = [values] * n  # type: ignore[list-item]
         result = [check_value(name, value) for value in cast("Sequence[float]", values)]
@@ -459,10 +465,10 @@ def check_value(name: str, value: Any) -> float:
     return float(value)
 
 
-def _steps(values: slice, n: int) -> list[float]:
+def _steps(name: str, values: slice, n: int) -> list[float]:
     if values.stop is None or values.step is not None:
         hint = f": {NO_RATE}" if values.stop is None else ""
-        raise ValueError(f"expected slice(hi) or slice(lo, hi); got {values!r}{hint}")
+        raise ValueError(f"expected slice(hi) or slice(lo, hi) as {name}; got {values!r}{hint}")
     hi = check_value("the end of the slice", values.stop)
     if values.start is None:
         return [hi / 10] * (n - 1) + [hi]

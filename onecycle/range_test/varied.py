@@ -56,7 +56,9 @@ def _check(learn: Loop, name: str, setting: Any) -> None:
     elif name == "dropout":
         check_fraction("a dropout", setting)
         if not _dropouts(learn):
-            raise ValueError("the model has no nn.Dropout: add one, or leave dropouts out")
+            raise ValueError(
+                f"the model has no nn.Dropout: add one, or leave dropouts out; got {shown(setting)}"
+            )
     else:
         learn.groups.get(name)  # refuses what the optimizer does not have
         learn.groups.expand(name, setting)

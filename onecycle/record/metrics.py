@@ -14,7 +14,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, SupportsFloat, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from onecycle.arguments import (
     check_finite,
     check_flag,
     check_text,
+    class_hint,
     shown,
 )
 from onecycle.data.nested import map_tensors
@@ -395,7 +396,9 @@ class MeanMetric:
         transform: Callable[[Tensor], Tensor] | None = None,
         higher_is_better: bool | None = None,
     ) -> None:
-        check_callable("func", func, "pred", "target")
+        if isinstance(func, type) or not callable(func) or not _takes_pred_and_target(func):
+            came = f"{shown(func)}{class_hint(func)}"
+            raise TypeError(f"func must be a function (pred, target) -> 0-dim tensor; got {came}")
         self.func = func
         self.name = _function_name(func) if name is None else check_text("name", name)
         if transform is not None:
@@ -430,7 +433,12 @@ class MeanMetric:
             self._mean.keep(value, size_of(targets[0] if len(targets) == 1 else targets, pred))
             self._watch.keep(pred)
             return
-        value = self.func(pred, *targets)
+        try:
+            value = self.func(pred, *targets)
+        except TypeError as error:
+            takes = "(pred, target)" if len(targets) == 1 else f"pred and {len(targets)} targets"
+            error.add_note(f"onecycle: the metric {self.name} was called with {takes}")
+            raise
         n = size_of(targets[0] if len(targets) == 1 else targets, pred)
         if isinstance(value, Mapping | tuple | list):
             for name, part in named_parts(self.name, value).items():
@@ -462,6 +470,11 @@ def _one_mean(name: str, value: Any) -> Any:
             "return one number, the mean over the batch (a 0-dim tensor), or a dict of such; what "
             "has a value for each class is no mean over batches: give an object with reset(), "
             "update(pred, target) and compute()"
+        )
+    if not isinstance(value, Tensor | SupportsFloat):
+        raise TypeError(
+            f"metric {name} returned {shown(value)}: return one number, the mean over the batch (a "
+            "0-dim tensor), or a dict of such"
         )
     return value
 

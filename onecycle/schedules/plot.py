@@ -68,14 +68,15 @@ def plot_schedule(
 
     check_count("steps", steps, least=2)
     if ax is not None:
-        check_is("ax", ax, Axes, ": plt.subplots() makes one")
+        check_is("ax", ax, Axes, "plt.gca()")
     curves = _named_curves(schedule_or_torch_scheduler)
     of_torch = {is_torch_scheduler(curve) for curve in curves.values()}
     if len(of_torch) != 1:
+        came = shown(schedule_or_torch_scheduler)
         wrong = "schedules and torch schedulers together" if of_torch else "nothing to draw"
         raise (TypeError if of_torch else ValueError)(
             "schedule_or_torch_scheduler must be schedules of position, or schedulers of torch; "
-            f"got {wrong}"
+            f"got {wrong}: {came}"
         )
     lines = [line for name, curve in curves.items() for line in _lines(name, curve, steps)]
     if ax is None:
@@ -95,7 +96,7 @@ def _named_curves(given: Curves) -> dict[str, Curve]:
     """Give every curve a name; the only one needs none."""
     if isinstance(given, Mapping):
         return {str(name): curve for name, curve in given.items()}
-    if isinstance(given, Sequence):
+    if isinstance(given, Sequence) and not isinstance(given, str | bytes):
         return {f"{k}: {_short_name(curve)}": curve for k, curve in enumerate(given)}
     return {"": given}
 

@@ -279,10 +279,19 @@ class Step(Schedule, kind="step"):
             start=check_finite("start", self.start), factor=check_finite("factor", self.factor)
         )
         self._set(milestones=milestones)
+        try:
+            self._levels()
+        except OverflowError:
+            raise ValueError(
+                f"factor multiplies {self.start:g} beyond all numbers in {len(milestones)} "
+                f"milestones; got {self.factor:g}"
+            ) from None
+
+    def _levels(self) -> list[float]:
+        return [self.start * self.factor**k for k in range(len(self.milestones) + 1)]
 
     def _values(self, p: Array) -> Array:
-        levels = [self.start * self.factor**k for k in range(len(self.milestones) + 1)]
-        return np.array(levels)[np.searchsorted(self.milestones, p, side="right")]
+        return np.array(self._levels())[np.searchsorted(self.milestones, p, side="right")]
 
 
 @dataclass(frozen=True)
@@ -559,9 +568,9 @@ def _check_phases(phases: Sequence[object], length: str) -> None:
     """Refuse what is no pair of a length and a schedule."""
     for phase in phases:
         if not (isinstance(phase, Sequence) and len(phase) == 2):
-            raise TypeError(f"each of phases is a pair ({length}, schedule); got {shown(phase)}")
+            raise TypeError(f"a phase is a pair ({length}, schedule); got {shown(phase)}")
         if not isinstance(phase[1], Schedule):
-            raise TypeError(f"the second of each of phases is a Schedule; got {shown(phase[1])}")
+            raise TypeError(f"the second of a phase is a Schedule; got {shown(phase[1])}")
 
 
 def piecewise(x: Array, cuts: Sequence[float], parts: Sequence[Schedule]) -> Array:

@@ -193,7 +193,8 @@ def _fits(
     policies: Sequence[str] | Mapping[str, Compared], n_epoch: int, rates: list[float]
 ) -> dict[str, _Fit]:
     """Return by label what trains a learner."""
-    if not policies or isinstance(policies, str) or not isinstance(policies, Mapping | Sequence):
+    is_known = isinstance(policies, Mapping | Sequence) and not isinstance(policies, str)
+    if not is_known or not policies:
         raise TypeError(f"{_EXPECTED}; got {shown(policies)}")
     if not isinstance(policies, Mapping):
         if not all(isinstance(name, str) for name in policies):

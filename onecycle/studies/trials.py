@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from onecycle.arguments import check_callable, check_count, shown
+from onecycle.arguments import check_callable, check_count, check_list, shown
 from onecycle.callbacks.progress import Progress, clock, number
 from onecycle.callbacks.recorder import Recorder
 from onecycle.checkpoints.snapshot import preserved
@@ -100,13 +100,10 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
         TypeError: If they are no list of whole numbers.
         ValueError: If there is none, or one comes twice or is negative.
     """
-    if isinstance(seeds, str | bytes) or not hasattr(seeds, "__iter__"):
-        raise TypeError(
-            f"seeds must be a list of whole numbers, such as range(4); got {shown(seeds)}"
-        )
-    found = [check_count("a seed", seed, least=0) for seed in seeds]
+    listed = check_list("seeds", seeds, "whole numbers, such as range(4)")
+    found = [check_count("a seed", seed, least=0) for seed in listed]
     if not found or len(set(found)) < len(found):
-        raise ValueError(f"expected one or more seeds, all different; got {found}")
+        raise ValueError(f"expected one or more seeds, all different; got {shown(seeds)}")
     return found
 
 

@@ -54,7 +54,7 @@ def freeze_to(learn: Trainer, n: int, *, train_bn: bool) -> None:
         )
     if not -count <= n < count:
         raise ValueError(
-            f"cannot freeze to parameter group n={n}: expected {-count} to {count - 1}, since the "
+            f"cannot freeze to parameter group {n}: expected {-count} to {count - 1}, since the "
             f"splitter made {count} (Learner's splitter= makes more)\n{learn.groups.table()}"
         )
     if n < 0:

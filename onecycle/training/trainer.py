@@ -37,8 +37,6 @@ from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
 from onecycle.core.checks import (
     check_between_updates,
-    check_options,
-    check_parts,
     checked_callbacks,
 )
 from onecycle.core.loop import Loop
@@ -61,6 +59,7 @@ from onecycle.training.checking import (
     warn_of_bad_parameters,
     warn_of_other_processes,
 )
+from onecycle.training.options import check_options, check_parts
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 
 log = logging.getLogger("onecycle")
@@ -95,15 +94,14 @@ class Trainer(Loop):
         check: bool = True,
     ) -> None:
         check_parts(model, loss_func, cbs)
-        check_options(wd=wd, splitter=splitter, n_inp=n_inp, seed=seed, opt=opt)
-        check_flags(wd_bn_bias=wd_bn_bias, fast_step=fast_step, check=check)
-        dls, moms = as_dataloaders(dls), check_momenta(moms)
-        named = as_metrics(metrics)
+        flags = {"wd_bn_bias": wd_bn_bias, "fast_step": fast_step, "check": check}
+        check_options(opt=opt, wd=wd, splitter=splitter, n_inp=n_inp, seed=seed, **flags)
+        dls, named, self.moms = as_dataloaders(dls), as_metrics(metrics), check_momenta(moms)
         move_to(device, model, loss := loss_module(model, loss_func))
         groups = param_groups(model, loss, opt, opt_func, wd, splitter, wd_bn_bias)
         self.lr = groups.own_rates() if lr is None else groups.expand("lr", lr)
         groups.set("lr", self.lr)
-        self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
+        self._given_seed, self._first_batch = seed, FirstBatch() if check else None
         super().__init__(
             dls,
             model,

@@ -95,7 +95,7 @@ def check_words(words: Any) -> None:
     """Refuse what does not say what becomes of targets."""
     if isinstance(words, str):
         check_one_of("target", words, ("auto", "map", "keep"))
-    elif isinstance(words, tuple | list | Mapping):
+    elif isinstance(words, tuple | list | Mapping) and words:
         for part in words.values() if isinstance(words, Mapping) else words:
             check_words(part)
     else:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import inspect
-import logging
-import numbers
 import os
-import re
 import signal
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from allowed import may_be, names
 from exported_callbacks import FOR_IMAGES
 from torch import nn
-from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
 import onecycle
-from onecycle import Callback, DataLoaders, Learner, TensorLoader, linear, one_cycle, toy_learner
+from onecycle import Callback, Learner, TensorLoader, linear, toy_learner
 
 #: What no call may take longer than, in seconds.
 LIMIT = 1.0
@@ -99,7 +95,6 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "updates": lambda: 2,
     "dls": lambda: toy_learner(2, 4).dls,
     "model": lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)),
-    "loss_func": lambda: nn.functional.mse_loss,
     "func": lambda: onecycle.mse,
     "lr_max": lambda: 0.1,
     "max_lr": lambda: 0.1,
@@ -145,17 +140,20 @@ GIVEN_TO: dict[str, dict[str, Callable[[], Any]]] = {
     "mse": {"target": lambda: torch.ones(4, 3)},
     "head_splitter": {"model": lambda: onecycle.lenet()},
     "EarlyStopping": {"monitor": lambda: "valid_loss"},
+    "Learner": {"loss_func": lambda: nn.functional.mse_loss},
     "Learner.compare": {"policies": lambda: ("constant",), "seeds": lambda: (0,)},
     "Learner.diagnose": {"num_it": lambda: 20, "wds": lambda: (), "lr_usual": lambda: 0.01},
     "Learner.regularization_report": {"wds": lambda: (0.0, 0.1), "seeds": lambda: (0, 1)},
     "Learner.lr_find": {"num_it": lambda: 4, "show_plot": lambda: False},
-    "Learner.fine_tune": {},
     "Learner.tta": {"transforms": lambda: (lambda xb: xb,)},
-    "toy_learner": {},
 }
 
 #: The events of a callback that is made from functions, and options that others take.
-KEYWORDS = {"Callback": "after_batch", "ChannelsLast": "after_batch", "toy_learner": "lr"}
+KEYWORDS = {
+    "Callback": ("after_batch", "Handler"),
+    "ChannelsLast": ("after_batch", "Handler"),
+    "toy_learner": ("lr", "GroupValues | None"),
+}
 
 #: The verbs of a learner.
 VERBS = (
@@ -191,7 +189,7 @@ def _use(made: Any) -> None:
         with made.no_bar():
             made.fit(1)
     elif isinstance(made, TensorLoader):
-        next(iter(made))
+        list(made)
     elif isinstance(made, onecycle.Schedule):
         made([0.0, 0.5, 1.0])
     elif isinstance(made, contextlib.AbstractContextManager):
@@ -199,10 +197,13 @@ def _use(made: Any) -> None:
             pass
 
 
+def _halves(model: nn.Sequential) -> list[list[nn.Parameter]]:
+    return [list(model[0].parameters()), list(model[2].parameters())]
+
+
 def _verb(name: str) -> Callable[..., Any]:
     def call(*args: Any, **given: Any) -> Any:
-        halves = lambda model: [list(model[0].parameters()), list(model[2].parameters())]  # noqa: E731
-        learn = toy_learner(2, 4, splitter=halves)
+        learn = toy_learner(2, 4, splitter=_halves)
         if name == "load":
             learn.save("file.pt")
         try:
@@ -214,6 +215,7 @@ def _verb(name: str) -> Callable[..., Any]:
     return call
 
 
+@lru_cache(maxsize=1)
 def subjects() -> list[Subject]:
     """Return all that is called: exported classes and functions, and the verbs of a learner."""
     learn = toy_learner(2, 4)
@@ -225,29 +227,26 @@ def subjects() -> list[Subject]:
         is_error = inspect.isclass(thing) and issubclass(thing, Exception)
         if not is_error and name not in RECORDS:
             calls[name] = thing
-    found = []
-    for name in [*calls, *(f"Learner.{verb}" for verb in VERBS)]:
-        _, _, verb = name.partition(".")
-        signed = getattr(Learner, verb) if verb else calls[name]
-        parameters = {
-            each.name: each
-            for each in inspect.signature(signed).parameters.values()
-            if each.name not in ("self", "handlers", "options")
-        }
-        own = GIVEN_TO.get(name, {})
-        given = {
-            each.name: own.get(each.name) or GIVEN[each.name]
-            for each in parameters.values()
-            if each.name in own or each.default is inspect.Parameter.empty
-        }
-        if name == "Learner":
-            given["loss_func"] = GIVEN["loss_func"]
-        if name in KEYWORDS:
-            parameters[KEYWORDS[name]] = inspect.Parameter(
-                KEYWORDS[name], inspect.Parameter.KEYWORD_ONLY, annotation="Handler"
-            )
-        found.append(Subject(name, _verb(verb) if verb else calls[name], given, parameters))
-    return found
+    verbs = {f"Learner.{verb}": _verb(verb) for verb in VERBS}
+    return [_subject(name, call) for name, call in {**calls, **verbs}.items()]
+
+
+def _subject(name: str, call: Callable[..., Any]) -> Subject:
+    verb = name.partition(".")[2]
+    parameters = dict(inspect.signature(getattr(Learner, verb) if verb else call).parameters)
+    for other in ("self", "handlers", "options"):
+        parameters.pop(other, None)
+    own = GIVEN_TO.get(name, {})
+    given = {
+        each: own.get(each) or GIVEN[each]
+        for each, parameter in parameters.items()
+        if each in own or parameter.default is inspect.Parameter.empty
+    }
+    if name in KEYWORDS:
+        keyword, annotation = KEYWORDS[name]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters[keyword] = inspect.Parameter(keyword, kind, annotation=annotation)
+    return Subject(name, call, given, parameters)
 
 
 class TooLongError(BaseException):
@@ -282,9 +281,8 @@ class Outcome:
         return f"{self.subject}({self.parameter}={self.value}): {self.verdict}: {self.said[:200]}"
 
 
-def outcome(subject: Subject, parameter: str, label: str) -> Outcome:
+def outcome(subject: Subject, parameter: str, label: str, value: Any) -> Outcome:
     """Call a subject with one argument that may be nonsense, in the folder that is current."""
-    value = VALUES[label]()
     given = {name: make() for name, make in subject.given.items()} | {parameter: value}
     kinds = {each.name: each.kind for each in subject.parameters.values()}
     star = [given.pop(name) for name in [*given] if kinds[name] is inspect.Parameter.VAR_POSITIONAL]
@@ -297,11 +295,12 @@ def outcome(subject: Subject, parameter: str, label: str) -> Outcome:
     except TooLongError:
         verdict = "too slow"
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
+        said = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
         if not isinstance(error, TypeError | ValueError | onecycle.OnecycleError):
-            is_missing = isinstance(error, FileNotFoundError) and parameter in ("path", "resume")
-            verdict = "ok" if is_missing else "another kind of error"
-        elif not names(parameter, value, str(error)):
+            is_missing = isinstance(error, FileNotFoundError) and parameter == "path"
+            is_explained = "the model got" in said or "the loss function got" in said
+            verdict = "ok" if is_missing or is_explained else "another kind of error"
+        elif not names(parameter, value, said):
             verdict = "names no argument or no value"
         if os.listdir():
             verdict = f"wrote {os.listdir()}"
@@ -319,137 +318,27 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-# What a message says ----------------------------------------------------------------------
-
-#: Other words for parameters in messages.
-WORDS = {
-    "metrics": ("metric",),
-    "seeds": ("seed",),
-    "batch_sizes": ("batch_size",),
-    "dropouts": ("dropout",),
-    "dl": ("loader", "batch"),
-    "lrs": ("lrs",),
-    "lr_max": ("lr",),
-    "cbs": ("callback", "Callback"),
-    "moms": ("momentum", "moms"),
-    "wd": ("weight_decay",),
-    "wds": ("weight_decay", "wd"),
-    "use_clr_beta": ("div", "pct", "momentum"),
-}
+def is_nonsense(subject: Subject, parameter: str, value: Any) -> bool:
+    """Tell whether a value has no place there: what can be called may well be a function."""
+    place = subject.name, parameter
+    if place == ("Learner", "compile") and value is True:
+        return False  # takes its time
+    if place == ("Learner", "loss_func") and value is None:
+        return False  # for models that return their loss
+    takes_functions = may_be(subject.parameters[parameter].annotation, _a_function)
+    return not (takes_functions and isinstance(value, onecycle.Schedule | nn.Module))
 
 
-def names(parameter: str, value: Any, message: str) -> bool:
-    """Tell whether a message names the argument, and what came."""
-    words = (parameter, *WORDS.get(parameter, ()))
-    has_name = any(re.search(rf"(?<![A-Za-z]){re.escape(word)}(?![a-z])", message) for word in words)
-    shown = {f(value) for f in (repr, str)} | {type(value).__name__, getattr(value, "__name__", "")}
-    shown |= {f(part) for part in _flat(value) for f in (repr, str)}
-    shown |= {type(part).__name__ for part in _flat(value)} | {_shape(value)}
-    shown |= {f"{value:g}", f"{value:.4g}"} if isinstance(value, float) else set()
-    if _is_empty(value):
-        shown |= {"empty", "none", "no "}
-    return has_name and any(text and text in message for text in shown)
+def _a_function() -> None:
+    """Do nothing."""
 
 
-def _shape(value: Any) -> str:
-    try:
-        return str(tuple(np.shape(value)))
-    except ValueError:
-        return ""
-
-
-def _is_empty(value: Any) -> bool:
-    if isinstance(value, np.ndarray | torch.Tensor):
-        return 0 in value.shape
-    return hasattr(value, "__len__") and not isinstance(value, type) and len(value) == 0
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, np.ndarray | torch.Tensor):
-        value = value.tolist() if value.dtype != torch.float32 or not getattr(value, "is_meta", 0) else []
-    yield from value if isinstance(value, list | tuple | dict) else [value]
-
-
-# What an annotation allows ----------------------------------------------------------------
-
-
-def may_be(annotation: Any, value: Any) -> bool:
-    """Tell whether a value may be valid by an annotation; whether it is depends on its range."""
-    text = annotation if isinstance(annotation, str) else _text(annotation)
-    return any(_may_be(part.strip(), value) for part in _split(text))
-
-
-def _text(annotation: Any) -> str:
-    if typing.get_origin(annotation) is typing.Literal:
-        return str(annotation)
-    return getattr(annotation, "__name__", None) if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
-
-
-def _split(text: str) -> list[str]:
-    parts, depth, begin = [], 0, 0
-    for i, letter in enumerate(text):
-        depth += (letter in "[(") - (letter in "])")
-        if letter == "|" and not depth:
-            parts.append(text[begin:i])
-            begin = i + 1
-    return [*parts, text[begin:]]
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0 and not getattr(value, "is_meta", False):
-        value = value.item()
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-ALIASES = {
-    "Mode": ("auto", "min", "max"),
-    "During": ("train", "valid", "both"),
-    "Policy": ("cosine", "linear", "three_phase", "smith", "torch"),
-    "Extend": ("keep", "restretch", "tail"),
-    "Words": ("auto", "same", "ignore"),
-}
-
-
-def _may_be(part: str, value: Any) -> bool:
-    part = part.replace("collections.abc.", "").replace("typing.", "")
-    name = part.split("[")[0].split(".")[-1]
-    if part in ("Any", "object", "ArrayLike") or part.startswith(("Union[", "Iterable", "Default")):
-        return part != "Default"
-    if part == "None":
-        return value is None
-    if part.startswith("Literal") or part in ALIASES:
-        words = ALIASES.get(part) or typing.get_args(eval(part, {"Literal": typing.Literal}))  # noqa: S307
-        return any(type(value) is type(word) and value == word for word in words)
-    simple: dict[str, Callable[[Any], bool]] = {
-        "bool": lambda v: isinstance(v, bool | np.bool_),
-        "int": _is_whole,
-        "float": _is_number,
-        "str": lambda v: isinstance(v, str),
-        "Path": lambda v: isinstance(v, os.PathLike),
-        "GroupValues": lambda v: _is_number(v) or _numbers(v) or isinstance(v, slice),
-        "Handler": callable,
-        "OptFunc": callable,
-        "Splitter": callable,
-        "Init": callable,
-        "Callable": callable,
-    }
-    if name in simple:
-        return simple[name](value)
-    if name in ("Sequence", "tuple", "list"):
-        inner = part[part.find("[") + 1 : -1].split(",")[0]
-        if isinstance(value, str | bytes) or not hasattr(value, "__len__") or isinstance(value, dict):
-            return False
-        return all(may_be(inner, each) for each in value)
-    if name in ("Mapping", "dict"):
-        return isinstance(value, Mapping) and not value
-    return any(each.__name__ == name for each in type(value).__mro__)
-
-
-def _numbers(value: Any) -> bool:
-    if isinstance(value, torch.Tensor) and value.is_meta:
-        return False
-    return isinstance(value, list | tuple | np.ndarray | torch.Tensor) and all(map(_is_number, value))
+def calls() -> list[tuple[Subject, str, str]]:
+    """Return all calls, each as a subject, one of its parameters, and the label of a value."""
+    return [
+        (subject, parameter, label)
+        for subject in subjects()
+        for parameter in subject.parameters
+        for label, make in VALUES.items()
+        if is_nonsense(subject, parameter, make())
+    ]
