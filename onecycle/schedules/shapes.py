@@ -567,7 +567,7 @@ def join_steps(total_steps: int, phases: Sequence[tuple[int, Schedule]]) -> Join
 def _check_phases(phases: Sequence[object], length: str) -> None:
     """Refuse what is no pair of a length and a schedule."""
     for phase in phases:
-        if not (isinstance(phase, Sequence) and len(phase) == 2):
+        if not (isinstance(phase, list | tuple) and len(phase) == 2):
             raise TypeError(f"a phase is a pair ({length}, schedule); got {shown(phase)}")
         if not isinstance(phase[1], Schedule):
             raise TypeError(f"the second of a phase is a Schedule; got {shown(phase[1])}")

@@ -57,6 +57,8 @@ def names(parameter: str, value: Any, message: str) -> bool:
     shown |= {f(part) for part in _flat(value) for f in (repr, str)}
     shown |= {type(part).__name__ for part in _flat(value)} | {_shape(value)}
     shown |= {f"{value:g}", f"{value:.4g}"} if isinstance(value, float) else set()
+    if isinstance(value, list | tuple):
+        shown |= {f"got {len(value)}"}
     if _is_empty(value):
         shown |= {"empty", "none", "no ", "got 0"}
     if isinstance(value, torch.Tensor):
@@ -87,7 +89,9 @@ def _flat(value: Any) -> list[Any]:
     """Return what a value holds; of any other the value alone."""
     if isinstance(value, np.ndarray | torch.Tensor):
         value = [] if _is_meta(value) else value.tolist()
-    return list(value) if isinstance(value, list | tuple | dict) else [value]
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _is_meta(value: Any) -> bool:

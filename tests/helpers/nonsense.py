@@ -249,6 +249,10 @@ def _subject(name: str, call: Callable[..., Any]) -> Subject:
     return Subject(name, call, given, parameters)
 
 
+#: Errors of torch itself that are explained by a note, or need none.
+EXPLAINED = ("the model got", "the loss function got", "meta tensor")
+
+
 class TooLongError(BaseException):
     """A call did not come back in time."""
 
@@ -298,7 +302,7 @@ def outcome(subject: Subject, parameter: str, label: str, value: Any) -> Outcome
         said = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
         if not isinstance(error, TypeError | ValueError | onecycle.OnecycleError):
             is_missing = isinstance(error, FileNotFoundError) and parameter == "path"
-            is_explained = "the model got" in said or "the loss function got" in said
+            is_explained = any(words in said for words in EXPLAINED)
             verdict = "ok" if is_missing or is_explained else "another kind of error"
         elif not names(parameter, value, said):
             verdict = "names no argument or no value"
