@@ -227,8 +227,10 @@ class ParamGroups:
         first = self.opt.param_groups[0]
         betas = [f"beta{i + 1}" for i in range(len(first.get("betas", ())))]
         names = [
-            key for key in first if key not in ("params", "lr_scale") and _slot(first, key)
-        ] + betas
+            key
+            for key in (*first, *betas)
+            if key not in ("params", "lr_scale") and self._everywhere(key)
+        ]
         if self.has_momentum() and "momentum" not in names:
             names.append("momentum")
         return names
@@ -385,7 +387,11 @@ class ParamGroups:
 
     def has_momentum(self) -> bool:
         """Tell whether the optimizer has momentum, or beta1, at all."""
-        return _slot(self.opt.param_groups[0], "momentum") is not None
+        return self._everywhere("momentum")
+
+    def _everywhere(self, name: str) -> bool:
+        """Tell whether each group has a hyperparameter, of whichever optimizer it is."""
+        return all(_slot(group, name) is not None for group in self.opt.param_groups)
 
     def momentum_is_on(self) -> bool:
         """Tell whether the optimizer has momentum and it is above 0 in every group."""

@@ -9,7 +9,8 @@ from torch import nn
 from onecycle.arguments import (
     check_callable,
     check_count,
-    check_flags,
+    check_flag,
+    check_momenta,
     check_not_negative,
     class_hint,
     shown,
@@ -19,12 +20,7 @@ from onecycle.core.checks import check_callbacks
 from onecycle.optim.loss_module import tell_hidden
 
 
-def check_parts(model: nn.Module, loss_func: object, cbs: Sequence[Callback]) -> None:
-    """Refuse what is no model, no loss function, or no list of callbacks; tell what a loss hides.
-
-    Raises:
-        TypeError: Naming what came.
-    """
+def _check_parts(model: nn.Module, loss_func: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model must be a torch.nn.Module; got a {type(model).__name__}{class_hint(model)}"
@@ -33,29 +29,36 @@ def check_parts(model: nn.Module, loss_func: object, cbs: Sequence[Callback]) ->
         came = f"{shown(loss_func)}{class_hint(loss_func)}"
         raise TypeError(f"loss_func must be called with (pred, yb); got {came}")
     tell_hidden(model, loss_func)
-    check_callbacks(cbs)
 
 
 def check_options(
-    *,
+    model: nn.Module,
+    loss_func: object,
+    cbs: Sequence[Callback],
     opt: object,
     wd: float | None,
+    moms: Sequence[float],
     splitter: object,
     n_inp: int | None,
     seed: int | None,
-    **flags: bool,
+    check: bool,
 ) -> None:
-    """Refuse options of a learner that cannot be.
+    """Refuse what is none of the arguments of a learner; tell what a loss function hides.
 
     Raises:
         TypeError, ValueError: Naming the option, and what came.
     """
-    is_optimizer = hasattr(opt, "param_groups") and hasattr(opt, "step")
-    if opt is not None and (isinstance(opt, type) or not is_optimizer):
-        raise TypeError(
-            f"opt must be an optimizer that exists; got {shown(opt)}: a class of them is given "
-            "as opt_func="
-        )
+    _check_parts(model, loss_func)
+    check_callbacks(cbs)
+    several = opt if isinstance(opt, list | tuple) else [] if opt is None else [opt]
+    for each in several:
+        is_optimizer = hasattr(each, "param_groups") and hasattr(each, "step")
+        if isinstance(each, type) or not is_optimizer:
+            raise TypeError(
+                f"opt must be an optimizer that exists, or a list of them; got {shown(each)}: a "
+                "class is given as opt_func="
+            )
+    check_momenta(moms)
     if wd is not None:
         check_not_negative("wd", wd)
     if splitter is not None:
@@ -64,4 +67,4 @@ def check_options(
         check_count("n_inp", n_inp)
     if seed is not None:
         check_count("seed", seed, least=0)
-    check_flags(**flags)
+    check_flag("check", check)

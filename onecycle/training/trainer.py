@@ -16,12 +16,9 @@ from torch.optim import AdamW, Optimizer
 from onecycle.arguments import (
     Default,
     check_budget,
-    check_callable,
     check_count,
     check_flag,
     check_flags,
-    check_list,
-    check_momenta,
     check_not_negative,
     check_path,
     shown,
@@ -42,12 +39,13 @@ from onecycle.core.checks import (
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
-from onecycle.optim.build import OptFunc, Splitter, move_to, param_groups
+from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues
 from onecycle.optim.loss_module import loss_module
+from onecycle.range_test.asked import Asked, as_rules
 from onecycle.range_test.result import LRFindResult
-from onecycle.range_test.rules import Rule, minimum, valley
+from onecycle.range_test.rules import minimum, valley
 from onecycle.range_test.sweeps import RangeTests, range_tests
 from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
@@ -59,7 +57,7 @@ from onecycle.training.checking import (
     warn_of_bad_parameters,
     warn_of_other_processes,
 )
-from onecycle.training.options import check_options, check_parts
+from onecycle.training.options import check_options
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 
 log = logging.getLogger("onecycle")
@@ -76,12 +74,12 @@ class Trainer(Loop):
         dls: DataLoaders | tuple[Any, Any],
         model: nn.Module,
         loss_func: Callable[..., Tensor] | None = None,
-        opt_func: OptFunc = AdamW,
+        opt_func: OptFuncs = AdamW,
         lr: GroupValues | None = None,
         metrics: Sequence[Any] = (),
         cbs: Sequence[Callback] = (),
         *,
-        opt: Optimizer | None = None,
+        opt: Optimizer | Sequence[Optimizer] | None = None,
         wd: float | None = None,
         wd_bn_bias: bool = False,
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
@@ -93,22 +91,19 @@ class Trainer(Loop):
         compile: bool | str = False,
         check: bool = True,
     ) -> None:
-        check_parts(model, loss_func, cbs)
-        flags = {"wd_bn_bias": wd_bn_bias, "fast_step": fast_step, "check": check}
-        check_options(opt=opt, wd=wd, splitter=splitter, n_inp=n_inp, seed=seed, **flags)
-        dls, named, self.moms = as_dataloaders(dls), as_metrics(metrics), check_momenta(moms)
+        check_options(model, loss_func, cbs, opt, wd, moms, splitter, n_inp, seed, check)
         move_to(device, model, loss := loss_module(model, loss_func))
         groups = param_groups(model, loss, opt, opt_func, wd, splitter, wd_bn_bias)
         self.lr = groups.own_rates() if lr is None else groups.expand("lr", lr)
         groups.set("lr", self.lr)
-        self._given_seed, self._first_batch = seed, FirstBatch() if check else None
+        self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
         super().__init__(
-            dls,
+            as_dataloaders(dls),
             model,
             loss_func,
             groups,
             cbs=_with_defaults(cbs),
-            metrics=list(named.values()),
+            metrics=list(as_metrics(metrics).values()),
             device=next(model.parameters()).device,
             seed=int(torch.randint(2**62, ())) if seed is None else seed,
             n_inp=n_inp,
@@ -285,7 +280,7 @@ class Trainer(Loop):
         num_it: int = ...,
         stop_div: bool = ...,
         show_plot: bool = ...,
-        suggest_funcs: Sequence[Rule] = ...,
+        suggest_funcs: Asked = ...,
         *,
         linear: bool = ...,
         valid: bool = ...,
@@ -299,7 +294,7 @@ class Trainer(Loop):
         num_it: int = ...,
         stop_div: bool = ...,
         show_plot: bool = ...,
-        suggest_funcs: Sequence[Rule] = ...,
+        suggest_funcs: Asked = ...,
         *,
         linear: bool = ...,
         valid: bool = ...,
@@ -315,7 +310,7 @@ class Trainer(Loop):
         num_it: int = 100,
         stop_div: bool = True,
         show_plot: bool = True,
-        suggest_funcs: Sequence[Rule] = (minimum, valley),
+        suggest_funcs: Asked = (minimum, valley),
         *,
         linear: bool = False,
         valid: bool = False,
@@ -336,8 +331,9 @@ class Trainer(Loop):
             stop_div: Stop when the smoothed loss is over four times its best. A loss that is not
                 finite always stops.
             show_plot: Draw the curve with the suggestions, as ``learn.recorder.plot_lr_find()``.
-            suggest_funcs: The rules, among ``minimum, valley, slide, steep``, or functions
-                ``(lrs, smoothed losses) -> rate``. The first one gives ``result.suggestion``.
+            suggest_funcs: A rule or several: ``minimum, valley, slide, steep``, their names, or
+                functions ``(lrs, smoothed losses) -> rate``. The first gives
+                ``result.suggestion``.
             linear: Let the rate rise linearly instead of exponentially.
             valid: After each update, measure loss and metrics on the next validation batch too:
                 ``result.valid_losses`` and ``result.metrics``. The training losses, the
@@ -373,9 +369,8 @@ class Trainer(Loop):
         if self._run is not None and self.training:
             check_between_updates(self.event)
         check_flags(show_plot=show_plot)
-        for rule in check_list("suggest_funcs", suggest_funcs, "functions (lrs, losses)"):
-            check_callable("suggest_funcs", rule, "lrs", "losses")
         warn_of_bad_parameters(self)
+        rules = as_rules(suggest_funcs)
         sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
         asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
         if len(asked) > 1:
@@ -388,7 +383,7 @@ class Trainer(Loop):
             with preserved(self):
                 self._run = None  # a range test may also run between two updates of a fit
                 self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
-            return finder.result(suggest_funcs)
+            return finder.result(rules)
 
         result = range_tests(self, *asked[0], test) if asked else test()
         for callback in self.cbs:
@@ -534,8 +529,8 @@ class Trainer(Loop):
                 raise TypeError(f"kinds must be callbacks, or classes of them; got {shown(kind)}")
         types = tuple(kind for kind in kinds if isinstance(kind, type))
         before = self.cbs
-        self.cbs = [cb for cb in before if not isinstance(cb, types) and cb not in kinds]
         try:
+            self.cbs = [cb for cb in before if not isinstance(cb, types) and cb not in kinds]
             yield
         finally:
             self.cbs = before

@@ -28,6 +28,7 @@ WORDS = {
     "milestones": ("milestone",),
     "phases": ("phase",),
     "n": ("group",),
+    "suggest_funcs": ("rule",),
     "policies": ("policy",),
     "policy": ("lr",),
     "schedules": ("Schedule",),
@@ -36,7 +37,8 @@ WORDS = {
     "name": ("attribute",),
     "gamma": ("factor",),
     "loss_func": ("loss",),
-    "model": ("the model got",),
+    "model": ("the model got", "matrix"),
+    "opt": ("optimizer",),
     "lr_max": ("lr",),
     "cbs": ("callback", "Callback"),
     "moms": ("momentum", "moms"),
@@ -68,7 +70,7 @@ def names(parameter: str, value: Any, message: str) -> bool:
     if isinstance(value, Iterator):
         shown |= {"no batch"}
     if value is None:
-        shown |= {"nothing"}
+        shown |= {"nothing", "give a"}
     return bool(has_name) and any(text and text in message for text in shown)
 
 
@@ -165,6 +167,8 @@ def _may_be(part: str, value: Any) -> bool:
         "GroupValues": lambda v: _is_number(v) or _numbers(v) or isinstance(v, slice),
         "Handler": callable,
         "OptFunc": callable,
+        "OptFuncs": callable,
+        "Asked": lambda v: callable(v) or (hasattr(v, "__len__") and not len(v)),
         "Curve": callable,
         "Dataset": lambda v: hasattr(type(v), "__getitem__") and not isinstance(v, str | bytes),
         "Splitter": callable,

@@ -126,6 +126,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "losses": lambda: np.linspace(2, 1, 40) ** 3,
     "schedule_or_torch_scheduler": lambda: linear(0.0, 1.0),
     "cbs": tuple,
+    "seed": lambda: 0,
     "kinds": lambda: onecycle.EMA,
 }
 
@@ -134,6 +135,7 @@ GIVEN_TO: dict[str, dict[str, Callable[[], Any]]] = {
     "PlannedScheduler": {"make": lambda: lambda n: {"lr": linear(0.1, 0.0)}},
     "TorchScheduler": {"make": lambda: lambda opt: StepLR(opt, 2)},
     "check_callback": {"make": lambda: onecycle.EMA},
+    "When": {"callback": onecycle.EarlyStopping},
     "join": {"phases": lambda: [(0.5, linear(0, 1)), (0.5, linear(1, 0))]},
     "join_steps": {"phases": lambda: [(5, linear(0, 1)), (5, linear(1, 0))]},
     "mae": {"target": lambda: torch.ones(4, 3)},

@@ -1,6 +1,6 @@
 """Count what becomes of nonsense: every kind of it for every parameter of every public name.
 
-    PYTHONPATH=. python tests/benchmarks/nonsense.py
+    PYTHONPATH=. python tests/benchmarks/refusals.py
 
 Prints how many calls there were with each outcome, and each one that is not clear: an error is
 clear if it is a TypeError, a ValueError or one of onecycle's that names argument and value, within
