@@ -1,4 +1,7 @@
-"""Nonsense for any parameter of any public name is refused clearly, at once, and leaves nothing."""
+"""Nonsense for any parameter of any public name is refused clearly, at once, and leaves nothing.
+
+`tests/benchmarks/refusals.py` prints what becomes of each.
+"""
 
 from __future__ import annotations
 

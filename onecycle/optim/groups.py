@@ -312,18 +312,12 @@ class ParamGroups:
         if name not in self.names():
             yield
             return
-        before = self.get(name)
         self.put_back(name)
         began = self.get(name)
         try:
             yield
-        except BaseException:
-            if self.get(name) == began != before:  # refused, before anything was driven
-                self.set(name, before)
-            else:
-                self._lent[name] = began, self.get(name)
-            raise
-        self._lent[name] = began, self.get(name)
+        finally:
+            self._lent[name] = began, self.get(name)
 
     def put_back(self, name: str) -> None:
         """Set a hyperparameter to what it was before the fit that has left it as it is now."""

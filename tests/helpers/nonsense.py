@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import StepLR
 import onecycle
 from onecycle import Callback, Learner, TensorLoader, linear, toy_learner
 
-#: What no call may take longer than, in seconds.
+#: What no call may take longer than, in seconds of processor time: others may be using it too.
 LIMIT = 1.0
 
 #: By a label: a value, made anew each time.
@@ -264,13 +264,13 @@ def _limited() -> Iterator[None]:
     def ring(*args: object) -> None:
         raise TooLongError
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @dataclass(frozen=True)
