@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onecycle.arguments import Default, check_budget, check_count, check_positive
+from onecycle.arguments import Default, check_count, check_fraction, check_list, check_positive
 from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.one_cycle import OneCycleSchedule
 from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
-from onecycle.core.checks import check_callbacks
+from onecycle.core.checks import checked_callbacks
 from onecycle.core.handlers import draw_loop
 from onecycle.optim.groups import GroupValues, check_value
 from onecycle.record.predictions import Predictions
@@ -165,10 +165,10 @@ class Learner(Trainer):
             >>> learn.recorder.history["lr"].values[[0, 9, 18]].round(6).tolist()
             [0.1, 1.0, 0.1]
         """
-        if len(use_clr_beta) not in (2, 4):
+        if len(check_list("use_clr_beta", use_clr_beta, "2 or 4 numbers")) not in (2, 4):
             raise ValueError(
-                "expected (div, pct) or (div, pct, max_mom, min_mom), with pct in percent; "
-                f"got {use_clr_beta!r}"
+                "use_clr_beta: expected (div, pct) or (div, pct, max_mom, min_mom), with pct in "
+                f"percent; got {use_clr_beta!r}"
             )
         div, pct, *moms = use_clr_beta
         peaks = self.groups.expand("lr", lr)
@@ -286,8 +286,8 @@ class Learner(Trainer):
         resume: str | Path | None,
         extend: Extend | None,
     ) -> None:
-        check_callbacks(cbs or ())
-        self.fit(n_epoch, wd=wd, cbs=[scheduler, *(cbs or ())], resume=resume, extend=extend)
+        own = checked_callbacks(cbs)
+        self.fit(n_epoch, wd=wd, cbs=[scheduler, *own], resume=resume, extend=extend)
 
     def fine_tune(
         self,
@@ -332,12 +332,14 @@ class Learner(Trainer):
             >>> learn.total_epochs
             3
         """
-        check_budget(epochs, None, None)
+        check_count("epochs", epochs)
         check_count("freeze_epochs", freeze_epochs, least=0)
+        check_positive("div", div)
+        check_fraction("pct_start", pct_start)
         half = check_positive("base_lr", check_value("base_lr", base_lr)) / 2
         rates = slice(half / check_positive("lr_mult", lr_mult), half)
         OneCycleSchedule(rates, div, pct_start=pct_start)  # refuses before the first stage has run
-        check_callbacks(cbs or ())
+        checked_callbacks(cbs)
         require_body_and_head(self, "fine_tune")
         self.freeze()
         if freeze_epochs:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook as has_global_hook
 
+from onecycle.arguments import check_flag
 from onecycle.callbacks.attribute_scheduler import AttributeScheduler
 from onecycle.callbacks.backend_flags import BackendFlags
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
@@ -89,7 +90,7 @@ class CudaGraph(Callback):
     """
 
     def __init__(self, *, step: bool = False) -> None:
-        self.step = step
+        self.step = check_flag("step", step)
         self._batches: GraphedBatches | None = None
         self._is_off = False
 

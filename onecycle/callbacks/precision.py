@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from onecycle.arguments import check_positive, shown
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.nested import map_tensors
 from onecycle.optim.stepper import ScaledStepper
@@ -68,10 +69,12 @@ class MixedPrecision(Callback):
         init_scale: float = 2.0**16,
     ) -> None:
         known = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-        if known not in _DTYPES.values() and dtype is not None:
-            raise ValueError(f"dtype must be 'bf16' or 'fp16', or torch's dtype; got {dtype!r}")
-        if not init_scale > 0:
-            raise ValueError(f"init_scale must be above 0; got {init_scale}")
+        is_known = isinstance(known, torch.dtype) and known in _DTYPES.values()
+        if not is_known and dtype is not None:
+            raise ValueError(
+                f"dtype must be 'bf16' or 'fp16', or torch's dtype; got {shown(dtype)}"
+            )
+        check_positive("init_scale", init_scale)
         self.dtype, self.init_scale = known, init_scale
         self.scaler: torch.amp.GradScaler | None = None
         self._scaler_state: dict[str, Any] = {}  # loaded before there is a scaler

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import (
     PolynomialLR,
 )
 
-from onecycle.arguments import check_one_of
+from onecycle.arguments import check_callable, check_one_of, shown
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.data.loaders import n_batches
 from onecycle.errors import ScheduleConflictError
@@ -77,9 +77,11 @@ class TorchScheduler(ParamScheduler):
         super().__init__({})
         if not callable(make) or isinstance(make, LRScheduler):
             raise TypeError(
-                "TorchScheduler takes a function that makes the scheduler, such as "
-                f"lambda opt: StepLR(opt, 30); got {make!r}"
+                "make: TorchScheduler takes a function that makes the scheduler, such as "
+                f"lambda opt: StepLR(opt, 30); got {shown(make)}"
             )
+        if not (isinstance(make, type) and issubclass(make, LRScheduler)):
+            check_callable("make", make, "opt")
         check_one_of("every", every, ("update", "epoch"))
         self.every = every
         self._make = make
@@ -251,7 +253,7 @@ def _checked(scheduler: object, opt: Optimizer) -> LRScheduler:
     if not isinstance(scheduler, LRScheduler):
         raise TypeError(
             "expected the function of TorchScheduler to return a scheduler of "
-            f"torch.optim.lr_scheduler; got {scheduler!r}"
+            f"torch.optim.lr_scheduler; got {shown(scheduler)}"
         )
     if follows_a_metric(scheduler):
         raise TypeError(

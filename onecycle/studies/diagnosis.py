@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onecycle import plots
-from onecycle.arguments import check_count, check_positive
+from onecycle.arguments import check_count, check_list, check_positive
 from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.data.loaders import n_batches
 from onecycle.range_test.noise import deviation_above
 from onecycle.range_test.result import LRFindResult, written
 from onecycle.range_test.rules import CLEAR, minimum
+from onecycle.range_test.varied import check_settings
 from onecycle.schedules.shapes import Array
 
 if TYPE_CHECKING:
@@ -151,6 +152,9 @@ def diagnose(
     end = None if end_lr is None else check_positive("end_lr", end_lr)
     lr_usual = None if lr_usual is None else check_positive("lr_usual", lr_usual)
     own = _own_decay(learn)
+    others = [wd for wd in check_list("wds", wds, "weight decays") if wd != own]
+    if others:
+        check_settings(learn, "weight_decay", others)
     with preserved(learn):  # also the range test that the Recorder keeps for its plot
         if lr_usual is None:
             found = learn.lr_find(show_plot=False, suggest_funcs=(minimum,))
@@ -158,7 +162,7 @@ def diagnose(
         if lr_usual is None:
             sentence = f"{reason}; or give lr_usual, the rate of a usual fit"
             return Diagnosis("unsure", sentence, None, None, own, name, less, {})
-        tests = _linear_tests(learn, end or REACH * lr_usual, num_it, own, wds)
+        tests = _linear_tests(learn, end or REACH * lr_usual, num_it, own, others)
     window = _window(learn, num_it)
     plateaus = {
         wd: find_plateau(test, name, less_is_better=less, window=window, num_it=num_it)
@@ -233,10 +237,9 @@ def _own_decay(learn: Trainer) -> float:
 
 
 def _linear_tests(
-    learn: Trainer, end_lr: float, num_it: int, own: float, wds: Sequence[float]
+    learn: Trainer, end_lr: float, num_it: int, own: float, others: Sequence[float]
 ) -> dict[float, LRFindResult]:
     """Run the linear range test of the learner as it is, and those of other weight decays."""
-    others = [wd for wd in wds if wd != own]
 
     def test(**sweep: Any) -> Any:
         return learn.lr_find(
@@ -251,7 +254,7 @@ def _linear_tests(
             **sweep,
         )
 
-    return {own: test(), **(test(wds=others) if others else {})}
+    return {own: test(), **(test(wds=[*others]) if others else {})}
 
 
 def _window(learn: Trainer, num_it: int) -> int:

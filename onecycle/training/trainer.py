@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onecycle.arguments import Default, check_budget, check_count
+from onecycle.arguments import (
+    Default,
+    check_budget,
+    check_count,
+    check_flag,
+    check_flags,
+    check_not_negative,
+    check_path,
+    shown,
+)
 from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
@@ -26,7 +35,7 @@ from onecycle.checkpoints.folder_lock import locked
 from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
-from onecycle.core.checks import check_callbacks, check_parts
+from onecycle.core.checks import checked_callbacks
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
@@ -51,6 +60,7 @@ from onecycle.training.checking import (
     warn_of_bad_parameters,
     warn_of_other_processes,
 )
+from onecycle.training.options import check_options
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 from onecycle.training.rate_finding import RateSearch
 
@@ -86,7 +96,7 @@ class Trainer(Loop):
         check: bool = True,
         loss_weight: Callable[[Any, Any], Weight] | None = None,
     ) -> None:
-        check_parts(model, loss_func, cbs)
+        check_options(model, loss_func, cbs, opt, wd, moms, splitter, n_inp, seed, check)
         weights = LossWeights(loss_func, loss_weight, type(self).compute_loss is Loop.compute_loss)
         move_to(device, model, loss := loss_module(model, loss_func))
         groups, self.lr = _grouped(model, loss, lr, opt, opt_func, wd, splitter, wd_bn_bias)
@@ -155,7 +165,8 @@ class Trainer(Loop):
             True
         """
         check_budget(n_epoch, steps_per_epoch, max_updates)
-        check_callbacks(cbs or ())
+        own = checked_callbacks(cbs)
+        wd = None if wd is None else check_not_negative("wd", wd)
         resumed = resuming(resume, extend, self._given_seed)
         rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
         folders = [cb.folder for cb in [*self.cbs, *(cbs or ())] if isinstance(cb, Checkpoint)]
@@ -170,7 +181,7 @@ class Trainer(Loop):
             looks = [look] if look is not None and look.check is None and not resumed else []
             self.run_fit(
                 n_epoch,
-                cbs=[*(cbs or ()), *looks, *resumed],
+                cbs=[*own, *looks, *resumed],
                 steps_per_epoch=steps_per_epoch,
                 max_updates=max_updates,
             )
@@ -232,14 +243,14 @@ class Trainer(Loop):
             >>> lrs[0] == 0.1 / 25, lrs[-1] == 0.1 / 1e5
             (True, True)
         """
-        check_callbacks(cbs or ())
+        own = checked_callbacks(cbs)
         peaks = self.groups.expand("lr_max", self.lr if lr_max is Default.OWN else lr_max)
         cycle = OneCycleSchedule(peaks, div, div_final, pct_start, policy=policy)
         both = [cycle, *self._momentum_cycle(moms, pct_start, policy)]
         self.fit(
             n_epoch,
             wd=wd,
-            cbs=[*both, *(cbs or ())],
+            cbs=[*both, *own],
             steps_per_epoch=steps_per_epoch,
             max_updates=max_updates,
             resume=resume,
@@ -378,6 +389,7 @@ class Trainer(Loop):
         """
         if self._run is not None and self.training:
             check_between_updates(self.event)
+        check_flags(show_plot=show_plot)
         warn_of_bad_parameters(self)
         varied = one_varied({"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes})
         if confirm and varied is not None:
@@ -535,6 +547,10 @@ class Trainer(Loop):
     @contextmanager
     def removed_cbs(self, *kinds: type[Callback] | Callback) -> Iterator[None]:
         """Run a block without some callbacks: given as objects or as types."""
+        for kind in kinds:
+            is_kind = isinstance(kind, type) and issubclass(kind, Callback)
+            if not is_kind and not isinstance(kind, Callback):
+                raise TypeError(f"kinds must be callbacks, or classes of them; got {shown(kind)}")
         types = tuple(kind for kind in kinds if isinstance(kind, type))
         before = self.cbs
         try:
@@ -564,7 +580,7 @@ class Trainer(Loop):
         Raises:
             TypeError: If the model or the optimizer has state that could not be read again.
         """
-        save_learner(self, path)
+        save_learner(self, check_path("path", path))
 
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:
         """Load what `save` wrote; runs no code from the file.
@@ -580,7 +596,8 @@ class Trainer(Loop):
                 then unchanged.
             OSError: If the file cannot be opened.
         """
-        load_learner(self, path, with_opt=with_opt)
+        check_flag("with_opt", with_opt)
+        load_learner(self, check_path("path", path), with_opt=with_opt)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of, by ``copy.deepcopy`` and ``pickle``."""
