@@ -112,7 +112,8 @@ from onecycle.schedules.torch_like import (
     torch_warm_restarts,
 )
 from onecycle.studies.comparison import Comparison
-from onecycle.studies.diagnosis import Diagnosis, Plateau
+from onecycle.studies.diagnosis import Diagnosis
+from onecycle.studies.plateau import Plateau
 from onecycle.studies.regularization import RegularizationReport
 from onecycle.testing import check_callback, toy_learner
 from onecycle.training.freezing import head_splitter
