@@ -14,23 +14,34 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onecycle.arguments import Default, check_budget, check_count
+from onecycle.arguments import (
+    Default,
+    check_budget,
+    check_count,
+    check_flag,
+    check_flags,
+    check_not_negative,
+    check_path,
+    shown,
+)
+from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.resume import resuming, whole_or_undone
 from onecycle.checkpoints.fit_plan import Extend
+from onecycle.checkpoints.folder_lock import locked
 from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
-from onecycle.core.checks import check_between_updates, check_callbacks, check_parts
+from onecycle.core.checks import checked_callbacks
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
-from onecycle.optim.groups import GroupValues
+from onecycle.optim.groups import GroupValues, ParamGroups
 from onecycle.optim.loss_module import loss_module
 from onecycle.range_test.asked import Asked, as_rules
 from onecycle.range_test.knee import knee
@@ -39,14 +50,17 @@ from onecycle.range_test.rules import valley
 from onecycle.range_test.sweeps import RangeTests, one_varied, range_tests
 from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
+from onecycle.record.weights import LossWeights, Weight
 from onecycle.schedules.shapes import Schedule
 from onecycle.training.checking import (
     Check,
     FirstBatch,
+    check_between_updates,
     measure,
     warn_of_bad_parameters,
     warn_of_other_processes,
 )
+from onecycle.training.options import check_options
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 from onecycle.training.rate_finding import RateSearch
 
@@ -80,12 +94,12 @@ class Trainer(Loop):
         fast_step: bool = True,
         compile: bool | str = False,
         check: bool = True,
+        loss_weight: Callable[[Any, Any], Weight] | None = None,
     ) -> None:
-        check_parts(model, loss_func, cbs)
+        check_options(model, loss_func, cbs, opt, wd, moms, splitter, n_inp, seed, check)
+        weights = LossWeights(loss_func, loss_weight, type(self).compute_loss is Loop.compute_loss)
         move_to(device, model, loss := loss_module(model, loss_func))
-        groups = param_groups(model, loss, opt, opt_func, wd, splitter, wd_bn_bias)
-        self.lr = groups.own_rates() if lr is None else groups.expand("lr", lr)
-        groups.set("lr", self.lr)
+        groups, self.lr = _grouped(model, loss, lr, opt, opt_func, wd, splitter, wd_bn_bias)
         self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
         super().__init__(
             as_dataloaders(dls),
@@ -94,9 +108,9 @@ class Trainer(Loop):
             groups,
             cbs=_with_defaults(cbs),
             metrics=list(as_metrics(metrics).values()),
-            device=next(model.parameters()).device,
             seed=int(torch.randint(2**62, ())) if seed is None else seed,
             n_inp=n_inp,
+            loss_weights=weights,
             make_stepper=choose_stepper(model, groups.opt, fast_step, compile),
         )
 
@@ -140,7 +154,8 @@ class Trainer(Loop):
 
         Raises:
             ValueError, TypeError: For what cannot work, before the first batch.
-            CheckpointError: If no checkpoint can be read, or the model is another one.
+            CheckpointError: If no checkpoint can be read, or the model is another one; if another
+                process writes its checkpoints to the same folder.
 
         Example:
             >>> from onecycle.testing import toy_learner
@@ -150,10 +165,12 @@ class Trainer(Loop):
             True
         """
         check_budget(n_epoch, steps_per_epoch, max_updates)
-        check_callbacks(cbs or ())
+        own = checked_callbacks(cbs)
+        wd = None if wd is None else check_not_negative("wd", wd)
         resumed = resuming(resume, extend, self._given_seed)
         rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
-        with whole_or_undone(self, resumed), self.groups.lent("momentum"):
+        folders = [cb.folder for cb in [*self.cbs, *(cbs or ())] if isinstance(cb, Checkpoint)]
+        with locked(folders), whole_or_undone(self, resumed), self.groups.lent("momentum"):
             if wd is not None:
                 self.groups.set("weight_decay", wd)
             self.groups.set("lr", rates)
@@ -164,7 +181,7 @@ class Trainer(Loop):
             looks = [look] if look is not None and look.check is None and not resumed else []
             self.run_fit(
                 n_epoch,
-                cbs=[*(cbs or ()), *looks, *resumed],
+                cbs=[*own, *looks, *resumed],
                 steps_per_epoch=steps_per_epoch,
                 max_updates=max_updates,
             )
@@ -226,14 +243,14 @@ class Trainer(Loop):
             >>> lrs[0] == 0.1 / 25, lrs[-1] == 0.1 / 1e5
             (True, True)
         """
-        check_callbacks(cbs or ())
+        own = checked_callbacks(cbs)
         peaks = self.groups.expand("lr_max", self.lr if lr_max is Default.OWN else lr_max)
         cycle = OneCycleSchedule(peaks, div, div_final, pct_start, policy=policy)
         both = [cycle, *self._momentum_cycle(moms, pct_start, policy)]
         self.fit(
             n_epoch,
             wd=wd,
-            cbs=[*both, *(cbs or ())],
+            cbs=[*both, *own],
             steps_per_epoch=steps_per_epoch,
             max_updates=max_updates,
             resume=resume,
@@ -372,6 +389,7 @@ class Trainer(Loop):
         """
         if self._run is not None and self.training:
             check_between_updates(self.event)
+        check_flags(show_plot=show_plot)
         warn_of_bad_parameters(self)
         varied = one_varied({"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes})
         if confirm and varied is not None:
@@ -529,6 +547,10 @@ class Trainer(Loop):
     @contextmanager
     def removed_cbs(self, *kinds: type[Callback] | Callback) -> Iterator[None]:
         """Run a block without some callbacks: given as objects or as types."""
+        for kind in kinds:
+            is_kind = isinstance(kind, type) and issubclass(kind, Callback)
+            if not is_kind and not isinstance(kind, Callback):
+                raise TypeError(f"kinds must be callbacks, or classes of them; got {shown(kind)}")
         types = tuple(kind for kind in kinds if isinstance(kind, type))
         before = self.cbs
         try:
@@ -558,7 +580,7 @@ class Trainer(Loop):
         Raises:
             TypeError: If the model or the optimizer has state that could not be read again.
         """
-        save_learner(self, path)
+        save_learner(self, check_path("path", path))
 
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:
         """Load what `save` wrote; runs no code from the file.
@@ -574,7 +596,8 @@ class Trainer(Loop):
                 then unchanged.
             OSError: If the file cannot be opened.
         """
-        load_learner(self, path, with_opt=with_opt)
+        check_flag("with_opt", with_opt)
+        load_learner(self, check_path("path", path), with_opt=with_opt)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of, by ``copy.deepcopy`` and ``pickle``."""
@@ -592,6 +615,16 @@ class Trainer(Loop):
         if isinstance(self.make_stepper, CompiledSteps):
             self.make_stepper.compile_again(self.model)
         self.stepper = self.make_stepper(self.opt)
+
+
+def _grouped(
+    model: nn.Module, loss: nn.Module | None, lr: GroupValues | None, *how: Any
+) -> tuple[ParamGroups, list[float]]:
+    """Return the parameter groups of model and loss, and their rates, which they have from here."""
+    groups = param_groups(model, loss, *how)
+    rates = groups.own_rates() if lr is None else groups.expand("lr", lr)
+    groups.set("lr", rates)
+    return groups, rates
 
 
 def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:
