@@ -392,8 +392,7 @@ class Trainer(Loop):
         check_flags(show_plot=show_plot)
         warn_of_bad_parameters(self)
         varied = one_varied({"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes})
-        if confirm and varied is not None:
-            raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
+        _check_one_test(confirm, varied)
         search = RateSearch(
             self,
             self._run_test,
@@ -625,6 +624,11 @@ def _grouped(
     rates = groups.own_rates() if lr is None else groups.expand("lr", lr)
     groups.set("lr", rates)
     return groups, rates
+
+
+def _check_one_test(confirm: int, varied: object) -> None:
+    if confirm and varied is not None:
+        raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
 
 
 def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:
