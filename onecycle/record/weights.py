@@ -163,10 +163,10 @@ class LossWeights:
             yb: What the loss function compares with.
         """
         if self._given is not None:
-            weight = self._given(pred, batch)
-            if weight is None:  # which a function without a return gives, and does not mean
-                check_weight(weight)
-            return weight
+            given = self._given(pred, batch)
+            if given is None:  # which a function without a return gives, and does not mean
+                check_weight(given)
+            return given
         found = self._found if loss_func is self._loss_func else self._look_at(loss_func)
         if found is None or not isinstance(yb, Tensor):
             return None
