@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from onecycle.core.restore import Capture, preserved_rng, surely
 from onecycle.core.state import LoopState
 from onecycle.data.nested import leaves, map_tensors
+from onecycle.explanations import accidental_broadcast
 from onecycle.record.weights import is_of_indices, mean_of_valid, targets_in, unwrapped
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _over_what(loss_func: Any, pred: Any, targets: tuple[Any, ...], n: int) -> s
     m = min(n, N_TRIED)
     tensors = [part for part in leaves((pred, targets)) if part is not None]
     have_rows = all(isinstance(t, Tensor) and t.ndim and t.size(0) == n for t in tensors)
-    if m < 2 or not have_rows:
+    if m < 2 or not have_rows or accidental_broadcast(pred, targets):  # which is told already
         return None
 
     def loss_of(rows: slice) -> float:
