@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_count, check_positive
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CancelStep
 from onecycle.record.weights import Weight, weight_beside
@@ -135,8 +134,12 @@ class GradientClip(Callback):
         if max_norm is None and max_value is None:
             max_norm = 1.0
         for name, limit in (("max_norm", max_norm), ("max_value", max_value)):
-            if limit is not None and not 0 < limit < math.inf:
-                raise ValueError(f"{name} must be finite and above 0; got {limit}")
+            if limit is not None:
+                check_positive(name, limit)
+        if max_value is not None and max_value > (most := torch.finfo(torch.float32).max):
+            raise ValueError(
+                f"max_value must be a number of float32, at most {most:g}; got {max_value}"
+            )
         self.max_norm, self.max_value = max_norm, max_value
         self.norm: Tensor | None = None
 

@@ -128,8 +128,10 @@ class ScaledStepper(Stepper):
         scaler: Multiplies the loss, and skips updates with infinite gradients.
     """
 
+    WHY = "a gradient scaler decides whether it is made"
+
     def __init__(self, opt: Optimizer, scaler: torch.amp.GradScaler) -> None:
-        super().__init__(opt)
+        super().__init__(opt, self.WHY)
         self.scaler = scaler
         self._told: Any = _Told(opt, super().step)
         self._unscaled = False

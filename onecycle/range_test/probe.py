@@ -87,12 +87,18 @@ class ValidProbe:
         self._batches = iter(())
 
 
-def _endless(loader: Any, seed: int, epoch: int) -> Iterator[Any]:
-    """Draw batches without end, pass after pass."""
+def apart(loader: Any) -> Any:
+    """Return a loader over which a pass can run beside one that is running already."""
     if isinstance(loader, DataLoader):
         # Of persistent workers there is one pass at a time, which may be the training loader's.
         loader = copy(loader)
         loader._iterator = None
+    return loader
+
+
+def _endless(loader: Any, seed: int, epoch: int) -> Iterator[Any]:
+    """Draw batches without end, pass after pass."""
+    loader = apart(loader)
     while True:
         empty = True
         for batch in start_pass(loader, seed=seed, epoch=epoch):

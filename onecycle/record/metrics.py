@@ -14,12 +14,21 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Literal, Protocol, SupportsFloat, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from onecycle.arguments import check_count
+from onecycle.arguments import (
+    check_callable,
+    check_count,
+    check_finite,
+    check_flag,
+    check_one_of,
+    check_text,
+    class_hint,
+    shown,
+)
 from onecycle.data.nested import map_tensors
 from onecycle.data.sizes import size_of
 from onecycle.record.directions import Direction, agreed, named_direction, stated_direction
@@ -141,7 +150,7 @@ def top_k_accuracy(k: int = 5) -> MetricFunction:
         >>> top_2.__name__
         'top_2_accuracy'
     """
-    check_count("k", k)
+    k = check_count("k", k)
     name = f"top_{k}_accuracy"
 
     @_higher_is_better(True)
@@ -172,6 +181,7 @@ def binary_accuracy(threshold: float = 0.0) -> MetricFunction:
         >>> metric(torch.tensor([-2.0, 3.0, 1.0, -1.0]), torch.tensor([0.0, 1.0, 1.0, 1.0]))
         tensor(0.7500)
     """
+    check_finite("threshold", threshold)
 
     @_higher_is_better(True)
     def metric(pred: Tensor, target: Tensor) -> Tensor:
@@ -285,13 +295,17 @@ class MeanMetric:
         weighted_by: Literal["samples", "loss"] = "samples",
         higher_is_better: bool | None = None,
     ) -> None:
-        if weighted_by not in ("samples", "loss"):
-            raise ValueError(f'weighted_by must be "samples" or "loss"; got {weighted_by!r}')
+        if isinstance(func, type) or not callable(func) or not _takes_pred_and_target(func):
+            came = f"{shown(func)}{class_hint(func)}"
+            raise TypeError(f"func must be a function (pred, target) -> 0-dim tensor; got {came}")
+        check_one_of("weighted_by", weighted_by, ("samples", "loss"))
         self.func, self.weighted_by = func, weighted_by
-        self.name = _function_name(func) if name is None else name
+        self.name = _function_name(func) if name is None else check_text("name", name)
+        if transform is not None:
+            check_callable("transform", transform, "mean")
         self.transform = transform
         if higher_is_better is not None:
-            self.higher_is_better = higher_is_better
+            self.higher_is_better = check_flag("higher_is_better", higher_is_better)
         self._mean = WeightedMean()
         self._parts: dict[str, WeightedMean] = {}
         self._watch = NanWatch()
@@ -323,7 +337,12 @@ class MeanMetric:
             self._mean.keep(value, weight)
             self._watch.keep(pred)
             return
-        value = self.func(pred, *targets)
+        try:
+            value = self.func(pred, *targets)
+        except TypeError as error:
+            takes = "(pred, target)" if len(targets) == 1 else f"pred and {len(targets)} targets"
+            error.add_note(f"onecycle: the metric {self.name} was called with {takes}")
+            raise
         if isinstance(value, Mapping | tuple | list):
             for name, part in named_parts(self.name, value).items():
                 self._parts.setdefault(name, WeightedMean()).add(_one_mean(name, part), weight)
@@ -354,6 +373,11 @@ def _one_mean(name: str, value: Any) -> Any:
             "return one number, the mean over the batch (a 0-dim tensor), or a dict of such; what "
             "has a value for each class is no mean over batches: give an object with reset(), "
             "update(pred, target) and compute()"
+        )
+    if not isinstance(value, Tensor | SupportsFloat):
+        raise TypeError(
+            f"metric {name} returned {shown(value)}: return one number, the mean over the batch (a "
+            "0-dim tensor), or a dict of such"
         )
     return value
 
@@ -627,7 +651,14 @@ def _takes_pred_and_target(func: Callable[..., Any]) -> bool:
     return True
 
 
+def _check_tensors(name: str, pred: Tensor, target: Tensor) -> None:
+    for which, value in (("pred", pred), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} needs tensors; {which} is {shown(value)}")
+
+
 def _check_class_indices(name: str, pred: Tensor, target: Tensor) -> None:
+    _check_tensors(name, pred, target)
     shape = pred.shape
     if len(shape) < 2 or shape[1] == 1:
         raise ValueError(
@@ -650,6 +681,7 @@ def _check_class_indices(name: str, pred: Tensor, target: Tensor) -> None:
 
 
 def _check_same_shape(name: str, pred: Tensor, target: Tensor) -> None:
+    _check_tensors(name, pred, target)
     if pred.shape != target.shape:
         raise ValueError(
             f"{name} needs pred and target of the same shape, got {tuple(pred.shape)} and "

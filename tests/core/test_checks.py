@@ -40,7 +40,7 @@ def empty_loader(learn):
         (lambda learn: learn.fit(1, lr="0.1"), TypeError, "lr must be a number"),
         (lambda learn: learn.fit(1, lr=True), TypeError, "lr must be a number"),
         (lambda learn: learn.fit(1, lr=[0.1, 0.2]), ValueError, r"expected one lr(?s:.*)group"),
-        (lambda learn: learn.fit(1, wd=-1.0), ValueError, "weight_decay must be finite"),
+        (lambda learn: learn.fit(1, wd=-1.0), ValueError, "wd must not be negative"),
         (lambda learn: learn.fit(1, cbs=[Recorder]), TypeError, "write it with parentheses"),
         (lambda learn: learn.fit(1, cbs=Recorder()), TypeError, "cbs must be a list"),
         (lambda learn: learn.fit_one_cycle(1, -0.1), ValueError, "lr_max must be finite"),
