@@ -333,11 +333,11 @@ class Trainer(Loop):
         of the last one, and the others keep their ratios to it.
 
         Where the test shows a valley, that is all. Where it does not (the fall is as small as the
-        noise, or the loss breaks before it falls), the rule `knee` lets short cycles decide, of
-        half as many updates as the test and at most six; where the loss neither fell nor broke, a
-        second test goes on to higher rates first. A line of the result says what was done, and
-        how many updates it took: by default at most 400. Tests of fewer than 50 updates, linear
-        ones, and the sweeps do without.
+        noise, or the loss breaks before it falls, or still falls at the last rate), the rule
+        `knee` lets short cycles decide, of half as many updates as the test and at most six; where
+        the loss neither falls nor breaks, a second test goes on to higher rates first. A line of
+        the result says what was done, and how many updates it took: by default at most 400. Tests
+        of fewer than 50 updates, linear ones, and the sweeps do without.
 
         Args:
             start_lr: The first rate, above 0.
@@ -392,8 +392,7 @@ class Trainer(Loop):
         check_flags(show_plot=show_plot)
         warn_of_bad_parameters(self)
         varied = one_varied({"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes})
-        if confirm and varied is not None:
-            raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
+        _check_one_test(confirm, varied)
         search = RateSearch(
             self,
             self._run_test,
@@ -625,6 +624,11 @@ def _grouped(
     rates = groups.own_rates() if lr is None else groups.expand("lr", lr)
     groups.set("lr", rates)
     return groups, rates
+
+
+def _check_one_test(confirm: int, varied: object) -> None:
+    if confirm and varied is not None:
+        raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
 
 
 def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:
