@@ -12,6 +12,7 @@ import numpy as np
 from onecycle import plots
 from onecycle.arguments import check_count, check_positive
 from onecycle.callbacks.monitor import Mode, judged_by
+from onecycle.callbacks.run_bar import bars
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.range_test.result import LRFindResult, written
 from onecycle.range_test.varied import check_settings, put_in_force
@@ -156,7 +157,9 @@ def diagnose(
     others = [wd for wd in wds if wd != own]
     if others:
         check_settings(learn, "weight_decay", others)
-    with preserved(learn):  # also the range test that the Recorder keeps for its plot
+    shown = bars(learn, "range test", 2 + len(others))
+    # Put back is also the range test that the Recorder keeps for its plot.
+    with preserved(learn), learn.added_cbs(shown):
         guess = _guess(learn, end, num_it, [own, *others], (name, better == "min"), lr_usual)
     if not make_fits or guess.lr_max is None:
         return guess

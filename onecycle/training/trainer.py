@@ -19,6 +19,7 @@ from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Polic
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.resume import resuming
+from onecycle.callbacks.run_bar import bars
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.snapshot import preserved
@@ -358,13 +359,15 @@ class Trainer(Loop):
         if len(asked) > 1:
             raise ValueError("one thing is varied at a time: give wds, moms or batch_sizes")
 
+        shown = bars(self, "range test", len(asked[0][1]) if asked else 1)
+
         def test() -> LRFindResult:
             finder = LRFinder(
                 start_lr, end_lr, num_it, stop_div=stop_div, linear=linear, valid=valid
             )
             with preserved(self):
                 self._run = None  # a range test may also run between two updates of a fit
-                self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
+                self.run_fit(None, cbs=[finder, *shown], run="range_test", max_updates=num_it)
             return finder.result(rules)
 
         result = range_tests(self, *asked[0], test) if asked else test()
