@@ -35,11 +35,13 @@ from onecycle.callbacks import (
     SnapshotEnsemble,
     TerminateOnNonFinite,
     TorchScheduler,
+    When,
     speed_profile,
 )
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.data.seeded import SeededDataset
+from onecycle.data.seeds import seed_everything
 from onecycle.errors import (
     Cancel,
     CancelBatch,
@@ -55,6 +57,8 @@ from onecycle.errors import (
     UnknownEventError,
 )
 from onecycle.learner import Learner
+from onecycle.optim.several import muon_groups
+from onecycle.range_test.knee import knee
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import minimum, slide, steep, valley
 from onecycle.range_test.sweeps import RangeTests
@@ -69,6 +73,7 @@ from onecycle.record.metrics import (
     top_k_accuracy,
 )
 from onecycle.record.predictions import Predictions
+from onecycle.record.weights import token_weight
 from onecycle.schedules.plot import plot_schedule
 from onecycle.schedules.policies import (
     clr_beta,
@@ -177,6 +182,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "TerminateOnNonFinite",
     "TorchScheduler",
     "UnknownEventError",
+    "When",
     "accuracy",
     "binary_accuracy",
     "check_callback",
@@ -192,12 +198,14 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "head_splitter",
     "join",
     "join_steps",
+    "knee",
     "lenet",
     "linear",
     "mae",
     "minimum",
     "momentum_cycle",
     "mse",
+    "muon_groups",
     "one_cycle",
     "plot_schedule",
     "polynomial",
@@ -205,6 +213,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "resnet56",
     "resnet9",
     "rmse",
+    "seed_everything",
     "sgdr",
     "slide",
     "smith_momentum",
@@ -214,6 +223,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "step",
     "three_phase",
     "three_phase_momentum",
+    "token_weight",
     "top_k_accuracy",
     "torch_cosine",
     "torch_cyclic",

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onecycle.arguments import Default, check_budget, check_count, check_positive
+from onecycle.arguments import Default, check_count, check_fraction, check_list, check_positive
 from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.one_cycle import OneCycleSchedule
 from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
-from onecycle.core.checks import check_callbacks
+from onecycle.core.checks import checked_callbacks
 from onecycle.core.handlers import draw_loop
 from onecycle.optim.groups import GroupValues, check_value
 from onecycle.record.predictions import Predictions
@@ -69,16 +69,18 @@ class Learner(Trainer):
             model, validates in evaluation mode, and is saved and loaded; its parameters train in
             the last parameter group. `EMA` and `SWA` average the model alone.
         opt_func: An optimizer class, or a callable ``(params, lr=...)``. Made fused where it can
-            be.
+            be. Or several by name, such as ``{"matrices": Muon, "rest": AdamW}``, with a
+            ``splitter`` that returns a dict with the parameters of each: `muon_groups`.
         lr: The learning rate: one number, one for each parameter group, or a slice. By default
             1e-3, or with ``opt=`` what it has.
         metrics: Functions ``(pred, yb) -> scalar``, or objects with reset, update and compute. What
             gives several values is recorded by their names: see `named_numbers`.
         cbs: Callbacks for every fit, besides the `Recorder` and the `Progress` that each learner
             has.
-        opt: An optimizer that exists, instead of ``opt_func``; used as it is. One that has methods
-            ``train`` and ``eval``, as those called schedule-free, is put in the mode of each pass,
-            and in evaluation mode after a fit.
+        opt: An optimizer that exists, instead of ``opt_func``, or a list of several, each with
+            parameters of its own; used as it is. One that has methods ``train`` and ``eval``, as
+            those called schedule-free, is put in the mode of each pass, and in evaluation mode
+            after a fit.
         wd: The weight decay; ``None`` for the optimizer's own.
         wd_bn_bias: Whether norms and biases decay too.
         moms: Momentum at the start, the peak and the end of a cycle.
@@ -102,6 +104,9 @@ class Learner(Trainer):
 
         check: Look at the first batch of the first fit before its first update, and at one batch
             of validation, and log what looks wrong: see `check`.
+        loss_weight: ``(pred, batch) -> number``, or a tensor of one: what the loss of a batch is a
+            mean over, such as `token_weight`, where that is neither samples nor what
+            `loss_weight` sees by itself. A method of a subclass does the same.
 
     Raises:
         TypeError, ValueError: For what cannot work, with what to do.
@@ -160,10 +165,10 @@ class Learner(Trainer):
             >>> learn.recorder.history["lr"].values[[0, 9, 18]].round(6).tolist()
             [0.1, 1.0, 0.1]
         """
-        if len(use_clr_beta) not in (2, 4):
+        if len(check_list("use_clr_beta", use_clr_beta, "2 or 4 numbers")) not in (2, 4):
             raise ValueError(
-                "expected (div, pct) or (div, pct, max_mom, min_mom), with pct in percent; "
-                f"got {use_clr_beta!r}"
+                "use_clr_beta: expected (div, pct) or (div, pct, max_mom, min_mom), with pct in "
+                f"percent; got {use_clr_beta!r}"
             )
         div, pct, *moms = use_clr_beta
         peaks = self.groups.expand("lr", lr)
@@ -281,8 +286,8 @@ class Learner(Trainer):
         resume: str | Path | None,
         extend: Extend | None,
     ) -> None:
-        check_callbacks(cbs or ())
-        self.fit(n_epoch, wd=wd, cbs=[scheduler, *(cbs or ())], resume=resume, extend=extend)
+        own = checked_callbacks(cbs)
+        self.fit(n_epoch, wd=wd, cbs=[scheduler, *own], resume=resume, extend=extend)
 
     def fine_tune(
         self,
@@ -327,12 +332,14 @@ class Learner(Trainer):
             >>> learn.total_epochs
             3
         """
-        check_budget(epochs, None, None)
+        check_count("epochs", epochs)
         check_count("freeze_epochs", freeze_epochs, least=0)
+        check_positive("div", div)
+        check_fraction("pct_start", pct_start)
         half = check_positive("base_lr", check_value("base_lr", base_lr)) / 2
         rates = slice(half / check_positive("lr_mult", lr_mult), half)
         OneCycleSchedule(rates, div, pct_start=pct_start)  # refuses before the first stage has run
-        check_callbacks(cbs or ())
+        checked_callbacks(cbs)
         require_body_and_head(self, "fine_tune")
         self.freeze()
         if freeze_epochs:

@@ -19,9 +19,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from onecycle.checkpoints.description import described, name_of, plain
-from onecycle.checkpoints.opt_state import parameter_names
+from onecycle.checkpoints.opt_state import opt_name, parameter_names
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.loaders import n_batches
+from onecycle.optim.several import each_of
 from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
@@ -44,12 +45,14 @@ _MAY_CHANGE = (
 _NO_OPTIONS = ("lr", "weight_decay", "foreach", "fused", "capturable", "differentiable")
 #: What people read instead of a key.
 _WORDS = {
+    "buffers": "the buffers that are not saved",
     "batch_size": "the batch size of the training loader",
     "average.decay": "the decay of EMA",
     "average.kind": "the average of the weights",
     "average.start": "the start of SWA",
     "cycle.lr_max": "lr_max",
     "cycle.policy": "policy",
+    "data": "the training data set",
     "dtype": "the dtype of the parameters",
     "groups": "the parameters of each group",
     "learner": "the class of the learner",
@@ -129,7 +132,15 @@ def _of_learner(learn: Loop, driven: set[str]) -> dict[str, Any]:
         "n_inp": learn.n_inp,
         "loss_func": described(learn.loss_func, without=fields),
         "dtype": sorted({plain(p.dtype) for p in learn.model.parameters()}),
+        "buffers": _unsaved_buffers(learn),
     }
+
+
+def _unsaved_buffers(learn: Loop) -> list[str]:
+    """Name the buffers that ``state_dict`` leaves out, with their shapes."""
+    saved = learn.model.state_dict().keys()
+    named = learn.model.named_buffers()
+    return [f"{name} {list(each.shape)}" for name, each in named if name not in saved]
 
 
 def _of_data(loader: Any) -> dict[str, Any]:
@@ -142,6 +153,7 @@ def _of_data(loader: Any) -> dict[str, Any]:
         shuffled = name_of(type(loader.sampler))
     return {
         "loader": name_of(type(loader)),
+        "data": None if data is None else name_of(type(getattr(data, "dataset", data))),
         "batch_size": size if isinstance(size, int) else None,
         "n_samples": _length(tensors[0] if isinstance(tensors, tuple) and tensors else data),
         "shuffled": shuffled if isinstance(shuffled, bool | str) else None,
@@ -158,14 +170,20 @@ def _length(data: Any) -> int | None:
 def _of_optimizer(learn: Loop) -> dict[str, Any]:
     groups, names = learn.groups, parameter_names(learn)
     said = {
-        "opt": name_of(type(learn.opt)),
+        "opt": opt_name(learn.opt),
         "groups": [sorted(names[id(p)] for p in groups.params(g)) for g in range(len(groups))],
         "lr": groups.get("lr"),
     }
     if "weight_decay" in groups.names():
         said["weight_decay"] = groups.get("weight_decay")
     # What it was built with: schedules, and some optimizers, change what is in force.
-    options = {k: plain(v) for k, v in learn.opt.defaults.items() if k not in _NO_OPTIONS}
+    each = each_of(learn.opt)
+    options = {
+        k if len(each) == 1 else f"{k}.{i}": plain(v)
+        for i, opt in enumerate(each)
+        for k, v in opt.defaults.items()
+        if k not in _NO_OPTIONS
+    }
     return said | {"options": options}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,15 @@ FORMAT = 2
 _DIGITS = 64
 
 
-def write_model(path: str | Path, learn: LoopState) -> None:
+def write_model(path: str | Path, learn: LoopState) -> str:
     """Write the states of a model, its loss function and its optimizer, as they are.
 
     Args:
         path: Where to write; a file that is there is replaced.
         learn: The learner.
+
+    Returns:
+        The checksum of the file, by which it can be told from any other.
 
     Raises:
         TypeError: If the model or the optimizer has state that could not be read again.
@@ -48,8 +52,21 @@ def write_model(path: str | Path, learn: LoopState) -> None:
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    content = _sealed(buffer.getvalue())
     with atomic_write(path) as temporary:
-        temporary.write_bytes(_sealed(buffer.getvalue()))
+        temporary.write_bytes(content)
+    return content[-_DIGITS:].decode()
+
+
+def checksum_of(path: str | Path) -> str:
+    """Return the checksum that a file of `write_model` ends with, without reading the rest.
+
+    Raises:
+        OSError: If the file cannot be opened.
+    """
+    with Path(path).open("rb") as file:
+        file.seek(-min(_DIGITS, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        return file.read().decode(errors="replace")
 
 
 def _sealed(archive: bytes) -> bytes:
@@ -62,7 +79,9 @@ def _sealed(archive: bytes) -> bytes:
     return body + hashlib.sha256(body).hexdigest().encode()
 
 
-def read_model(path: str | Path, learn: LoopState, *, with_opt: bool) -> None:
+def read_model(
+    path: str | Path, learn: LoopState, *, with_opt: bool, checksum: str | None = None
+) -> None:
     """Load what `write_model` wrote.
 
     Args:
@@ -70,12 +89,13 @@ def read_model(path: str | Path, learn: LoopState, *, with_opt: bool) -> None:
         learn: The learner that takes it.
         with_opt: Whether it takes the optimizer's state too. Without it, a loss function may be
             another one than that of the file, and is left alone.
+        checksum: What `write_model` returned, where no other file will do.
 
     Raises:
         CheckpointError: If the file is none of ours, or does not fit; nothing is loaded then.
         OSError: If the file cannot be opened.
     """
-    state = _read(path)
+    state = _read(path, checksum)
     check_fits(path, state["model"], learn.model.state_dict())
     differs = _differing(state["loss"], loss_state(learn.loss_module))
     if differs and with_opt:
@@ -115,8 +135,10 @@ def loss_state(loss: nn.Module | None) -> dict[str, Any]:
     return {name: value for name, value in loss.state_dict().items() if name not in constant}
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def _read(path: str | Path, checksum: str | None) -> dict[str, Any]:
     content = Path(path).read_bytes()
+    if checksum is not None and content[-_DIGITS:] != checksum.encode():
+        raise CheckpointError(f"{path} is not the file that was written: it has been replaced")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from onecycle.checkpoints.description import name_of
 from onecycle.optim.loss_module import LOSS
+from onecycle.optim.several import each_of
 from onecycle.optim.wrapped import same_groups
 
 if TYPE_CHECKING:
@@ -65,6 +66,15 @@ def parameter_names(learn: LoopState) -> dict[int, str]:
     return named
 
 
+def opt_name(opt: Optimizer) -> str:
+    """Name the class of an optimizer, or of each of several.
+
+    Args:
+        opt: The optimizer.
+    """
+    return " and ".join(name_of(type(each)) for each in each_of(opt))
+
+
 def opt_state(learn: LoopState) -> dict[str, Any]:
     """Return the state of a learner's optimizer, by name.
 
@@ -82,7 +92,7 @@ def opt_state(learn: LoopState) -> dict[str, Any]:
     opt, names, whole = learn.opt, parameter_names(learn), learn.opt.state_dict()
     held = _held(opt, names)
     found: dict[str, Any] = {
-        "class": name_of(type(opt)),
+        "class": opt_name(opt),
         "groups": [{"names": _names(group, names), "options": {}} for group in opt.param_groups],
         "params": {name: [_shape(p), _kind(p)] for name, p in held.items()},
         "state": {},
@@ -148,7 +158,7 @@ def opt_misfit(learn: LoopState, found: Any) -> str | None:
     """
     if not _is_well_formed(found):
         return "it is none that onecycle wrote"
-    if found["class"] != name_of(type(learn.opt)):
+    if found["class"] != opt_name(learn.opt):
         return f"it is that of {found['class']}"
     names = parameter_names(learn)
     held = _held(learn.opt, names)
@@ -236,7 +246,8 @@ def _misfit(opt: Optimizer, found: dict[str, Any], name: str, p: Tensor) -> str 
 
 def _is_torchs(opt: Optimizer) -> bool:
     """Tell whether torch makes the step, of which it is known what it needs."""
-    return (getattr(type(opt).step, "__module__", None) or "").startswith("torch.optim.")
+    modules = [getattr(type(o).step, "__module__", None) or "" for o in each_of(opt)]
+    return all(module.startswith("torch.optim.") for module in modules)
 
 
 def _fits(key: Any, value: Any, shape: list[int], p: Tensor) -> bool:

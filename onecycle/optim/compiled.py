@@ -8,18 +8,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from onecycle.arguments import check_flag, shown
 from onecycle.optim.bound import BoundStepper, Group
 from onecycle.optim.fast import FastStepper
 from onecycle.optim.stepper import Stepper
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("onecycle")
 
@@ -115,11 +113,11 @@ class _CompiledGroup(Group):
 
     def arguments(self, gradients: list[Tensor]) -> tuple[Any, ...]:
         """Return what the compiled function takes: tensors, and flags that do not change."""
-        group, states = self.group, self.states
+        group = self.group
         for tensor, value in zip(self._numbers, self.numbers().values(), strict=True):
             tensor.fill_(value)
         if "betas" in group:
-            kept = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")]
+            kept = [*self.kept.values()]
             flags: tuple[Any, ...] = (
                 group["eps"],
                 group["decoupled_weight_decay"],
@@ -129,6 +127,12 @@ class _CompiledGroup(Group):
             kept = [self.buffers()]
             flags = (group["nesterov"], group["maximize"])
         return (self.params, gradients, *kept, self._numbers, flags)
+
+
+# The formulas stand in `onecycle.cuda_graphs.step` too, there over all parameters at once, which a
+# graph needs. Compiled, that form takes 1.09 to 1.14 of the time of this one for AdamW (models of 4
+# to 167 parameters) and 0.96 to 1.05 for SGD; in a graph, this form launches each operation of
+# each parameter.
 
 
 def _sgd(groups: list[Any]) -> None:
@@ -176,6 +180,7 @@ def choose_stepper(
         TypeError, ValueError: If ``compile`` is nothing known.
         RuntimeError: If there is no compiler for this platform.
     """
+    check_flag("fast_step", fast_step)
     options = compile_options(compile)
     if options is None and not fast_step:
         return partial(Stepper, reason="fast_step=False")
@@ -211,10 +216,12 @@ def compile_options(compile: bool | str) -> dict[str, Any] | None:
     if isinstance(compile, bool):
         return {} if compile else None
     if not isinstance(compile, str):
-        raise TypeError(f"compile is True, False or a mode of torch.compile; got {compile!r}")
+        raise TypeError(f"compile is True, False or a mode of torch.compile; got {shown(compile)}")
     modes = torch._inductor.list_mode_options()
     if compile not in modes:
-        raise ValueError(f"compile is True, False or one of {', '.join(modes)}; got {compile!r}")
+        raise ValueError(
+            f"compile is True, False or one of {', '.join(modes)}; got {shown(compile)}"
+        )
     return {"mode": compile}
 
 

@@ -8,7 +8,9 @@ biases then stand in groups of their own without it. Everything public speaks of
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable, Sequence
+import sys
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isclose
 from typing import Any, cast
@@ -17,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onecycle.arguments import NO_RATE
+from onecycle.arguments import NO_RATE, shown
 from onecycle.optim.late_state import fill_late_state
 from onecycle.optim.members import Members, spared_members
 from onecycle.optim.wrapped import add_group
@@ -152,6 +154,7 @@ class ParamGroups:
         self._exempt = [p for p in every if id(p) in exempt]
         self._spared = spared_members(opt, self._members)
         self._ratios: dict[int, float] = {}
+        self._lent: dict[str, tuple[list[float], list[float]]] = {}
         for member in self._members:
             self._keep_ratios(member)
         self.separate_decay()
@@ -224,8 +227,10 @@ class ParamGroups:
         first = self.opt.param_groups[0]
         betas = [f"beta{i + 1}" for i in range(len(first.get("betas", ())))]
         names = [
-            key for key in first if key not in ("params", "lr_scale") and _slot(first, key)
-        ] + betas
+            key
+            for key in (*first, *betas)
+            if key not in ("params", "lr_scale") and self._everywhere(key)
+        ]
         if self.has_momentum() and "momentum" not in names:
             names.append("momentum")
         return names
@@ -298,6 +303,29 @@ class ParamGroups:
         elif name == "momentum":
             fill_late_state(self.opt)
 
+    @contextmanager
+    def lent(self, name: str) -> Iterator[None]:
+        """Run a fit that may change a hyperparameter: the next fit begins as this one did.
+
+        What is set by hand between two fits is kept.
+        """
+        if name not in self.names():
+            yield
+            return
+        self.put_back(name)
+        began = self.get(name)
+        try:
+            yield
+        finally:
+            self._lent[name] = began, self.get(name)
+
+    def put_back(self, name: str) -> None:
+        """Set a hyperparameter to what it was before the fit that has left it as it is now."""
+        if name in self._lent:
+            began, left = self._lent[name]
+            if left == self.get(name) != began:
+                self.set(name, began)
+
     def make_ready(self, names: Iterable[str]) -> None:
         """Make room for what schedules will set.
 
@@ -353,7 +381,11 @@ class ParamGroups:
 
     def has_momentum(self) -> bool:
         """Tell whether the optimizer has momentum, or beta1, at all."""
-        return _slot(self.opt.param_groups[0], "momentum") is not None
+        return self._everywhere("momentum")
+
+    def _everywhere(self, name: str) -> bool:
+        """Tell whether each group has a hyperparameter, of whichever optimizer it is."""
+        return all(_slot(group, name) is not None for group in self.opt.param_groups)
 
     def momentum_is_on(self) -> bool:
         """Tell whether the optimizer has momentum and it is above 0 in every group."""
@@ -372,7 +404,7 @@ class ParamGroups:
         """
         n = len(self)
         if isinstance(values, slice):
-            values = _steps(values, n)
+            values = _steps(name, values, n)
         elif isinstance(values, str) or np.ndim(values) == 0:
             values = [values] * n  # type: ignore[list-item]
         result = [check_value(name, value) for value in cast("Sequence[float]", values)]
@@ -425,18 +457,18 @@ def check_value(name: str, value: Any) -> float:
         is_number = False
     if not is_number:
         hint = f": {NO_RATE}" if value is None and "lr" in name.split("_") else ""
-        raise TypeError(f"{name} must be a number, or one for each group; got {value!r}{hint}")
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be finite and not negative; got {value!r}")
+        raise TypeError(f"{name} must be a number, or one for each group; got {shown(value)}{hint}")
+    if not 0 <= value <= sys.float_info.max:
+        raise ValueError(f"{name} must be finite and not negative; got {shown(value)}")
     if name in _BELOW_ONE and value >= 1:
         raise ValueError(f"{name} must be below 1; got {value!r}")
     return float(value)
 
 
-def _steps(values: slice, n: int) -> list[float]:
+def _steps(name: str, values: slice, n: int) -> list[float]:
     if values.stop is None or values.step is not None:
         hint = f": {NO_RATE}" if values.stop is None else ""
-        raise ValueError(f"expected slice(hi) or slice(lo, hi); got {values!r}{hint}")
+        raise ValueError(f"expected slice(hi) or slice(lo, hi) as {name}; got {values!r}{hint}")
     hi = check_value("the end of the slice", values.stop)
     if values.start is None:
         return [hi / 10] * (n - 1) + [hi]

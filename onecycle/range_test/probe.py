@@ -62,8 +62,7 @@ class ValidProbe:
         self._measured.append(self._means.compute())
 
     def _collect(self, learn: Loop) -> None:
-        if learn.pred is not None:
-            self._means.update(learn.pred, learn.yb, learn.loss, learn.batch_size(learn.batch))
+        learn.measure_batch(self._means)
 
     @property
     def losses(self) -> npt.NDArray[np.float64]:

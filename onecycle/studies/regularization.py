@@ -14,7 +14,7 @@ from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.optim.groups import GroupValues
 from onecycle.range_test.varied import check_settings, put_in_force
 from onecycle.schedules.shapes import Array
-from onecycle.studies.trials import Init, check_seeds, last_values, run_trials
+from onecycle.studies.trials import Init, check_init, check_seeds, last_values, run_trials
 
 if TYPE_CHECKING:
     from onecycle.training.trainer import Trainer
@@ -113,12 +113,13 @@ def regularization_report(
     """Measure which regularization short fits prefer: see `Learner.regularization_report`."""
     check_budget(n_epoch, None, None)
     rates = learn.groups.expand("lr_max", learn.lr if lr_max is Default.OWN else lr_max)
-    name, better = judged_by(learn, metric or "valid_loss", mode)
+    name, better = judged_by(learn, "valid_loss" if metric is None else metric, mode)
     found = check_seeds(seeds)
+    check_init(init)
     if len(found) < 2:
         raise ValueError(f"the spread needs 2 seeds or more, and 5 tell more; got {found}")
     asked = {"weight_decay": wds, "dropout": dropouts, "batch_size": batch_sizes}
-    plans = {kind: list(values) for kind, values in asked.items() if values is not None}
+    plans = {kind: values for kind, values in asked.items() if values is not None}
     if not plans:
         raise ValueError("there is nothing to vary: give wds, dropouts or batch_sizes")
     for kind, settings in plans.items():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_callable, check_count, check_list, shown
 from onecycle.callbacks.progress import clock
 from onecycle.callbacks.progress import number as written
 from onecycle.callbacks.recorder import Recorder
@@ -81,10 +81,10 @@ def run_trials(
     watched = is_watched(learn)
     for number, seed in enumerate(check_seeds(seeds), first):
         began = perf_counter()
-        shown = [RunBar(f"fit {number}/{total}: {label}, seed {seed}")] if watched else []
+        bar = [RunBar(f"fit {number}/{total}: {label}, seed {seed}")] if watched else []
         with preserved(learn), learn.no_bar():
             recorder = _begin(learn, seed, init)
-            with learn.added_cbs(shown):
+            with learn.added_cbs(bar):
                 fit(learn)
         records[seed] = recorder.history
         if watched:
@@ -115,12 +115,17 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
         TypeError: If they are no list of whole numbers.
         ValueError: If there is none, or one comes twice or is negative.
     """
-    if isinstance(seeds, str | bytes) or not hasattr(seeds, "__iter__"):
-        raise TypeError(f"seeds must be a list of whole numbers, such as range(4); got {seeds!r}")
-    found = [check_count("a seed", seed, least=0) for seed in seeds]
+    listed = check_list("seeds", seeds, "whole numbers, such as range(4)")
+    found = [check_count("a seed", seed, least=0) for seed in listed]
     if not found or len(set(found)) < len(found):
-        raise ValueError(f"expected one or more seeds, all different; got {found}")
+        raise ValueError(f"expected one or more seeds, all different; got {shown(seeds)}")
     return found
+
+
+def check_init(init: Init | None) -> None:
+    """Refuse what could not make a model: a class of models may."""
+    if init is not None and not (isinstance(init, type) and issubclass(init, nn.Module)):
+        check_callable("init", init)
 
 
 def _begin(learn: Trainer, seed: int, init: Init | None) -> Recorder:
@@ -144,7 +149,7 @@ def _take_weights(model: nn.Module, init: Init) -> None:
     if not isinstance(made, nn.Module):
         raise TypeError(
             "init must make a torch.nn.Module when it is called without arguments, such as the "
-            f"class of the model; got {init!r}"
+            f"class of the model; got {shown(init)}"
         )
     try:
         model.load_state_dict(made.state_dict())
