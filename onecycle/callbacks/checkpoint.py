@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from onecycle.arguments import check_count
 from onecycle.checkpoints import fit_files as files
 from onecycle.checkpoints.fit_plan import plan_of
+from onecycle.checkpoints.unseen import Unseen
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import RngState
 
@@ -74,11 +75,12 @@ class Checkpoint(Callback):
         self._n_heard = 0  # batches of this pass whose after_batch has fired
         self._pass_rng: dict[str, Any] = {}
         self._plan: dict[str, Any] = {}
+        self._unseen: Unseen | None = None  # until the first checkpoint
         self._n_tried = self._n_failed = 0
 
     def before_fit(self, learn: Loop) -> None:
         """Begin anew."""
-        self._plan = plan_of(learn)
+        self._plan, self._unseen = plan_of(learn), Unseen(learn)
         self._saved_at = self._n_tried = self._n_failed = 0
         self._saved_when = time.monotonic()
 
@@ -130,7 +132,8 @@ class Checkpoint(Callback):
     def _save(self, learn: Loop, batches: int | None) -> None:
         self._saved_at, self._saved_when = learn.n_updates, time.monotonic()
         self._n_tried += 1
-        state = files.capture(learn, self._plan, batches, self._pass_rng)
+        self._tell_unseen(learn)
+        state = files.readable_parts(files.capture(learn, self._plan, batches, self._pass_rng))
         try:
             files.write(files.next_path(self.folder), state)
             files.remove_old(self.folder, self.keep)
@@ -140,6 +143,17 @@ class Checkpoint(Callback):
                 log.warning(
                     "Checkpoint: could not write to %s, the fit goes on: %s", self.folder, error
                 )
+
+    def _tell_unseen(self, learn: Loop) -> None:
+        """Say at the first checkpoint what is in none."""
+        found = self._unseen.found(learn) if self._unseen is not None else []
+        self._unseen = None
+        if found:
+            log.warning(
+                "Checkpoint: training changes %s, and no checkpoint holds it: a resumed fit may "
+                "end in other bits (a buffer, get_extra_state or state_dict is the place for it)",
+                "; ".join(found),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the last checkpoint was taken, and how the training pass began."""

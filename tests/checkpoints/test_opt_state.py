@@ -15,7 +15,8 @@ from torch.optim import SGD, Adafactor, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from onecycle import Checkpoint, CheckpointError, Learner, ParamScheduler, linear
 from onecycle.checkpoints import fit_files, model_files
-from onecycle.checkpoints.opt_state import opt_misfit, opt_state, parameter_names
+from onecycle.checkpoints.opt_names import parameter_names
+from onecycle.checkpoints.opt_state import opt_misfit, opt_state
 from onecycle.testing import toy_learner
 
 SGDM = partial(SGD, momentum=0.9)
