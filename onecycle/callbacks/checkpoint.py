@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecycle.arguments import check_count
 from onecycle.checkpoints import fit_files as files
+from onecycle.checkpoints.background import BackgroundWriter, copied
 from onecycle.checkpoints.fit_plan import plan_of
 from onecycle.checkpoints.unseen import Unseen
 from onecycle.core.callback import Callback, Stage
@@ -35,13 +37,20 @@ class Checkpoint(Callback):
     are random states within the worker processes of a loader; a `SeededDataset` needs none.
 
     A file is whole or not there, and read without running code. If one cannot be written (a full
-    disk), the fit goes on and a warning says so, at once and at the end.
+    disk), the fit goes on and a warning says so, at once and at the end. What training changes and
+    no file holds is named in a warning when the first one is taken, as far as it can be seen.
+
+    What else trains in the fields of a subclass of `Learner` is in the files too: optimizers,
+    modules, and whatever has ``state_dict`` and ``load_state_dict``.
 
     Args:
         folder: Where the files go, one folder for each fit; made where it is missing.
         every: ``"50 updates"``, ``"1 epoch"`` or ``"10 minutes"``: after so many updates or
             epochs of the fit, or that long after the last one.
         keep: How many files are kept, at least 1; older ones are removed when a new one is there.
+        background: Copy the state, and write it in a thread while training goes on. That takes
+            memory for the copy, on the CPU. A checkpoint that is due before the last one is
+            written waits for it; so does the end of the fit.
 
     Raises:
         ValueError: For arguments that are none of these.
@@ -65,8 +74,16 @@ class Checkpoint(Callback):
     stage = Stage.SAVE
     during = "train"
 
-    def __init__(self, folder: str | Path, every: str = "1 epoch", keep: int = 3) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        every: str = "1 epoch",
+        keep: int = 3,
+        *,
+        background: bool = False,
+    ) -> None:
         self.folder, self.keep = Path(folder), check_count("keep", keep)
+        self._writer = BackgroundWriter() if background else None
         self._number, self._unit = _parse(every)
         if self.folder.is_file():
             raise ValueError(f"expected a folder for checkpoints; {str(folder)!r} is a file")
@@ -110,6 +127,7 @@ class Checkpoint(Callback):
 
     def after_fit(self, learn: Loop) -> None:
         """Say again what could not be written."""
+        self.wait_for_write()
         if self._n_failed:
             log.warning(
                 "Checkpoint: %d of %d checkpoints could not be written to %s",
@@ -117,6 +135,15 @@ class Checkpoint(Callback):
                 self._n_tried,
                 self.folder,
             )
+
+    def cleanup_fit(self, learn: Loop) -> None:
+        """Wait for what is being written."""
+        self.wait_for_write()
+
+    def wait_for_write(self) -> None:
+        """Wait until the checkpoint that is being written in the background is there."""
+        if self._writer is not None:
+            self._writer.wait()
 
     def _save_if_due(self, learn: Loop, batches: int | None) -> None:
         # Where a cancel is about to act, the next batch is not what comes next.
@@ -134,6 +161,13 @@ class Checkpoint(Callback):
         self._n_tried += 1
         self._tell_unseen(learn)
         state = files.readable_parts(files.capture(learn, self._plan, batches, self._pass_rng))
+        if self._writer is None:
+            self._write(state)
+        else:
+            self._writer.wait()  # before there are two copies
+            self._writer.start(partial(self._write, copied(state)))
+
+    def _write(self, state: dict[str, Any]) -> None:
         try:
             files.write(files.next_path(self.folder), state)
             files.remove_old(self.folder, self.keep)

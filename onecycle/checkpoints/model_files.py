@@ -177,6 +177,7 @@ def loss_state(loss: nn.Module | None) -> dict[str, Any]:
         loss: The module of the loss function, if there is one.
 
     Example:
+        >>> import torch
         >>> loss_state(nn.CrossEntropyLoss(torch.ones(3)))
         {}
     """

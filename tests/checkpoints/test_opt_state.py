@@ -462,10 +462,10 @@ def test_a_reader_passes_over_what_is_extra(kind, tmp_path, monkeypatch):
         learn.fit(1, 0.01, resume=tmp_path)
     else:
         made.fit(1, 0.01)
-        saved = torch.save
+        saved = model_files.write_archive
         monkeypatch.setattr(
-            model_files.torch,
-            "save",
+            model_files,
+            "write_archive",
             lambda state, file: saved(state | {"extra": {"later": [1]}}, file),
         )
         made.save(tmp_path / "a")
