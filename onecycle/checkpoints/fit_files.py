@@ -16,6 +16,7 @@ from onecycle.checkpoints.learner_fields import check_fields, field_states, load
 from onecycle.checkpoints.module_state import check_fits, growing, take_shapes
 from onecycle.checkpoints.opt_state import load_opt_state, opt_misfit, opt_state
 from onecycle.checkpoints.readable import readable
+from onecycle.checkpoints.well_formed import malformed
 from onecycle.core.restore import RngState
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
@@ -45,20 +46,6 @@ _COUNTERS = (
     "n_updates_planned",
     "n_updates_scheduled",
 )
-_PARTS = {
-    "plan": dict,
-    "position": dict,
-    "counters": dict,
-    "modules": list,
-    "opt": dict,
-    "frozen": list,
-    "frozen_by_groups": list,
-    "frozen_norms": list,
-    "callbacks": list,
-    "pass_rng": dict,
-    "rng": dict,
-    "extra": dict,  # what a reader may pass over
-}
 
 
 # What is in a file ------------------------------------------------------------------------
@@ -201,6 +188,9 @@ def check_modules(learn: Loop, state: dict[str, Any], path: Path) -> None:
         buffers = _other_buffers(module)  # more of them may be made in training
         known = {name: part for name, part in found["buffers"].items() if name in buffers}
         check_fits(path, known, buffers, of, shapes)
+    norms = {name for name, _ in learn.model.named_modules()}
+    if unknown := set(state["frozen_norms"]) - norms:
+        raise CheckpointError(f"{path} holds another model: it has no layer {min(unknown)!r}")
 
 
 def check_opt(learn: Loop, state: dict[str, Any], path: Path) -> None:
@@ -312,11 +302,11 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, which could run code or fill the "
             "memory"
         ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(state.get(part), kind) for part, kind in _PARTS.items()
-    ):
-        raise CheckpointError(f"{path} was not written by Checkpoint")
-    return state
+    wrong = malformed(state, _COUNTERS)
+    if wrong is not None:
+        raise CheckpointError(f"{path} was not written by Checkpoint: {wrong} has another form")
+    found: dict[str, Any] = state
+    return found
 
 
 class _OtherFormatError(CheckpointError):

@@ -42,7 +42,7 @@ _DIGITS = 64
 _LEFT_OUT = "left out"
 
 
-def write_model(path: str | Path, learn: LoopState) -> None:
+def write_model(path: str | Path, learn: LoopState) -> str:
     """Write the states of a model, its loss function and its optimizer, as they are.
 
     A state of the optimizer that could not be read again is left out, which a warning says.
@@ -50,6 +50,9 @@ def write_model(path: str | Path, learn: LoopState) -> None:
     Args:
         path: Where to write; a file that is there is replaced.
         learn: The learner.
+
+    Returns:
+        The checksum of the file.
 
     Raises:
         TypeError: If the model has state that could not be read again.
@@ -64,7 +67,7 @@ def write_model(path: str | Path, learn: LoopState) -> None:
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         sealed = _Sealed(file)
         write_archive(state, sealed)
-        sealed.close()
+        return sealed.close()
 
 
 def _readable_opt(path: str | Path, learn: LoopState) -> dict[str, Any]:
@@ -101,10 +104,12 @@ class _Sealed:
     def flush(self) -> None:
         """Do nothing: the file is synced when it is whole."""
 
-    def close(self) -> None:
-        """Write the length of the comment, and the comment."""
+    def close(self) -> str:
+        """Write the length of the comment, and the comment, which is returned."""
         self._file.write(_DIGITS.to_bytes(2, "little"))
-        self._file.write(self._digest.hexdigest().encode())
+        checksum = self._digest.hexdigest()
+        self._file.write(checksum.encode())
+        return checksum
 
 
 def read_model(path: str | Path, learn: LoopState, *, with_opt: bool) -> None:
