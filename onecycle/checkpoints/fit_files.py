@@ -97,6 +97,9 @@ def restore(learn: Loop, state: dict[str, Any]) -> None:
     Args:
         learn: A learner that `check_modules` and `check_opt` have accepted.
         state: What `capture` returned.
+
+    Raises:
+        CheckpointError: If an optimizer with a state of its own form does not take it.
     """
     restore_counters(learn, state)
     switch(learn.opt, training=state["position"]["training"])  # the weights are those of the mode
@@ -115,7 +118,12 @@ def restore(learn: Loop, state: dict[str, Any]) -> None:
         if name in state["frozen_by_groups"]:
             learn.groups.frozen.add(parameter)
     learn.freeze_norms(learn.model.get_submodule(name) for name in state["frozen_norms"])
-    load_opt_state(learn, state["opt"])
+    try:
+        load_opt_state(learn, state["opt"])
+    except ValueError as error:
+        raise CheckpointError(
+            f"the optimizer's state does not fit {type(learn.opt).__name__}: {error}"
+        ) from error
     load_fields(learn, state["extra"].get("fields", {}))
     ready_state(learn.opt)
     _restore_callbacks(learn, state)

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from onecycle.checkpoints.description import name_of
-from onecycle.checkpoints.opt_names import NamedOptimizer
+from onecycle.checkpoints.opt_names import NamedOptimizer, packed_groups
 
 #: What torch's own optimizers keep of a parameter: single numbers, what has the parameter's shape,
 #: and means of its rows and columns.
@@ -55,6 +55,8 @@ def _misfit_of_one(named: NamedOptimizer, found: dict[str, Any]) -> str | None:
         sizes = [len(names) for names in theirs]
         own = [len(names) for names in named.group_names()]
         return f"its parameters are divided into other groups: {sizes} there, {own} here"
+    if ("whole" in found) != (packed_groups(named.opt, named.opt.state_dict()) is None):
+        return "it has another form"
     if "whole" in found and theirs != named.group_names():
         return "its parameters are in another order, and it can only be taken as a whole"
     if unknown := found["state"].keys() - held.keys():

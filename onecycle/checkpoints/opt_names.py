@@ -156,3 +156,14 @@ def optimizers_within(opt: Optimizer) -> dict[str, Optimizer]:
         elif type(value) is dict and any(isinstance(v, Optimizer) for v in value.values()):
             waiting += [(f"{path}.{name}", part) for name, part in value.items()]
     return found
+
+
+def packed_groups(opt: Optimizer, whole: Any) -> list[dict[str, Any]] | None:
+    """Return the groups of a ``state_dict`` of torch's form; ``None`` for another form."""
+    if not isinstance(whole, dict) or not isinstance(whole.get("state"), dict):
+        return None
+    groups = whole.get("param_groups")
+    sizes = [len(group["params"]) for group in opt.param_groups]
+    if not isinstance(groups, list) or [len(group.get("params", ())) for group in groups] != sizes:
+        return None
+    return groups

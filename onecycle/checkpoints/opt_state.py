@@ -18,7 +18,12 @@ from torch.optim import Optimizer
 from onecycle.checkpoints.description import name_of
 from onecycle.checkpoints.module_state import own_names, renamed
 from onecycle.checkpoints.opt_misfit import kind_of, loaded_misfit, misfit_of
-from onecycle.checkpoints.opt_names import NamedOptimizer, named_optimizer, parameter_names
+from onecycle.checkpoints.opt_names import (
+    NamedOptimizer,
+    named_optimizer,
+    packed_groups,
+    parameter_names,
+)
 from onecycle.core.restore import Capture
 from onecycle.optim.wrapped import same_groups
 
@@ -105,7 +110,7 @@ def _own_state(named: NamedOptimizer) -> dict[str, Any]:
         "rest": {},
         "values": {name: held[name].detach() for name in named.beside()},
     }
-    packed = _packed_groups(opt, whole)
+    packed = packed_groups(opt, whole)
     if packed is None:  # an optimizer with a form of its own
         return found | {"whole": whole}
     by_index: dict[int, str] = {}
@@ -133,17 +138,6 @@ def _tensor_ids(value: Any) -> Iterator[int]:
     elif isinstance(value, dict | list | tuple):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _tensor_ids(part)
-
-
-def _packed_groups(opt: Optimizer, whole: Any) -> list[dict[str, Any]] | None:
-    """Return the groups of a ``state_dict`` of torch's form; ``None`` for another form."""
-    if not isinstance(whole, dict) or not isinstance(whole.get("state"), dict):
-        return None
-    groups = whole.get("param_groups")
-    sizes = [len(group["params"]) for group in opt.param_groups]
-    if not isinstance(groups, list) or [len(group.get("params", ())) for group in groups] != sizes:
-        return None
-    return groups
 
 
 def _shape(p: Tensor) -> list[int] | None:

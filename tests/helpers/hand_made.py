@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from learner_state import LearnerState
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from onecycle import Checkpoint, Learner
+from onecycle import Checkpoint, CheckpointError, Learner
 from onecycle.checkpoints import fit_files, model_files
 from onecycle.checkpoints.archives import read_archive
 from onecycle.testing import toy_learner
@@ -45,15 +47,7 @@ def good(kind: str, folder: Path) -> dict[str, Any]:
 
 def write(kind: str, state: Any, path: Path) -> None:
     """Write a state with the checksum that it has, whatever it is."""
-    buffer = io.BytesIO()
-    if kind == "model":
-        sealed = model_files._Sealed(buffer)
-        torch.save(state, sealed)  # type: ignore[arg-type]
-        sealed.close()
-        path.write_bytes(buffer.getvalue())
-    else:
-        torch.save(state, buffer)
-        path.write_bytes(fit_files._header(buffer.getvalue()) + buffer.getvalue())
+    path.write_bytes(sealed(kind, archive(state)))
 
 
 def put(path: tuple[Any, ...], value: Any) -> Edit:
@@ -157,7 +151,7 @@ def of_model(model: tuple[Any, ...]) -> Iterator[tuple[str, Edit]]:
 
 def of_fit() -> Iterator[tuple[str, Edit]]:
     """Give what is wrong in the rest of the state of a fit."""
-    for part in fit_files.capture.__doc__ and (
+    for part in (
         *("plan", "position", "counters", "modules", "callbacks", "rng", "pass_rng", "extra"),
         *("frozen", "frozen_by_groups", "frozen_norms"),
     ):
@@ -209,6 +203,82 @@ def edited(state: dict[str, Any], edit: Edit) -> dict[str, Any]:
     made = deepcopy(state)
     edit(made)
     return made
+
+
+def bombs(state: dict[str, Any]) -> dict[str, bytes]:
+    """Return archives that are small, and large in memory, by what makes them so."""
+    many: list[Any] = [0.0]
+    for _ in range(40):
+        many = [many] * 10  # as many parts as no memory has
+    packed = {**state, "more": torch.zeros(100_000_000)}
+    return {
+        "unpacked": _packed(archive(packed)),
+        "bytes of a number": archive({**state, "more": _Greedy()}),
+        "expanded": archive({**state, "more": torch.zeros(1).expand(10**9)}),
+        "of itself": archive({**state, "more": many}),
+    }
+
+
+class _Greedy:
+    """Becomes a gigabyte."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (10**9,)
+
+
+def archive(state: Any) -> bytes:
+    """Write a state as torch does."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _packed(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as source,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    return buffer.getvalue()
+
+
+def sealed(kind: str, content: bytes) -> bytes:
+    """Give an archive the checksum of a kind of file."""
+    if kind == "fit":
+        return fit_files._header(content) + content
+    buffer = io.BytesIO()
+    seal = model_files._Sealed(buffer)
+    seal.write(content)
+    seal.close()
+    return buffer.getvalue()
+
+
+def changed(before: LearnerState, learn: Learner) -> list[str]:
+    """List what a refused file has changed of all that training changes."""
+    parts = ("learn.model", "learn.opt", "learn.groups", "learn.total", "torch", "random", "numpy")
+    return [
+        path
+        for path in before.changes(LearnerState(learn))
+        if path.startswith(parts) and not path.endswith(".grad")
+    ]
+
+
+def outcome(kind: str, path: Path) -> str:
+    """Load a file into a fresh learner; return what is wrong with how it is refused."""
+    learn = learner()
+    before = LearnerState(learn)
+    try:
+        take(kind, learn, path)
+    except CheckpointError as error:
+        after = changed(before, learn)
+        if after:
+            return f"changed {after[:3]}"
+        return "" if str(path) in str(error) else f"says {error}"
+    except Exception as error:
+        return f"came as {error!r}"
+    return "was loaded"
 
 
 def take(kind: str, learn: Learner, path: Path) -> None:
