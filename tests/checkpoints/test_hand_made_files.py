@@ -49,7 +49,7 @@ def test_what_would_fill_the_memory_is_refused_before_it_is_unpacked(
         archives.torch, "load", lambda *args, **options: loaded.append(1) or load(*args, **options)
     )
     read = {}
-    for name, content in hand_made.bombs(state).items():
+    for name, content in hand_made.bombs(state, 10**6).items():
         (tmp_path / "file").write_bytes(hand_made.sealed(kind, content))
         loaded.clear()
         with pytest.raises(CheckpointError, match="could run code or fill the memory"):

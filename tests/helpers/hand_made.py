@@ -205,12 +205,12 @@ def edited(state: dict[str, Any], edit: Edit) -> dict[str, Any]:
     return made
 
 
-def bombs(state: dict[str, Any]) -> dict[str, bytes]:
+def bombs(state: dict[str, Any], n: int = 100_000_000) -> dict[str, bytes]:
     """Return archives that are small, and large in memory, by what makes them so."""
     many: list[Any] = [0.0]
     for _ in range(40):
         many = [many] * 10  # as many parts as no memory has
-    packed = {**state, "more": torch.zeros(100_000_000)}
+    packed = {**state, "more": torch.zeros(n)}
     return {
         "unpacked": _packed(archive(packed)),
         "bytes of a number": archive({**state, "more": _Greedy()}),
