@@ -35,11 +35,13 @@ from onecycle.callbacks import (
     SnapshotEnsemble,
     TerminateOnNonFinite,
     TorchScheduler,
+    When,
     speed_profile,
 )
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.data.seeded import SeededDataset
+from onecycle.data.seeds import seed_everything
 from onecycle.errors import (
     Cancel,
     CancelBatch,
@@ -55,6 +57,7 @@ from onecycle.errors import (
     UnknownEventError,
 )
 from onecycle.learner import Learner
+from onecycle.optim.several import muon_groups
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import minimum, slide, steep, valley
 from onecycle.range_test.sweeps import RangeTests
@@ -176,6 +179,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "TerminateOnNonFinite",
     "TorchScheduler",
     "UnknownEventError",
+    "When",
     "accuracy",
     "binary_accuracy",
     "check_callback",
@@ -197,6 +201,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "minimum",
     "momentum_cycle",
     "mse",
+    "muon_groups",
     "one_cycle",
     "plot_schedule",
     "polynomial",
@@ -204,6 +209,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "resnet56",
     "resnet9",
     "rmse",
+    "seed_everything",
     "sgdr",
     "slide",
     "smith_momentum",

@@ -3,9 +3,13 @@
 import inspect
 import math
 import operator
+import os
 from collections.abc import Sequence
 from enum import Enum
+from pathlib import Path
 from typing import SupportsFloat
+
+import numpy as np
 
 #: What to say where a rate is ``None``.
 NO_RATE = "a range test that found nothing gives None: see its reason"
@@ -99,6 +103,23 @@ def check_count(name: str, value: int, *, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
     return number
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Return True or False, or refuse what is neither: most mistakes would count as True."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False; got {shown(value)}")
+    return bool(value)
+
+
+def check_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """Return a path, or refuse what names no file and no folder."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a path, as a str or a pathlib.Path; got {shown(value)}")
+    if not text.strip() or "\0" in text or any(len(part) > 255 for part in Path(text).parts):
+        raise ValueError(f"{name} must be a path that a file can have; got {shown(value)}")
+    return Path(text)
 
 
 def check_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

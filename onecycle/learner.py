@@ -70,16 +70,18 @@ class Learner(Trainer):
             model, validates in evaluation mode, and is saved and loaded; its parameters train in
             the last parameter group. `EMA` and `SWA` average the model alone.
         opt_func: An optimizer class, or a callable ``(params, lr=...)``. Made fused where it can
-            be.
+            be. Or several by name, such as ``{"matrices": Muon, "rest": AdamW}``, with a
+            ``splitter`` that returns a dict with the parameters of each: `muon_groups`.
         lr: The learning rate: one number, one for each parameter group, or a slice. By default
             1e-3, or with ``opt=`` what it has.
         metrics: Functions ``(pred, yb) -> scalar``, or objects with reset, update and compute. What
             gives several values is recorded by their names: see `named_numbers`.
         cbs: Callbacks for every fit, besides the `Recorder` and the `Progress` that each learner
             has.
-        opt: An optimizer that exists, instead of ``opt_func``; used as it is. One that has methods
-            ``train`` and ``eval``, as those called schedule-free, is put in the mode of each pass,
-            and in evaluation mode after a fit.
+        opt: An optimizer that exists, instead of ``opt_func``, or a list of several, each with
+            parameters of its own; used as it is. One that has methods ``train`` and ``eval``, as
+            those called schedule-free, is put in the mode of each pass, and in evaluation mode
+            after a fit.
         wd: The weight decay; ``None`` for the optimizer's own.
         wd_bn_bias: Whether norms and biases decay too.
         moms: Momentum at the start, the peak and the end of a cycle.

@@ -23,6 +23,7 @@ from onecycle.callbacks.save_model import SaveModel
 from onecycle.callbacks.speed import speed_profile
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
+from onecycle.callbacks.when import When
 
 __all__ = [
     "EMA",
@@ -55,5 +56,6 @@ __all__ = [
     "SnapshotEnsemble",
     "TerminateOnNonFinite",
     "TorchScheduler",
+    "When",
     "speed_profile",
 ]

@@ -94,6 +94,7 @@ class Checkpoint(Callback):
         self._plan: dict[str, Any] = {}
         self._unseen: Unseen | None = None  # until the first checkpoint
         self._n_tried = self._n_failed = 0
+        self._is_full = False  # older files could not be removed
 
     def before_fit(self, learn: Loop) -> None:
         """Begin anew."""
@@ -170,13 +171,19 @@ class Checkpoint(Callback):
     def _write(self, state: dict[str, Any]) -> None:
         try:
             files.write(files.next_path(self.folder), state)
-            files.remove_old(self.folder, self.keep)
         except (OSError, RuntimeError) as error:
             self._n_failed += 1
             if self._n_failed == 1:
                 log.warning(
                     "Checkpoint: could not write to %s, the fit goes on: %s", self.folder, error
                 )
+            return
+        try:
+            files.remove_old(self.folder, self.keep)
+        except OSError as error:
+            if not self._is_full:
+                log.warning("Checkpoint: older files stay in %s: %s", self.folder, error)
+            self._is_full = True
 
     def _tell_unseen(self, learn: Loop) -> None:
         """Say at the first checkpoint what is in none."""

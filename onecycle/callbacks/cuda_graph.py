@@ -1,4 +1,4 @@
-"""`CudaGraph`: the batches of a fit, and the optimizer's steps, launched as CUDA graphs."""
+"""`CudaGraph`: batches and optimizer steps of a fit launched as CUDA graphs. Experimental."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class CudaGraph(Callback):
     ``learn.pred`` of a training batch is overwritten by the next one: clone what you keep. The
     graph has memory of its own, as much as a training batch needs, until the fit ends.
 
-    This has not run on a GPU yet. Its logic is tested on the CPU with a stand-in for the capture;
-    the capture itself and what it gains are neither tested nor measured.
+    Experimental: this has not run on a GPU yet. Its logic is tested on the CPU with a stand-in for
+    the capture; the capture itself and what it gains are neither tested nor measured.
 
     Args:
         step: Whether the optimizer's step is a graph too: that of torch's SGD, Adam and AdamW if
@@ -87,8 +87,6 @@ class CudaGraph(Callback):
         >>> learn.n_updates
         8
     """
-
-    during = "train"
 
     def __init__(self, *, step: bool = False) -> None:
         self.step = step
@@ -116,13 +114,8 @@ class CudaGraph(Callback):
         else:
             self._batches.check_graph()
 
-    def before_batch(self, learn: Loop) -> None:
-        """Expect the loop to predict a batch."""
-        if self._batches is not None:
-            self._batches.expect()
-
     def cleanup_fit(self, learn: Loop) -> None:
-        """Give the learner its own methods back, and free the graph."""
+        """Give the learner its own stepper back, and free the graph."""
         if self._batches is not None:
             self._batches.remove()
             self._batches = None

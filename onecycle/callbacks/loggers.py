@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onecycle.arguments import check_flag, check_path
 from onecycle.callbacks.monitor import EpochValue, recorded_names, shown_names
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.core.callback import Callback, Stage
@@ -30,8 +31,9 @@ class CSVLogger(Callback):
     them gives the same bits. ``learn.recorder.to_csv`` writes every update instead.
 
     The file is written anew after each epoch, so that a crash at any moment leaves the rows of all
-    finished epochs. If that fails (a full disk), the fit goes on, a warning says so, and the next
-    epoch writes the missing rows too. Later fits with the same logger add to its rows.
+    finished epochs. If that fails (a full disk, a folder that may only be read), the fit goes on, a
+    warning says so, and the next epoch writes the missing rows too. Later fits with the same logger
+    add to its rows.
 
     Args:
         path: The file; its folder is made where it is missing.
@@ -59,7 +61,7 @@ class CSVLogger(Callback):
     requires = (Recorder,)
 
     def __init__(self, path: str | Path, *, append: bool = False) -> None:
-        self.path, self.append = Path(path), append
+        self.path, self.append = check_path("path", path), check_flag("append", append)
         if self.path.is_dir():
             raise ValueError(f"expected the path of a file; {str(path)!r} is a folder")
         self._header: list[str] | None = None
@@ -67,6 +69,7 @@ class CSVLogger(Callback):
         self._values: list[EpochValue] = []
         self._lengths: dict[str, int] = {}  # of the record, as the fit began
         self._began = 0.0
+        self._is_behind = False  # rows are not in the file
 
     def before_fit(self, learn: Loop) -> None:
         """Write the header, or check the one that is there."""
@@ -83,7 +86,7 @@ class CSVLogger(Callback):
                 f"fit has {', '.join(header)}: give it a CSVLogger with another path"
             )
         self._header = header
-        self._write()
+        self._try_to_write()
 
     def _begin(self, learn: Loop, names: list[str]) -> list[str]:
         """Read these values from here on, and return the columns."""
@@ -107,10 +110,12 @@ class CSVLogger(Callback):
         values = [value.read(learn) for value in self._values]
         rates = learn.groups.in_force("lr")
         self._rows.append([learn.total_epochs + 1, *values, seconds, *rates])
-        try:
-            self._write()
-        except OSError as error:
-            log.warning("CSVLogger: could not write %s, the fit goes on: %s", self.path, error)
+        self._try_to_write()
+
+    def after_fit(self, learn: Loop) -> None:
+        """Say again what is not in the file."""
+        if self._is_behind:
+            log.warning("CSVLogger: the last rows could not be written to %s", self.path)
 
     def _take_names(self, names: list[str], learn: Loop) -> None:
         """Give the values that a pass has shown a column each, in place of their metric's own."""
@@ -125,12 +130,20 @@ class CSVLogger(Callback):
             with self.path.open(newline="", encoding="utf-8") as file:
                 self._header, *self._rows = [*csv.reader(file)] or [None]
 
-    def _write(self) -> None:
-        with (
-            atomic_write(self.path) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            csv.writer(file).writerows([self._header or [], *self._rows])
+    def _try_to_write(self) -> None:
+        """Write all rows; what cannot be written is said once, and tried again with the next."""
+        try:
+            with (
+                atomic_write(self.path) as temporary,
+                temporary.open("w", newline="", encoding="utf-8") as file,
+            ):
+                csv.writer(file).writerows([self._header or [], *self._rows])
+        except OSError as error:
+            if not self._is_behind:
+                log.warning("CSVLogger: could not write %s, the fit goes on: %s", self.path, error)
+            self._is_behind = True
+        else:
+            self._is_behind = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows, and how much of the record is in them."""
@@ -148,4 +161,4 @@ class CSVLogger(Callback):
         for value in self._values:
             value.load_state_dict(state["values"][value.name])
         if self._header is not None:
-            self._write()
+            self._try_to_write()

@@ -258,9 +258,16 @@ class Monitor(EpochValue):
         """Tell whether a value is better than the best; NaN never is."""
         if math.isnan(value) or self.best is None:
             return not math.isnan(value)
-        gain = self.best - value if self._direction == "min" else value - self.best
+        gain = self._gain(value, self.best)
         share = self.threshold * abs(self.best) if math.isfinite(self.best) else 0.0
         return gain > max(self.min_delta, share)
+
+    def is_beyond(self, value: float, other: float) -> bool:
+        """Tell whether a value is better than another one, by however little."""
+        return self._gain(value, other) > 0
+
+    def _gain(self, value: float, other: float) -> float:
+        return other - value if self._direction == "min" else value - other
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, and how much of the record is read."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecycle.arguments import check_one_of
 from onecycle.callbacks.param_scheduler import ParamScheduler
+from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.replan import Replan, tail
 from onecycle.checkpoints import fit_files as files
 from onecycle.checkpoints.fit_plan import (
@@ -20,8 +23,9 @@ from onecycle.checkpoints.fit_plan import (
     told,
     updates_of,
 )
+from onecycle.checkpoints.snapshot import Snapshot, has_lazy
 from onecycle.core.callback import Callback, Stage
-from onecycle.core.restore import RngState
+from onecycle.core.restore import Capture, RngState, surely
 from onecycle.data.passes import can_skip
 
 if TYPE_CHECKING:
@@ -54,6 +58,7 @@ class Resume(Callback):
         self.path, self.seed = path, seed
         self._state: dict[str, Any] | None = state
         self._extend = extend
+        self.before: Snapshot | None = None  # of the learner, until all is put back
         self._rates: list[float] | None = None  # asked for, where they are others than before
         # That of a fit which landed, or was extended, before it was interrupted.
         found = [part for name, part in state["callbacks"] if name == Replan.__name__]
@@ -174,6 +179,32 @@ class Resume(Callback):
             tail(learn, self._rates).join(learn)
         elif self._extend == "restretch" and self._rates is not None:
             learn.groups.set("lr", self._rates)
+        self.before = None
+
+
+@contextmanager
+def whole_or_undone(learn: Loop, resumed: Sequence[Callback]) -> Iterator[None]:
+    """Run a fit that leaves the learner as it was if it is refused before it goes on.
+
+    Args:
+        learn: The learner.
+        resumed: What `resuming` returned.
+    """
+    resume = next((each for each in resumed if isinstance(each, Resume)), None)
+    if resume is None:
+        yield
+        return
+    resume.before = None if has_lazy(learn) else Snapshot(learn)
+    record = Capture()
+    recorders = [callback for callback in learn.cbs if isinstance(callback, Recorder)]
+    record.add([vars(series) for each in recorders for series in each.history.values()])
+    try:
+        yield
+    except BaseException:
+        if resume.before is not None:
+            surely(resume.before.restore)
+            surely(record.restore)
+        raise
 
 
 def resuming(

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+import math
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_count, check_path
 from onecycle.callbacks.monitor import Mode, Monitor
 from onecycle.callbacks.recorder import Recorder
 from onecycle.checkpoints.learner_files import load_learner, save_learner
+from onecycle.checkpoints.model_files import checksum_of
 from onecycle.core.callback import Callback, Stage
+from onecycle.errors import CheckpointError
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
 
 log = logging.getLogger("onecycle")
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A file that this run has written: its place follows from the epoch and the present path."""
+
+    epoch: int
+    value: float
+    checksum: str
 
 
 class SaveModel(Callback):
@@ -28,6 +41,10 @@ class SaveModel(Callback):
     and at the end. A best epoch that could not be written does not count as the best: the next
     one is measured against what is on disk.
 
+    Only a file that this run has written is restored or removed, told by its checksum. A resumed
+    run looks for it at its own ``path``, which may be that of a copy. If it is lost, damaged or
+    replaced by another run, the fit ends with the last weights and a warning.
+
     Args:
         path: The file, replaced each time. It may hold ``{epoch}``, or ``{epoch:03d}``: the epochs
             trained over the learner's life, this one included.
@@ -37,6 +54,8 @@ class SaveModel(Callback):
             its attribute ``higher_is_better``, or as its name is known for.
         min_delta: By how much a value must be better than the best to be saved, at least 0.
         every: Save after every so many epochs of the learner's life instead, and monitor nothing.
+        keep: How many files are kept, those of the best epochs; above 1, ``path`` must hold
+            ``{epoch}``. By default each file that was the best once.
         restore_best: Give the model the best epoch's weights when the fit is done or cancelled,
             not after an error. The optimizer keeps its own state. Without a monitored value there
             is no best one, and nothing is restored.
@@ -69,39 +88,76 @@ class SaveModel(Callback):
         mode: Mode = "auto",
         min_delta: float = 0.0,
         every: int | None = None,
+        keep: int | None = None,
         restore_best: bool = True,
     ) -> None:
-        _check_path(path)
+        self.path, self.every, self.keep = _check_path(path), every, keep
         if every is not None:
             check_count("every", every)
-            if (monitor, mode, min_delta) != ("valid_loss", "auto", 0.0):
+            if (monitor, mode, min_delta, keep) != ("valid_loss", "auto", 0.0, None):
                 raise ValueError(
-                    "every= saves without looking at a value: leave out monitor, mode and "
-                    "min_delta, or use two SaveModel"
+                    "every= saves without looking at a value: leave out monitor, mode, min_delta "
+                    "and keep, or use two SaveModel"
                 )
-        self.path, self.every, self.restore_best = str(path), every, restore_best
+        if keep is not None and check_count("keep", keep) > 1 and self._file(1) == self._file(2):
+            raise ValueError(
+                f"keep={keep} needs a file for each epoch: write {{epoch}} into the path, as in "
+                f"'best-{{epoch}}.pt'; got {self.path!r}"
+            )
+        self.restore_best = restore_best
         self._monitor = Monitor(monitor, mode, min_delta)
-        self._best_path: str | None = None
+        self._kept: list[_Saved] = []  # the best first
         self._n_tried = self._n_failed = 0
+
+    def plan(self, learn: Loop) -> dict[str, Any]:
+        """Return by what the best epoch is told."""
+        if self.every is not None:
+            return {}
+        monitor = self._monitor
+        return {"monitor": monitor.name, "mode": monitor.mode, "min_delta": monitor.min_delta}
 
     def before_fit(self, learn: Loop) -> None:
         """Begin anew, after checking that this fit records the monitored value."""
-        self._best_path = None
+        self._kept = []
         self._n_tried = self._n_failed = 0
         if self.every is None:
             self._monitor.begin(learn)
 
     def after_epoch(self, learn: Loop) -> None:
-        """Save, if this epoch is the best or its turn has come."""
+        """Save, if this epoch is one of the best or its turn has come."""
         epoch = learn.total_epochs + 1
-        path = self.path.format(epoch=epoch)
         if self.every is not None:
             if epoch % self.every == 0:
-                self._save(learn, path)
+                self._save(learn, epoch)
             return
         value = self._monitor.read(learn)
-        if value is not None and self._monitor.is_better(value) and self._save(learn, path):
-            self._monitor.best, self._best_path = value, path
+        place = None if value is None else self._place(value)
+        if value is None or place is None:
+            return
+        checksum = self._save(learn, epoch)
+        if checksum is not None:
+            self._kept.insert(place, _Saved(epoch, value, checksum))
+            self._monitor.best = self._kept[0].value
+            self._drop_others()
+
+    def _place(self, value: float) -> int | None:
+        """Return where a value stands among those kept, the best at 0; ``None``: not among them."""
+        if self._monitor.is_better(value):
+            return 0
+        if math.isnan(value):
+            return None
+        rest = self._kept[1:]
+        place = 1 + sum(not self._monitor.is_beyond(value, saved.value) for saved in rest)
+        return place if place < (self.keep or 1) else None
+
+    def _drop_others(self) -> None:
+        """Remember no more than are kept, and remove the files of the others where asked to."""
+        self._kept, others = self._kept[: self.keep or 1], self._kept[self.keep or 1 :]
+        for saved in others if self.keep else ():
+            file = Path(self._file(saved.epoch))
+            with suppress(OSError):
+                if checksum_of(file) == saved.checksum:
+                    file.unlink()
 
     def after_fit(self, learn: Loop) -> None:
         """Load the best weights, and say again what could not be written."""
@@ -112,40 +168,65 @@ class SaveModel(Callback):
                 self._n_tried,
                 self.path,
             )
-        if self.restore_best and self._best_path is not None:
-            load_learner(learn, self._best_path, with_opt=False)
+        if self.restore_best and self._kept:
+            best = self._kept[0]
+            file = self._file(best.epoch)
+            try:
+                load_learner(learn, file, with_opt=False, checksum=best.checksum)
+            except (CheckpointError, OSError) as error:
+                log.warning(
+                    "SaveModel: the best weights, of epoch %d with %s %.6g, are lost, and the "
+                    "model keeps its last ones: %s",
+                    best.epoch,
+                    self._monitor.name,
+                    best.value,
+                    error,
+                )
 
-    def _save(self, learn: Loop, path: str) -> bool:
-        """Save the model; tell whether that worked."""
+    def _file(self, epoch: int) -> str:
+        return self.path.format(epoch=epoch)
+
+    def _save(self, learn: Loop, epoch: int) -> str | None:
+        """Save the model; return the checksum of its file, or nothing if that did not work."""
         self._n_tried += 1
+        file = self._file(epoch)
         with ExitStack() as weights:
             for callback in learn.cbs:
                 weights.enter_context(callback.as_validated(learn))
             try:
-                save_learner(learn, path)
+                return save_learner(learn, file)
             except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
                 self._n_failed += 1
                 if self._n_failed == 1:
-                    log.warning("SaveModel: could not write %s, the fit goes on: %s", path, error)
-                return False
-        return True
+                    log.warning("SaveModel: could not write %s, the fit goes on: %s", file, error)
+                return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value, and where its weights are."""
-        return {"monitor": self._monitor.state_dict(), "best_path": self._best_path}
+        """Return the best value, and by which epochs and checksums the files are found."""
+        return {"monitor": self._monitor.state_dict(), "kept": [*map(asdict, self._kept)]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Take back what `state_dict` returned; say so at once if the best file is not there."""
+        kept = [_Saved(**saved) for saved in state["kept"]]
         self._monitor.load_state_dict(state["monitor"])
-        self._best_path = state["best_path"]
+        self._kept = kept
+        if self.restore_best and kept and not Path(self._file(kept[0].epoch)).exists():
+            log.warning(
+                "SaveModel: the best weights so far, of epoch %d, are not at %s: unless a later "
+                "epoch is better, the fit will end with its last ones",
+                kept[0].epoch,
+                self._file(kept[0].epoch),
+            )
 
 
-def _check_path(path: str | Path) -> None:
+def _check_path(path: str | Path) -> str:
+    text = str(check_path("path", path))
     try:
-        file = Path(str(path).format(epoch=1))
-    except (LookupError, ValueError) as error:
+        file = Path(text.format(epoch=1))
+    except (LookupError, ValueError, AttributeError) as error:
         raise ValueError(
             f"the path of SaveModel may hold {{epoch}} and no other placeholder; got {str(path)!r}"
         ) from error
     if file.is_dir() or str(path).endswith("/"):
         raise ValueError(f"expected the path of a file; {str(path)!r} is a folder")
+    return text

@@ -19,7 +19,7 @@ from onecycle.checkpoints.readable import readable
 from onecycle.checkpoints.well_formed import malformed
 from onecycle.core.restore import RngState
 from onecycle.errors import CheckpointError
-from onecycle.files import atomic_write
+from onecycle.files import atomic_write, remove_abandoned
 from onecycle.optim.build import ready_state
 from onecycle.optim.loss_module import named_parts
 from onecycle.optim.modes import switch
@@ -323,23 +323,29 @@ class _OtherFormatError(CheckpointError):
 
 def find(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the newest first."""
+    return [path for path in _named(folder) if path.is_file()]
+
+
+def _named(folder: Path) -> list[Path]:
+    """Return all that has the name of a checkpoint, the newest first."""
     if not folder.is_dir():
         return []
-    numbered = [(_NAME.fullmatch(file.name), file) for file in folder.iterdir()]
-    found = [(int(match[1]), file) for match, file in numbered if match]
-    return [file for _, file in sorted(found, reverse=True)]
+    numbered = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    found = [(int(match[1]), path) for match, path in numbered if match]
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def next_path(folder: Path) -> Path:
     """Return the path of the next checkpoint in a folder."""
-    files = find(folder)
+    files = _named(folder)
     number = int(files[0].stem.rpartition("-")[2]) + 1 if files else 0
     return folder / f"checkpoint-{number:06d}.pt"
 
 
 def remove_old(folder: Path, keep: int) -> None:
     """Remove all but the newest checkpoints, and what writers that were killed left behind."""
-    for file in [*find(folder)[keep:], *folder.glob(".checkpoint-*.tmp")]:
+    remove_abandoned(folder)
+    for file in find(folder)[keep:]:
         file.unlink(missing_ok=True)
 
 

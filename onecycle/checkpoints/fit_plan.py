@@ -19,9 +19,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from onecycle.checkpoints.description import described, name_of, plain
-from onecycle.checkpoints.opt_names import parameter_names
+from onecycle.checkpoints.opt_names import opt_name, parameter_names
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.loaders import n_batches
+from onecycle.optim.several import each_of
 from onecycle.schedules.shapes import Schedule
 
 if TYPE_CHECKING:
@@ -158,14 +159,20 @@ def _length(data: Any) -> int | None:
 def _of_optimizer(learn: Loop) -> dict[str, Any]:
     groups, names = learn.groups, parameter_names(learn)
     said = {
-        "opt": name_of(type(learn.opt)),
+        "opt": opt_name(learn.opt),
         "groups": [sorted(names[id(p)] for p in groups.params(g)) for g in range(len(groups))],
         "lr": groups.get("lr"),
     }
     if "weight_decay" in groups.names():
         said["weight_decay"] = groups.get("weight_decay")
     # What it was built with: schedules, and some optimizers, change what is in force.
-    options = {k: plain(v) for k, v in learn.opt.defaults.items() if k not in _NO_OPTIONS}
+    each = each_of(learn.opt)
+    options = {
+        k if len(each) == 1 else f"{k}.{i}": plain(v)
+        for i, opt in enumerate(each)
+        for k, v in opt.defaults.items()
+        if k not in _NO_OPTIONS
+    }
     return said | {"options": options}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def write_model(path: str | Path, learn: LoopState) -> str:
         learn: The learner.
 
     Returns:
-        The checksum of the file.
+        The checksum of the file, by which it can be told from any other.
 
     Raises:
         TypeError: If the model has state that could not be read again.
@@ -68,6 +69,17 @@ def write_model(path: str | Path, learn: LoopState) -> str:
         sealed = _Sealed(file)
         write_archive(state, sealed)
         return sealed.close()
+
+
+def checksum_of(path: str | Path) -> str:
+    """Return the checksum that a file of `write_model` ends with, without reading the rest.
+
+    Raises:
+        OSError: If the file cannot be opened.
+    """
+    with Path(path).open("rb") as file:
+        file.seek(-min(_DIGITS, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        return file.read().decode(errors="replace")
 
 
 def _readable_opt(path: str | Path, learn: LoopState) -> dict[str, Any]:
@@ -112,7 +124,9 @@ class _Sealed:
         return checksum
 
 
-def read_model(path: str | Path, learn: LoopState, *, with_opt: bool) -> None:
+def read_model(
+    path: str | Path, learn: LoopState, *, with_opt: bool, checksum: str | None = None
+) -> None:
     """Load what `write_model` wrote.
 
     Args:
@@ -120,12 +134,13 @@ def read_model(path: str | Path, learn: LoopState, *, with_opt: bool) -> None:
         learn: The learner that takes it.
         with_opt: Whether it takes the optimizer's state too. Without it, a loss function may be
             another one than that of the file, and is left alone.
+        checksum: What `write_model` returned, where no other file will do.
 
     Raises:
         CheckpointError: If the file is none of ours, or does not fit; nothing is loaded then.
         OSError: If the file cannot be opened.
     """
-    state = _read(path)
+    state = _read(path, checksum)
     own, own_loss = learn.model.state_dict(), loss_state(learn.loss_module)
     model, loss = renamed_state(state["model"], own), renamed_state(state["loss"], own_loss)
     free, free_of_loss = growing(learn.first_buffers, state["extra"].get("buffers"))
@@ -197,8 +212,10 @@ def loss_state(loss: nn.Module | None) -> dict[str, Any]:
     return {name: value for name, value in loss.state_dict().items() if name not in constant}
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def _read(path: str | Path, checksum: str | None) -> dict[str, Any]:
     content = Path(path).read_bytes()
+    if checksum is not None and content[-_DIGITS:] != checksum.encode():
+        raise CheckpointError(f"{path} is not the file that was written: it has been replaced")
     try:
         state = read_archive(content)
     except Exception as error:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from onecycle.checkpoints.description import name_of
-from onecycle.checkpoints.opt_names import NamedOptimizer, packed_groups
+from onecycle.checkpoints.opt_names import NamedOptimizer, opt_name, packed_groups
+from onecycle.optim.several import each_of
 
 #: What torch's own optimizers keep of a parameter: single numbers, what has the parameter's shape,
 #: and means of its rows and columns.
@@ -43,7 +43,7 @@ def misfit_of(named: NamedOptimizer, found: Any) -> str | None:
 
 
 def _misfit_of_one(named: NamedOptimizer, found: dict[str, Any]) -> str | None:
-    if found["class"] != name_of(type(named.opt)):
+    if found["class"] != opt_name(named.opt):
         return f"it is that of {found['class']}"
     held = named.held()
     theirs = [group["names"] for group in found["groups"]]
@@ -166,7 +166,8 @@ def loaded_misfit(opts: Iterable[Optimizer]) -> str | None:
 
 def _is_torchs(opt: Optimizer) -> bool:
     """Tell whether torch makes the step, of which it is known what it needs."""
-    return (getattr(type(opt).step, "__module__", None) or "").startswith("torch.optim.")
+    modules = [getattr(type(each).step, "__module__", None) or "" for each in each_of(opt)]
+    return all(module.startswith("torch.optim.") for module in modules)
 
 
 def _fits(key: Any, value: Any, shape: Sequence[int], p: Tensor) -> bool:

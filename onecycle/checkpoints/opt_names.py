@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from onecycle.checkpoints.description import name_of
 from onecycle.optim.loss_module import LOSS
+from onecycle.optim.several import each_of
 
 if TYPE_CHECKING:
     from onecycle.core.state import LoopState
@@ -44,6 +46,15 @@ def parameter_names(learn: LoopState) -> dict[int, str]:
             "model that is called so another name"
         )
     return named
+
+
+def opt_name(opt: Optimizer) -> str:
+    """Name the class of an optimizer, or of each of several.
+
+    Args:
+        opt: The optimizer.
+    """
+    return " and ".join(name_of(type(each)) for each in each_of(opt))
 
 
 def _by_position(

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from onecycle.checkpoints.description import name_of
 from onecycle.checkpoints.module_state import own_names, renamed
 from onecycle.checkpoints.opt_misfit import kind_of, loaded_misfit, misfit_of
 from onecycle.checkpoints.opt_names import (
     NamedOptimizer,
     named_optimizer,
+    opt_name,
     packed_groups,
     parameter_names,
 )
@@ -103,7 +103,7 @@ def state_of(named: NamedOptimizer) -> dict[str, Any]:
 def _own_state(named: NamedOptimizer) -> dict[str, Any]:
     opt, whole, held = named.opt, named.opt.state_dict(), named.held()
     found: dict[str, Any] = {
-        "class": name_of(type(opt)),
+        "class": opt_name(opt),
         "groups": [{"names": names, "options": {}} for names in named.group_names()],
         "params": {name: [_shape(p), kind_of(p)] for name, p in held.items()},
         "state": {},

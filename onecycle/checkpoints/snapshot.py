@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -44,7 +44,11 @@ class Snapshot:
         roots = [root for root in (learn.model, learn.loss_module) if root is not None]
         modules = [module for root in roots for module in root.modules()]
         parameters = [*learn.stepper.params, *(p for root in roots for p in root.parameters())]
-        _check_initialized(parameters)
+        if has_lazy(learn):
+            raise ValueError(
+                "a lazy module has no parameters yet that could be put back afterwards: "
+                "run one batch through the model first"
+            )
         gradients = [p.grad for p in parameters]
         for fields in (learn, learn.groups, *modules, *learn.cbs, *learn.metrics):
             if hasattr(fields, "__dict__"):
@@ -65,12 +69,11 @@ class Snapshot:
         self._rng.restore()
 
 
-def _check_initialized(parameters: Sequence[nn.Parameter]) -> None:
-    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
-        raise ValueError(
-            "a lazy module has no parameters yet that could be put back afterwards: "
-            "run one batch through the model first"
-        )
+def has_lazy(learn: LoopState) -> bool:
+    """Tell whether a lazy module has not seen a batch yet, so that it has no parameters."""
+    roots = [root for root in (learn.model, learn.loss_module) if root is not None]
+    parameters = [*learn.stepper.params, *(p for root in roots for p in root.parameters())]
+    return any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters)
 
 
 @contextmanager

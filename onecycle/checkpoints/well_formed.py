@@ -55,9 +55,11 @@ def malformed(state: Any, counters: tuple[str, ...]) -> str | None:
 
 
 def _is_plan(found: Mapping[str, Any]) -> bool:
-    parts = found.get("callbacks"), found.get("options")
-    return all(isinstance(part, dict) for part in parts) and all(
-        isinstance(own, dict) for own in parts[0].values()
+    callbacks = found.get("callbacks")
+    return (
+        isinstance(found.get("options"), dict)
+        and isinstance(callbacks, dict)
+        and all(isinstance(own, dict) for own in callbacks.values())
     )
 
 

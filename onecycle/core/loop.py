@@ -297,11 +297,12 @@ class Loop(LoopState):
             self._predict(on, with_loss)
 
     def _predict(self, on: Handlers, with_loss: bool) -> None:
-        self.pred = self.predict_batch(self.batch)
+        forward_pass = self.stepper.forward_pass or self
+        self.pred = forward_pass.predict_batch(self.batch)
         if on.after_pred:
             fire(self, on.after_pred, "after_pred")
         if with_loss:
-            loss = self.loss_grad = self.compute_loss(self.pred, self.batch)
+            loss = self.loss_grad = forward_pass.compute_loss(self.pred, self.batch)
             self.loss = loss.detach() if loss.requires_grad else loss
             if on.after_loss:
                 fire(self, on.after_loss, "after_loss")
@@ -392,8 +393,8 @@ class Loop(LoopState):
         """Run a block with more callbacks."""
         check_callbacks(cbs)
         before = self.cbs
-        self.cbs = [*before, *cbs]
         try:
+            self.cbs = [*before, *cbs]
             yield
         finally:
             self.cbs = before

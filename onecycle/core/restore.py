@@ -26,7 +26,7 @@ class Capture:
     """Remembers values so that they can be put back *in place*.
 
     Containers, tensors and generators stay the same objects and get their old content back, so
-    that whoever else holds them (an optimizer, a captured graph, a callback) sees it too. Dicts,
+    that whoever else holds them (an optimizer, a callback, the program) sees it too. Dicts,
     lists, sets, deques, tensors, NumPy arrays and random generators are followed; other objects
     where they have a ``state_dict``, as optimizers and gradient scalers do; any other object, and
     a module, is kept by reference. So is a tensor that an operation computed: nothing changes it

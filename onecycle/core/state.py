@@ -70,7 +70,8 @@ class LoopState:
         batches_per_update: How many batches make one update; set in ``before_fit``, before
             `plan_updates`.
         batches_in_window: The batches whose gradients wait for the next update.
-        stepper: How an update is made; each fit begins with a new one of ``make_stepper``.
+        stepper: How an update is made, and a batch's loss where not by the learner's own methods;
+            each fit begins with a new one of ``make_stepper``.
         stop_reason: The reason that the last cancel gave, or ``None``.
         is_cancelled: Whether a callback before this one has answered the event that fires with a
             cancel, which acts when all have heard of it.

@@ -1,4 +1,4 @@
-"""`GraphedBatches`: training batches that are captured once as a CUDA graph, and replayed."""
+"""`GraphedBatches`: training batches captured once as a CUDA graph, and replayed. Experimental."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 #: How many batches run before one is captured, so that whatever is made at first use exists.
 WARM_UP = 3
 
-_REPLACED = ("predict_batch", "compute_loss")
 _PLAIN = (str, bytes, bool, int, float, type(None))
 
 
@@ -49,50 +48,11 @@ class _Graph:
     fixed: list[Any]
 
 
-class _GivenGradients(Stepper):
-    """Makes the updates of other steppers, of gradients that may be there already.
-
-    Attributes:
-        gradients: Those of the next backward pass, if they are there.
-        are_static: Whether they are a graph's, always in the same place.
-
-    Args:
-        own: Makes an update of gradients of a backward pass.
-        captured: Makes one of gradients that a graph has written; ``None`` for ``own``.
-    """
-
-    def __init__(self, own: Stepper, captured: Stepper | None) -> None:
-        super().__init__(own.opt)
-        self.own, self._captured = own, captured or own
-        self.gradients: list[Tensor | None] | None = None
-        self.are_static = False
-
-    def backward(self, loss: Tensor) -> None:
-        if self.gradients is None:
-            self.are_static = False
-            self.own.backward(loss)
-            return
-        for p, gradient in zip(self.params, self.gradients, strict=True):
-            p.grad = gradient
-        self.gradients = None
-
-    def unscale(self) -> None:
-        self.own.grad_factor, self.grad_factor = self.grad_factor, 1.0
-        self.own.unscale()
-
-    def step(self) -> bool:
-        return (self._captured if self.are_static else self.own).step()
-
-    def zero_grad(self) -> None:
-        self.gradients, self.grad_factor = None, 1.0
-        self.own.zero_grad()
-
-
-class GraphedBatches:
-    """Stands between the loop and a learner's own methods during a fit.
+class GraphedBatches(Stepper):
+    """Has the place of a learner's stepper for a fit, and makes its updates with that one.
 
     One call of ``predict_batch`` makes a batch's prediction, loss and gradients. The loop gets
-    each where it asks for it.
+    each where it asks for it. Experimental: no GPU has run it yet.
 
     Args:
         learn: The learner.
@@ -108,26 +68,22 @@ class GraphedBatches:
         captured: Stepper | None,
         give_up: Callable[[str], None],
     ) -> None:
+        super().__init__(learn.opt)
         self._learn, self._cuda, self._give_up = learn, cuda, give_up
-        self._own_predict, self._own_loss = learn.predict_batch, learn.compute_loss
-        self._before = {name: vars(learn)[name] for name in _REPLACED if name in vars(learn)}
-        self._stepper = _GivenGradients(learn.stepper, captured)
-        self._is_expected = False
+        self.own = learn.stepper
+        self._captured = captured or self.own
         self._loss: Tensor | None = None
+        self._gradients: list[Tensor | None] | None = None  # of the next backward pass
+        self._are_static = False  # whether they are a graph's, always in the same place
         self._forget_graph()
 
     def install(self) -> None:
-        """Take the place of the learner's methods and of its stepper."""
-        self._learn.stepper = self._stepper
-        vars(self._learn).update({name: getattr(self, name) for name in _REPLACED})
+        """Take the place of the learner's stepper."""
+        self._learn.stepper, self.forward_pass = self, self
 
     def remove(self) -> None:
-        """Give the learner its own methods and stepper back, and free the graph."""
-        fields = vars(self._learn)
-        for name in _REPLACED:
-            fields.pop(name, None)
-        fields.update(self._before)
-        self._learn.stepper = self._stepper.own
+        """Give the learner its own stepper back, and free the graph."""
+        self._learn.stepper, self.forward_pass = self.own, None
         self._forget_graph()
 
     def check_graph(self) -> None:
@@ -142,28 +98,47 @@ class GraphedBatches:
 
     # What the loop calls -------------------------------------------------------------------
 
-    def expect(self) -> None:
-        """Take the next prediction for the loop's; all others are made as ever."""
-        self._is_expected, self._loss, self._stepper.gradients = True, None, None
-
     def predict_batch(self, batch: Any) -> Any:
-        """Return the prediction; in the loop, loss and gradients are made with it."""
-        learn, is_expected = self._learn, self._is_expected
-        self._is_expected = False
-        # A range test within the fit is none of it; gradients that wait would be overwritten.
-        is_ours = learn.training and learn.running == "fit" and not learn.batches_in_window
-        results = self._results() if is_expected and is_ours else None
+        """Return the prediction; of a training batch, loss and gradients are made with it."""
+        learn = self._learn
+        self._loss = self._gradients = None
+        # Gradients that wait would be overwritten.
+        results = self._results() if learn.training and not learn.batches_in_window else None
         if results is None:
-            return self._own_predict(batch)
+            return learn.predict_batch(batch)
         # The record keeps losses, and a replay writes each to the same place.
-        self._loss, self._stepper.gradients = results.loss.clone(), results.gradients
-        self._stepper.are_static = self._graph is not None
+        self._loss, self._gradients = results.loss.clone(), results.gradients
+        self._are_static = self._graph is not None
         return results.pred
 
     def compute_loss(self, pred: Any, batch: Any) -> Tensor:
-        """Return the loss that was made with the prediction, once."""
-        loss, self._loss = self._loss, None
-        return self._own_loss(pred, batch) if loss is None else loss
+        """Return the loss that was made with the prediction."""
+        loss = self._loss
+        return self._learn.compute_loss(pred, batch) if loss is None else loss
+
+    def backward(self, loss: Tensor) -> None:
+        """Give the parameters the gradients that were made with the prediction, if they were."""
+        if self._gradients is None:
+            self._are_static = False
+            self.own.backward(loss)
+            return
+        for p, gradient in zip(self.params, self._gradients, strict=True):
+            p.grad = gradient
+        self._gradients = None
+
+    def unscale(self) -> None:
+        """Let the learner's stepper give the gradients their final scale."""
+        self.own.grad_factor, self.grad_factor = self.grad_factor, 1.0
+        self.own.unscale()
+
+    def step(self) -> bool:
+        """Make the update, of gradients that a graph has written with what is for those."""
+        return (self._captured if self._are_static else self.own).step()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients, those too that were not asked for."""
+        self._gradients, self.grad_factor = None, 1.0
+        self.own.zero_grad()
 
     # The graph -----------------------------------------------------------------------------
 
@@ -226,19 +201,19 @@ class GraphedBatches:
         learn = self._learn
         # They hold the autograd graph of the batch before, which another stream may have made.
         learn.pred = learn.loss_grad = None
-        learn.pred = self._own_predict(learn.batch)
+        learn.pred = learn.predict_batch(learn.batch)
         for handler in training_handlers(learn).after_pred:
             handler(learn)
-        loss = self._own_loss(learn.pred, learn.batch)
+        loss = learn.compute_loss(learn.pred, learn.batch)
         # In the loop, the backward pass is outside the contexts of the forward pass.
         with torch.autocast(learn.device.type, enabled=False):
-            self._stepper.own.backward(loss)
-        gradients = [p.grad for p in self._stepper.params]
+            self.own.backward(loss)
+        gradients = [p.grad for p in self.params]
         self._drop_gradients()
         return Results(map_tensors(Tensor.detach, learn.pred), loss.detach(), gradients)
 
     def _drop_gradients(self) -> None:
-        for p in self._stepper.params:
+        for p in self.params:
             p.grad = None
 
 

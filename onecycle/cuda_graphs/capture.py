@@ -1,4 +1,4 @@
-"""`Cuda`: how a function is captured as a CUDA graph, and all that this needs of CUDA."""
+"""`Cuda`: how a function is captured as a CUDA graph, all that needs CUDA. Experimental."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Cuda:
-    """Captures functions, on a stream of its own.
+    """Captures functions, on a stream of its own. Experimental: no GPU has run it yet.
 
     Args:
         device: The device, with its index.

@@ -1,4 +1,4 @@
-"""`CapturedStepper`: the optimizer's update as a CUDA graph, its numbers in device tensors."""
+"""`CapturedStepper`: an update as a CUDA graph, its numbers in device tensors. Experimental."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class CapturedStepper(FastStepper):
 
     A graph holds for tensors in their places, gradients too. Where one of them is another, the
     update is captured anew; so this is for gradients that a graph has written.
+
+    Experimental: no GPU has run it yet.
 
     Args:
         opt: The optimizer, one that a `FastStepper` can step.
@@ -158,17 +160,15 @@ def _tensors(pairs: _Pairs) -> list[Tensor]:
     for group, gradients in pairs:
         found += group.params
         found += gradients
-        for state in group.states:
-            found += (value for value in state.values() if isinstance(value, Tensor))
+        for kept in group.kept.values():
+            found += kept
     return found
 
 
 def _constants(pairs: _Pairs) -> list[Any]:
     """List the numbers of the groups that a graph takes for constant."""
-    return [
-        {key: group.group[key] for key in ("nesterov", "maximize", "eps") if key in group.group}
-        for group, _ in pairs
-    ]
+    names = ("nesterov", "maximize", "eps", "decoupled_weight_decay")
+    return [{key: group.group.get(key) for key in names} for group, _ in pairs]
 
 
 # An update, with numbers that are tensors. Those of `onecycle.optim.compiled` go through the
@@ -177,7 +177,12 @@ def _constants(pairs: _Pairs) -> list[Any]:
 
 def _fused(group: Any, gradients: list[Tensor], numbers: dict[str, Tensor]) -> None:
     """Call torch's fused kernel, which takes one tensor: the rate."""
-    group.step(gradients, numbers["lr"].float())
+    own = group.group
+    group.group = {**own, "lr": numbers["lr"].float()}
+    try:
+        group.step(gradients)
+    finally:
+        group.group = own
 
 
 def _sgd(group: Group, gradients: list[Tensor], numbers: dict[str, Tensor]) -> None:
@@ -201,9 +206,7 @@ def _adam(group: Group, gradients: list[Tensor], numbers: dict[str, Tensor]) -> 
     """Update as ``torch.optim.Adam`` and ``AdamW`` do."""
     options, params = group.group, group.params
     lr, decay, beta1, beta2 = (numbers[n] for n in ("lr", "weight_decay", "beta1", "beta2"))
-    means, squares, steps = (
-        [state[key] for state in group.states] for key in ("exp_avg", "exp_avg_sq", "step")
-    )
+    means, squares, steps = group.kept.values()
     g = _descending(gradients, options)
     if options["decoupled_weight_decay"]:
         torch._foreach_mul_(params, (1 - lr * decay).float())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onecycle.optim.stepper import Stepper, is_extended, is_watched
+from onecycle.optim.stepper import Stepper, is_watched
+
+#: Options that choose how torch makes an update: none is looked up in a kernel's arguments.
+_CHOICES = ("fused", "foreach", "amsgrad", "capturable", "differentiable")
 
 
 class BoundStepper(Stepper):
@@ -17,12 +21,13 @@ class BoundStepper(Stepper):
     The state stays the optimizer's own and is saved and loaded as ever. The optimizer's own step
     makes every update that the short way does not cover: the first one of a parameter, which
     creates its state, and any while step hooks are registered, somebody looks on, or a gradient is
-    no plain tensor.
+    no plain tensor. Whatever is changed in the optimizer between two updates, the next one is that
+    of its own step: options, numbers, groups, states and what trains are looked at each time.
 
     Attributes:
         reason: Why the optimizer's own step makes all updates, in a sentence; ``None`` where it
             does not.
-        groups: Of what `make_group` returns.
+        groups: Of what `make_group` returns; none where the short way is not open.
 
     Args:
         opt: The optimizer.
@@ -32,7 +37,7 @@ class BoundStepper(Stepper):
         super().__init__(opt, self.why_not(opt))
         self.groups: list[Any] = []
         self._state: Any = None
-        self._n_states = 0
+        self._states: list[Any] = []
 
     @staticmethod
     def why_not(opt: Optimizer) -> str | None:
@@ -55,15 +60,23 @@ class BoundStepper(Stepper):
         """
         raise NotImplementedError
 
+    def describe(self) -> str:
+        """Say what makes the next update, and why where the short way is not taken."""
+        reason = self.reason
+        if reason is None and self.is_extended():
+            reason = "the optimizer's step has hooks, or was wrapped or replaced"
+        elif reason is None and is_watched():
+            reason = "a profiler, anomaly mode or another mode of torch looks on"
+        return self.kind if reason is None else f"{Stepper.kind}: {reason}"
+
     def step(self) -> bool:
         """Step the optimizer."""
-        if self.reason is not None or is_extended(self.opt) or is_watched():
+        if self.reason is not None or self.is_extended() or is_watched():
             return super().step()
         gradients = self._gradients()
         if gradients is None:
             self._bind()
-            is_ready = self.reason is None and all(g.has_state() for g in self.groups)
-            gradients = self._gradients() if is_ready else None
+            gradients = self._gradients()
         if gradients is None:
             super().step()
         else:
@@ -73,16 +86,19 @@ class BoundStepper(Stepper):
 
     def _bind(self) -> None:
         """Make the lists that the kernels take, of what has a gradient now."""
-        self._state, self._n_states = self.opt.state, len(self.opt.state)
+        self._state, self._states = self.opt.state, [*self.opt.state.values()]
         self.reason = self.why_not(self.opt)  # options of a group may have been changed since
-        self.groups = [self.make_group(group) for group in self.opt.param_groups]
+        groups = [self.make_group(group) for group in self.opt.param_groups]
+        is_ready = self.reason is None and all(group.is_ready() for group in groups)
+        self.groups = groups if is_ready else []
 
     def _gradients(self) -> list[list[Tensor]] | None:
         """Return the gradients of each group, or ``None`` where the lists are no longer right."""
-        opt = self.opt
+        opt, states = self.opt, self._states
         if (
             opt.state is not self._state
-            or len(self._state) != self._n_states
+            or len(self._state) != len(states)
+            or not all(map(is_, self._state.values(), states))
             or len(opt.param_groups) != len(self.groups)
         ):
             return None
@@ -98,8 +114,13 @@ class BoundStepper(Stepper):
 class Group:
     """One of the optimizer's groups: those of its parameters that train, and their states.
 
-    Hyperparameters are read from the group, and tensors from the states, for each update: both
-    may be replaced. A dict costs less to look into than torch's step to go through.
+    Numbers are read from the group for each update, and what the states have is compared: both may
+    be replaced. A dict costs less to look into than torch's step to go through.
+
+    Attributes:
+        group: The optimizer's.
+        params: Those that train.
+        kept: By name, what the kernels take of the states of these: a list of tensors each.
 
     Args:
         opt: The optimizer.
@@ -108,34 +129,53 @@ class Group:
 
     def __init__(self, opt: Optimizer, group: dict[str, Any]) -> None:
         self.group, self._given = group, group["params"]
+        self._choices_of = itemgetter(*(name for name in _CHOICES if name in group))
+        self._choices = self._choices_of(group)
         self._has_momentum = group.get("momentum", 0) != 0
-        self._fused, self._amsgrad = group.get("fused"), group.get("amsgrad")
-        self.params = [p for p in self._given if p.grad is not None]
-        self._frozen = [p for p in self._given if p.grad is None]
-        self.states = [opt.state.get(p, {}) for p in self.params]
+        self._members = [*self._given]
+        self.params = [p for p in self._members if p.grad is not None]
+        self._frozen = [p for p in self._members if p.grad is None]
+        self._states = [opt.state.get(p, {}) for p in self.params]
+        of_sgd = ("momentum_buffer",) if self._has_momentum else ()
+        names = ("exp_avg", "exp_avg_sq", "step") if "betas" in group else of_sgd
+        self.kept = {name: [state.get(name) for state in self._states] for name in names}
+        self._kept = [(itemgetter(name), kept) for name, kept in self.kept.items()]
 
-    def has_state(self) -> bool:
+    def is_ready(self) -> bool:
         """Tell whether there is all that an update needs, in plain tensors."""
-        if not all(map(_is_plain, self.params)):
-            return False
-        key = "exp_avg" if "betas" in self.group else "momentum_buffer"
-        needs_none = key == "momentum_buffer" and not self._has_momentum
-        return needs_none or all(state.get(key) is not None for state in self.states)
+        return all(map(_is_plain, self.params)) and all(
+            type(tensor) is Tensor for kept in self.kept.values() for tensor in kept
+        )
 
     def gradients(self, now: dict[str, Any]) -> list[Tensor] | None:
         """Return the gradients, or ``None`` if it is no longer this group and what it trains."""
+        members = self._members
         if now is not self.group or now["params"] is not self._given:
+            return None
+        if len(self._given) != len(members) or not all(map(is_, self._given, members)):
             return None
         if (now.get("momentum", 0) != 0) is not self._has_momentum:  # there may be no buffers
             return None
-        if now.get("fused") is not self._fused or now.get("amsgrad") is not self._amsgrad:
+        if self._choices_of(now) != self._choices or not self._has_kept():
             return None
         gradients = [
             g for p in self.params if type(g := p.grad) is Tensor and g.layout is torch.strided
         ]
-        if len(gradients) != len(self.params) or any(p.grad is not None for p in self._frozen):
+        if len(gradients) != len(self.params):
+            return None
+        if self._frozen and any(p.grad is not None for p in self._frozen):
             return None
         return gradients
+
+    def _has_kept(self) -> bool:
+        """Tell whether the states have the tensors that they had."""
+        try:
+            for get, kept in self._kept:
+                if not all(map(is_, map(get, self._states), kept)):
+                    return False
+        except KeyError:
+            return False
+        return True
 
     def numbers(self) -> dict[str, float]:
         """Return by name the numbers in force that a schedule may change for each update."""
@@ -149,7 +189,7 @@ class Group:
 
     def buffers(self) -> list[Tensor]:
         """Return SGD's momentum buffers; none where there is no momentum."""
-        return [state["momentum_buffer"] for state in self.states] if self._has_momentum else []
+        return self.kept.get("momentum_buffer", [])
 
 
 def _is_plain(parameter: Tensor) -> bool:

@@ -12,18 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onecycle.arguments import shown
 from onecycle.optim.groups import ParamGroups
 from onecycle.optim.late_state import fill_late_state
 from onecycle.optim.loss_module import named_parts, own_parameters
 from onecycle.optim.members import members_by_decay, members_of_split
+from onecycle.optim.several import Optimizers, as_one
 from onecycle.optim.wrapped import with_inner
 
 log = logging.getLogger("onecycle")
 
 #: Makes an optimizer of parameter groups: ``opt_func(groups, lr=...)``. A class, or a partial.
 OptFunc = Callable[..., Optimizer]
-#: Returns the parameter groups of a model, each some of its parameters.
-Splitter = Callable[[nn.Module], Sequence[Iterable[nn.Parameter]]]
+#: One of these, or several by the names of the splitter's groups.
+OptFuncs = OptFunc | Mapping[str, OptFunc]
+#: Returns the parameter groups of a model, each some of its parameters; in a dict by name.
+Splitter = Callable[
+    [nn.Module], Sequence[Iterable[nn.Parameter]] | Mapping[str, Iterable[nn.Parameter]]
+]
 
 _FUSED_DEVICES = ("cpu", "cuda")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -31,7 +37,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 def build_optimizer(
     model: nn.Module,
-    opt_func: OptFunc,
+    opt_func: OptFuncs,
     *,
     lr: float,
     wd: float | None = None,
@@ -46,7 +52,8 @@ def build_optimizer(
 
     Args:
         model: On its final device.
-        opt_func: A class such as ``torch.optim.AdamW``, or a callable ``(groups, lr=...)``.
+        opt_func: A class such as ``torch.optim.AdamW``, or a callable ``(groups, lr=...)``; or a
+            dict of them, one for each of the names in the dict that the splitter returns.
         lr: The learning rate to begin with.
         wd: The weight decay; ``None`` for the optimizer's own.
         splitter: Returns the parameter groups; by default all parameters are one group.
@@ -63,24 +70,58 @@ def build_optimizer(
     parts = [model] if loss is None else [model, loss]
     parameters = named_parts(model, loss)
     sparse = {key for part in parts for key in _sparse_parameters(part)}
-    _check_kind(parameters, sparse, opt_func)
-    kwargs: dict[str, Any] = {"lr": lr}
-    if wd is not None:
-        kwargs["weight_decay"] = wd
-    if not sparse and _can_be_fused(parameters.values(), opt_func):
-        kwargs["fused"] = True
-    try:
-        opt = opt_func([{"params": group} for group in groups], **kwargs)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"{_name(opt_func)} cannot be built for this model: {error} "
-            f"(it was called with {len(groups)} parameter group(s) and {kwargs})"
-        ) from error
+    kwargs: dict[str, Any] = {"lr": lr} | ({} if wd is None else {"weight_decay": wd})
+    if isinstance(opt_func, Mapping):
+        names = _owners(model, splitter, opt_func)
+        opt: Optimizer = Optimizers(
+            {
+                name: _build(opt_func[name], [group], parameters, sparse, kwargs)
+                for name, group in zip(names, groups, strict=True)
+            }
+        )
+    else:
+        opt = _build(opt_func, groups, parameters, sparse, kwargs)
     check_serves(opt, model)
     own = [*own_parameters(model, loss)]
     if own:
         log.info("the loss function's parameters train in group %d: %s", len(groups) - 1, own)
     return opt
+
+
+def _build(
+    opt_func: OptFunc,
+    groups: list[list[nn.Parameter]],
+    named: Mapping[str, nn.Parameter],
+    sparse: set[int],
+    kwargs: dict[str, Any],
+) -> Optimizer:
+    """Build one optimizer, of its groups."""
+    ids = {id(p) for group in groups for p in group}
+    parameters = {name: p for name, p in named.items() if id(p) in ids}
+    _check_kind(parameters, sparse, opt_func)
+    if not ids & sparse and _can_be_fused(parameters.values(), opt_func):
+        kwargs = {**kwargs, "fused": True}
+    try:
+        return opt_func([{"params": group} for group in groups], **kwargs)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{_name(opt_func)} cannot be built for this model: {error} "
+            f"(it was called with {len(groups)} parameter group(s) and {kwargs})"
+        ) from error
+
+
+def _owners(
+    model: nn.Module, splitter: Splitter | None, opt_funcs: Mapping[str, OptFunc]
+) -> list[str]:
+    """Return the names of the splitter's groups, which are those of several optimizers."""
+    split = None if splitter is None else splitter(model)
+    if not isinstance(split, Mapping) or {*split} != {*opt_funcs}:
+        came = "no splitter" if splitter is None else f"one that returns {shown(split)}"
+        raise ValueError(
+            f"opt_func= has optimizers by name, {[*opt_funcs]}: give it a splitter= that returns a "
+            f"dict with the parameters of each, such as onecycle.muon_groups; got {came}"
+        )
+    return [*split]
 
 
 def check_serves(opt: Optimizer, model: nn.Module) -> None:
@@ -125,7 +166,8 @@ def _split(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Paramete
         raise ValueError(f"the model ({type(model).__name__}) has no parameters to train")
     if splitter is None:
         return [everything]
-    groups = [list(group) for group in splitter(model)]
+    split = splitter(model)
+    groups = [list(group) for group in (split.values() if isinstance(split, Mapping) else split)]
     if not groups or not all(groups):
         sizes = [len(group) for group in groups]
         raise ValueError(f"splitter must return groups of parameters, none empty; got {sizes}")
@@ -164,7 +206,8 @@ def _check_kind(
         if other:
             raise ValueError(
                 f"Muon trains only matrices; {other[0]!r} is none ({len(other)} such "
-                "parameters): use AdamW, or give opt= an optimizer that combines both"
+                "parameters): use AdamW, or both: "
+                'opt_func={"matrices": Muon, "rest": AdamW} with splitter=onecycle.muon_groups'
             )
 
 
@@ -287,8 +330,8 @@ def move_to(device: str | torch.device | None, *parts: object) -> None:
 def param_groups(
     model: nn.Module,
     loss: nn.Module | None,
-    opt: Optimizer | None,
-    opt_func: OptFunc,
+    given: Optimizer | Sequence[Optimizer] | None,
+    opt_func: OptFuncs,
     wd: float | None,
     splitter: Splitter | None,
     wd_bn_bias: bool,
@@ -299,6 +342,7 @@ def param_groups(
     optimizer has several of its own, those of them are that were not made for decay.
     """
     exempt: set[int] = set()
+    opt = as_one(given)
     if opt is None:
         opt = build_optimizer(model, opt_func, lr=1e-3, wd=wd, splitter=splitter, loss=loss)
         if not wd_bn_bias:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from onecycle.optim.bound import BoundStepper, Group
 from onecycle.optim.fast import FastStepper
 from onecycle.optim.stepper import Stepper
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("onecycle")
 
@@ -115,11 +112,11 @@ class _CompiledGroup(Group):
 
     def arguments(self, gradients: list[Tensor]) -> tuple[Any, ...]:
         """Return what the compiled function takes: tensors, and flags that do not change."""
-        group, states = self.group, self.states
+        group = self.group
         for tensor, value in zip(self._numbers, self.numbers().values(), strict=True):
             tensor.fill_(value)
         if "betas" in group:
-            kept = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")]
+            kept = [*self.kept.values()]
             flags: tuple[Any, ...] = (
                 group["eps"],
                 group["decoupled_weight_decay"],

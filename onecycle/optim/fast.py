@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from onecycle.explanations import explain_backward_error
 from onecycle.optim.bound import BoundStepper, Group
-from onecycle.optim.stepper import is_watched
+from onecycle.optim.stepper import is_torchs, is_watched
 
 #: What the kernels were called with when this was written, by the names of their arguments.
 _ARGUMENTS = {
@@ -22,13 +22,20 @@ _ARGUMENTS = {
 }
 _ARGUMENTS["_fused_adamw_"] = _ARGUMENTS["_fused_adam_"]
 
+#: What is left out if it is torch's own; ``None`` if somebody had replaced it already.
+_BACKWARD, _AUTOGRAD_BACKWARD = (
+    function if is_torchs(function) else None
+    for function in (Tensor.backward, torch.autograd.backward)
+)
+
 
 class FastStepper(BoundStepper):
     """Makes an update by calling engine and fused kernel themselves: the same bits, less Python.
 
     For SGD, Adam and AdamW of torch that are fused. What the short way does not cover is the
     optimizer's, as for every `BoundStepper`. The autograd engine is given the loss, with a gradient
-    of 1 that is made once; a loss that is no plain tensor goes through ``Tensor.backward``.
+    of 1 that is made once; a loss that is no plain tensor goes through ``Tensor.backward``, and
+    every loss does where somebody has replaced that.
 
     While a profiler, anomaly mode, or a mode for torch's functions or operators is on, torch's own
     backward and step are called whole. Given up is its log of the autograd graph. The engine and
@@ -48,7 +55,14 @@ class FastStepper(BoundStepper):
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a scalar loss to those that wait."""
         one = self._one
-        if self._engine is None or is_watched() or type(loss) is not Tensor or loss.ndim:
+        if (
+            self._engine is None
+            or is_watched()
+            or type(loss) is not Tensor
+            or loss.ndim
+            or Tensor.backward is not _BACKWARD
+            or torch.autograd.backward is not _AUTOGRAD_BACKWARD
+        ):
             super().backward(loss)
             return
         if one is None or one.dtype != loss.dtype or one.device != loss.device or one._version:
@@ -74,10 +88,14 @@ class FastStepper(BoundStepper):
             return f"{name} is not SGD, Adam or AdamW of torch"
         if not all(group.get("fused") for group in opt.param_groups):
             return f"{name} is not fused"
-        if any(group.get("amsgrad") for group in opt.param_groups):
-            return f"{name} has amsgrad=True"
+        for option in ("amsgrad", "foreach", "differentiable"):
+            if any(group.get(option) for group in opt.param_groups):
+                return f"{name} has {option}=True"
         for group in opt.param_groups:
             params: list[nn.Parameter] = group["params"]
+            for p in params:
+                if type(p) not in (Tensor, nn.Parameter):
+                    return f"a parameter is a {type(p).__name__}, no plain tensor"
             if len({(p.device, p.dtype) for p in params}) > 1:
                 return "a parameter group has several devices or dtypes"
             if any(
@@ -101,7 +119,7 @@ class FastStepper(BoundStepper):
 
 
 class _SGDGroup(Group):
-    def step(self, gradients: list[Tensor], lr: Tensor | None = None) -> None:
+    def step(self, gradients: list[Tensor]) -> None:
         group = self.group
         torch._fused_sgd_(
             self.params,
@@ -109,7 +127,7 @@ class _SGDGroup(Group):
             self.buffers(),
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
-            lr=group["lr"] if lr is None else lr,
+            lr=group["lr"],
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
@@ -118,20 +136,19 @@ class _SGDGroup(Group):
 
 
 class _AdamGroup(Group):
-    def step(self, gradients: list[Tensor], lr: Tensor | None = None) -> None:
-        group, states = self.group, self.states
-        steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
+    def step(self, gradients: list[Tensor]) -> None:
+        group, kept = self.group, self.kept
+        torch._foreach_add_(kept["step"], 1)
         beta1, beta2 = group["betas"]
         kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
         kernel(
             self.params,
             gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            kept["exp_avg"],
+            kept["exp_avg_sq"],
             [],
-            steps,
-            lr=group["lr"] if lr is None else lr,
+            kept["step"],
+            lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
             weight_decay=group["weight_decay"],

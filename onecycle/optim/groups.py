@@ -8,7 +8,8 @@ biases then stand in groups of their own without it. Everything public speaks of
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isclose
 from typing import Any, cast
@@ -152,6 +153,7 @@ class ParamGroups:
         self._exempt = [p for p in every if id(p) in exempt]
         self._spared = spared_members(opt, self._members)
         self._ratios: dict[int, float] = {}
+        self._lent: dict[str, tuple[list[float], list[float]]] = {}
         for member in self._members:
             self._keep_ratios(member)
         self.separate_decay()
@@ -224,8 +226,10 @@ class ParamGroups:
         first = self.opt.param_groups[0]
         betas = [f"beta{i + 1}" for i in range(len(first.get("betas", ())))]
         names = [
-            key for key in first if key not in ("params", "lr_scale") and _slot(first, key)
-        ] + betas
+            key
+            for key in (*first, *betas)
+            if key not in ("params", "lr_scale") and self._everywhere(key)
+        ]
         if self.has_momentum() and "momentum" not in names:
             names.append("momentum")
         return names
@@ -298,6 +302,29 @@ class ParamGroups:
         elif name == "momentum":
             fill_late_state(self.opt)
 
+    @contextmanager
+    def lent(self, name: str) -> Iterator[None]:
+        """Run a fit that may change a hyperparameter: the next fit begins as this one did.
+
+        What is set by hand between two fits is kept.
+        """
+        if name not in self.names():
+            yield
+            return
+        self.put_back(name)
+        began = self.get(name)
+        try:
+            yield
+        finally:
+            self._lent[name] = began, self.get(name)
+
+    def put_back(self, name: str) -> None:
+        """Set a hyperparameter to what it was before the fit that has left it as it is now."""
+        if name in self._lent:
+            began, left = self._lent[name]
+            if left == self.get(name) != began:
+                self.set(name, began)
+
     def make_ready(self, names: Iterable[str]) -> None:
         """Make room for what schedules will set.
 
@@ -353,7 +380,11 @@ class ParamGroups:
 
     def has_momentum(self) -> bool:
         """Tell whether the optimizer has momentum, or beta1, at all."""
-        return _slot(self.opt.param_groups[0], "momentum") is not None
+        return self._everywhere("momentum")
+
+    def _everywhere(self, name: str) -> bool:
+        """Tell whether each group has a hyperparameter, of whichever optimizer it is."""
+        return all(_slot(group, name) is not None for group in self.opt.param_groups)
 
     def momentum_is_on(self) -> bool:
         """Tell whether the optimizer has momentum and it is above 0 in every group."""

@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from onecycle.optim.several import OWNER, each_of
+
 #: For each of the splitter's groups the indices of the optimizer's ``param_groups`` in it.
 Members = list[list[int]]
 
@@ -99,7 +101,8 @@ def members_by_decay(opt: Optimizer, model: nn.Module) -> Members:
 
 
 def _differ_in_decay_alone(opt: Optimizer, one: dict[str, Any], other: dict[str, Any]) -> bool:
-    names = {*opt.defaults, "lr_scale"} - {"weight_decay"}
+    options = (key for each in each_of(opt) for key in each.defaults)
+    names = {*options, "lr_scale", OWNER} - {"weight_decay"}
     return all(_plain(one.get(name)) == _plain(other.get(name)) for name in names)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +13,34 @@ from torch.optim import optimizer as torch_optimizer
 from onecycle.explanations import explain_backward_error
 
 
+class ForwardPass(Protocol):
+    """What makes prediction and loss of the loop's batches in the learner's place.
+
+    The loop alone calls it, for every batch that it runs, of a validation pass and of inference
+    too; who calls the learner's own methods gets these.
+    """
+
+    def predict_batch(self, batch: Any) -> Any:
+        """Return what the model says of a batch; as the learner's method of this name."""
+
+    def compute_loss(self, pred: Any, batch: Any) -> Tensor:
+        """Return the scalar loss; as the learner's method of this name."""
+
+
 class Stepper:
     """Makes an update of the plain kind.
 
     The optimizer's step is called without torch's wrappers (about 10 us: a profiler range, the
     search for hooks) as long as no step hook is registered, on this optimizer or globally, and
-    nobody has wrapped ``opt.step``, as a scheduler of torch does; otherwise the whole
-    ``opt.step()`` runs.
+    nobody has wrapped ``opt.step``, as a scheduler of torch does, or replaced that of the
+    class; otherwise the whole ``opt.step()`` runs.
 
     Attributes:
         kind: What makes the updates, in a few words.
         grad_factor: What the gradients are multiplied with once, before ``before_step``.
         reason: Why no shorter way makes the updates, in a sentence; ``None`` where one does.
         params: All that the optimizer holds, groups that are added in the fit included.
+        forward_pass: What makes prediction and loss; ``None`` for the learner's own methods.
 
     Args:
         opt: The optimizer.
@@ -34,17 +48,38 @@ class Stepper:
     """
 
     kind = "torch's own step"
+    forward_pass: ForwardPass | None = None
 
     def __init__(self, opt: Optimizer, reason: str | None = None) -> None:
         self.opt, self.reason = opt, reason
         self.grad_factor = 1.0
         self.params: list[nn.Parameter] = []
         self._list_params()
+        self._class_step = type(opt).step
         self._bare_step = _bare_step(opt)
 
     def _list_params(self) -> None:
         self._n_groups = len(self.opt.param_groups)
         self.params[:] = [p for group in self.opt.param_groups for p in group["params"]]
+
+    def describe(self) -> str:
+        """Say what makes the next update, and why where no shorter way does."""
+        return self.kind if self.reason is None else f"{Stepper.kind}: {self.reason}"
+
+    def is_extended(self) -> bool:
+        """Tell whether more than the update must run, such as hooks; they may come at any time."""
+        opt, fields = self.opt, vars(self.opt)
+        return bool(
+            self._bare_step is None
+            or type(opt).step is not self._class_step
+            or "step" in fields
+            or "grad_scale" in fields  # as a gradient scaler tells a fused step what to do besides
+            or "found_inf" in fields
+            or opt._optimizer_step_pre_hooks
+            or opt._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+        )
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a scalar loss to those that wait."""
@@ -66,7 +101,7 @@ class Stepper:
         Returns:
             Whether an update was made; a gradient scaler may refuse.
         """
-        if self._bare_step is None or is_extended(self.opt):
+        if self.is_extended():
             self.opt.step()
         else:
             with torch.no_grad():
@@ -153,7 +188,28 @@ def _bare_step(opt: Optimizer) -> Any:
     kind = type(opt)
     if not kind.__module__.startswith("torch.optim.") or opt.defaults.get("differentiable"):
         return None
-    return inspect.unwrap(kind.step)
+    step: Any = kind.step
+    while is_torchs(step):
+        if not hasattr(step, "__wrapped__"):
+            return step
+        step = step.__wrapped__
+    return None  # a wrapper of somebody else is among those of torch
+
+
+def is_torchs(function: Any) -> bool:
+    """Tell whether a function is written in torch: whatever wraps one calls itself as that one.
+
+    Args:
+        function: Any function.
+
+    Example:
+        >>> from functools import wraps
+        >>> step = torch.optim.SGD.step
+        >>> is_torchs(step), is_torchs(wraps(step)(lambda opt: step(opt)))
+        (True, False)
+    """
+    names = getattr(function, "__globals__", {})
+    return str(names.get("__name__", "")).partition(".")[0] == "torch"
 
 
 def is_watched() -> bool:
@@ -166,19 +222,4 @@ def is_watched() -> bool:
         or torch.is_anomaly_enabled()
         or torch._C._len_torch_function_stack()
         or torch._C._len_torch_dispatch_stack()
-    )
-
-
-def is_extended(opt: Optimizer) -> bool:
-    """Tell whether more than the bare step must run; hooks and wrappers may come at any time.
-
-    Args:
-        opt: The optimizer.
-    """
-    return bool(
-        "step" in vars(opt)
-        or opt._optimizer_step_pre_hooks
-        or opt._optimizer_step_post_hooks
-        or torch_optimizer._global_optimizer_pre_hooks
-        or torch_optimizer._global_optimizer_post_hooks
     )

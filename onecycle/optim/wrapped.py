@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from onecycle.optim.several import Optimizers
+
 
 def with_inner(opt: Optimizer) -> list[Any]:
     """Return an optimizer and all that it holds in its fields, and they in theirs.
@@ -31,8 +33,15 @@ def with_inner(opt: Optimizer) -> list[Any]:
         holder = waiting.pop(0)
         if not any(holder is other for other in found):
             found.append(holder)
-            waiting += [value for value in vars(holder).values() if isinstance(value, Optimizer)]
+            waiting += [opt for value in vars(holder).values() for opt in _optimizers(value)]
     return found
+
+
+def _optimizers(value: Any) -> list[Optimizer]:
+    """Return what a field holds of optimizers: itself, or those in a list or dict."""
+    parts = [*value.values()] if isinstance(value, dict) else value
+    parts = parts if isinstance(parts, list | tuple) else [parts]
+    return [part for part in parts if isinstance(part, Optimizer)]
 
 
 def add_group(opt: Optimizer, group: dict[str, Any]) -> None:
@@ -46,15 +55,19 @@ def add_group(opt: Optimizer, group: dict[str, Any]) -> None:
         group: With its parameters and all hyperparameters.
     """
     known = {id(own) for own in opt.param_groups}
+    several = [each for each in with_inner(opt) if isinstance(each, Optimizers)]
+    members = [id(inner) for each in several for inner in with_inner(each)[1:]]
     sharing = [
         inner
         for inner in with_inner(opt)[1:]
-        if any(id(own) in known for own in inner.param_groups)
+        if any(id(own) in known for own in inner.param_groups) and id(inner) not in members
     ]
     opt.add_param_group(group)
     for inner in sharing:
         if not any(own is opt.param_groups[-1] for own in inner.param_groups):
             inner.param_groups.append(opt.param_groups[-1])
+    for each in several:
+        each.hand_out()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Pictures: data and axes in, axes out.
+"""Pictures: data and axes in, axes out; and one of characters.
 
 Nothing here shows or saves a figure, keeps state or changes matplotlib's settings; matplotlib is
 imported when a picture is drawn.
@@ -6,8 +6,10 @@ imported when a picture is drawn.
 
 from onecycle.plots.history import plot_bands, plot_loss, plot_metrics, plot_sched
 from onecycle.plots.range_test import plot_lr_find, plot_plateaus, plot_range_tests
+from onecycle.plots.text import draw_lr_find
 
 __all__ = [
+    "draw_lr_find",
     "plot_bands",
     "plot_loss",
     "plot_lr_find",

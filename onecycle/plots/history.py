@@ -117,7 +117,8 @@ def plot_sched(
     finish(ax, legend=False)
     if groups > 1:
         # Above the axes: inside, it would lie on one of the curves.
-        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=groups)
+        ncols = len(ax.get_legend_handles_labels()[1])
+        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=ncols)
     return ax
 
 
@@ -207,14 +208,18 @@ def _plot_groups(ax: "Axes", updates: ArrayLike, values: ArrayLike, color: str) 
     array = gaps(values)
     columns = array.reshape(len(array), -1)
     groups = columns.shape[1]
+    few = groups <= len(LINE_STYLES)
     for group in range(groups):
+        # Many groups are told apart by their order: from faint to full, with the ends named.
+        named = few or group in (0, groups - 1)
         ax.plot(
             np.asarray(updates),
             columns[:, group],
             color=color,
             linewidth=1.8,
-            linestyle=LINE_STYLES[group % len(LINE_STYLES)],
-            label=f"group {group}",
+            linestyle=LINE_STYLES[group] if few else "solid",
+            alpha=1.0 if few else 0.25 + 0.75 * group / (groups - 1),
+            label=f"group {group}" if named else "_",
         )
     return groups
 

@@ -1,6 +1,7 @@
 """Pictures of range tests: the curve with its suggestions, several curves, plateaus."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +16,11 @@ from onecycle.plots.style import (
     MARKERS,
     PALETTE,
     SKY,
+    colors_of,
     finish,
     gaps,
+    legend_below,
+    names_shown,
     new_axes,
     tidy,
     with_margin,
@@ -36,23 +40,26 @@ def plot_lr_find(
     spreads: Mapping[str, tuple[float, float] | None] | None = None,
     valid_smoothed: ArrayLike | None = None,
     metrics: Mapping[str, ArrayLike] | None = None,
+    note: str | None = None,
     log: bool = True,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Plot a learning-rate range test with its suggestions.
 
-    The y axis ends a little above the loss of the start, so that the blow-up at the end does
-    not flatten the valley.
+    The y axis shows the curve up to its lowest point, whatever the first batch was, and ends a
+    little above it, so that the blow-up at the end does not flatten the valley.
 
     Args:
         lrs: The learning rates, increasing, of shape ``(n,)``.
         losses: The loss at each, of shape ``(n,)``; what is not finite is a gap.
         smoothed: The smoothed loss, of shape ``(n,)``.
         suggestions: The suggested rate by rule; a rule that found none is left out.
-        lr_range: The range ``(lr_min, lr_max)`` to shade.
-        spreads: By rule the interval of its rate, a faint band at its marker; or ``None``.
+        lr_range: The range ``(lr_min, lr_max)`` to shade. A line marks its end, where the loss
+            turns up.
+        spreads: By rule the interval of its rate, a bar at its marker; or ``None``.
         valid_smoothed: The smoothed validation loss, of shape ``(n,)``.
         metrics: By name a metric at each rate, of shape ``(n,)``; on a second y axis.
+        note: What to say above the curve, such as why nothing is suggested.
         log: Whether the rates grew geometrically, so that the x axis is logarithmic.
         ax: Where to draw; a new figure if ``None``.
 
@@ -69,21 +76,22 @@ def plot_lr_find(
     rates, raw, curve = np.asarray(lrs, dtype=np.float64), gaps(losses), gaps(smoothed)
     valid = gaps([] if valid_smoothed is None else valid_smoothed)
     if lr_range is not None:
-        low, high = lr_range
-        ax.axvspan(
-            low, high, color=GREEN, alpha=0.12, linewidth=0, label=f"{low:.1e} to {high:.1e}"
-        )
+        _mark_range(ax, *lr_range)
     ax.plot(rates, raw, color=SKY, linewidth=0.8, alpha=0.7, label="loss")
     ax.plot(rates, curve, color=BLUE, linewidth=2, label="loss, smoothed")
     if len(valid):
         ax.plot(rates, valid, color=AMBER, linewidth=2, label="validation loss, smoothed")
     _mark_suggestions(ax, suggestions, spreads or {}, rates, curve)
-    _set_rate_axis(ax, log=log)
+    _set_rate_axis(ax, rates, log=log)
     ax.set_ylabel("loss")
-    _leave_out_blow_up(ax, np.concatenate([raw, valid]), curve)
-    if metrics:
-        return _add_metrics(ax, rates, curve, metrics)
-    return finish(ax)
+    _show_between(ax, [limits(raw, curve), limits(np.empty(0), valid)])
+    is_empty = not np.isfinite(raw).any()
+    if note is not None and is_empty:
+        ax.set_yticks([])
+        _write(ax, textwrap.fill(note, 56))
+    elif note is not None:
+        ax.set_title(textwrap.fill(note, 96), fontsize="small", loc="left")
+    return _add_metrics(ax, rates, curve, metrics) if metrics else finish(ax, legend=not is_empty)
 
 
 def plot_range_tests(
@@ -95,7 +103,8 @@ def plot_range_tests(
 ) -> "Axes":
     """Plot the smoothed losses of several range tests, one colour each.
 
-    The y axis ends a little above the losses of the start, as in `plot_lr_find`.
+    The y axis ends a little above the highest curve before its lowest point, as in
+    `plot_lr_find`.
 
     Args:
         curves: By label the learning rates and the smoothed loss, both of shape ``(n,)``.
@@ -115,19 +124,17 @@ def plot_range_tests(
     ax = new_axes() if ax is None else ax
     valid_curves = valid_curves or {}
     ends = []
-    for index, (label, (lrs, losses)) in enumerate(curves.items()):
-        color, curve = PALETTE[index % len(PALETTE)], gaps(losses)
-        ax.plot(np.asarray(lrs), curve, color=color, linewidth=1.8, label=label)
-        valid = np.empty(0)
+    colors, names = colors_of(len(curves)), names_shown(list(curves))
+    for color, name, (label, (lrs, losses)) in zip(colors, names, curves.items(), strict=True):
+        curve = gaps(losses)
+        ax.plot(np.asarray(lrs), curve, color=color, linewidth=1.8, label=name)
+        ends.append(limits(np.empty(0), curve))
         if label in valid_curves:
             valid_lrs, valid = np.asarray(valid_curves[label][0]), gaps(valid_curves[label][1])
             ax.plot(valid_lrs, valid, color=color, linewidth=1.2, linestyle="dashed")
-        ends.append(_before_blow_up(valid, curve))
-    found = [pair for pair in ends if pair is not None]
-    low, high = (min(x for x, _ in found), max(x for _, x in found)) if found else (0.0, 0.0)
-    if high > low:
-        ax.set_ylim(*with_margin(low, high))
-    _set_rate_axis(ax, log=log)
+            ends.append(limits(np.empty(0), valid))
+    _show_between(ax, ends)
+    _set_rate_axis(ax, *(np.asarray(lrs) for lrs, _ in curves.values()), log=log)
     ax.set_ylabel("loss, smoothed" + (" (validation: dashed)" if valid_curves else ""))
     return finish(ax, legend=bool(curves))
 
@@ -163,14 +170,14 @@ def plot_plateaus(
         low, high = plateau
         label = f"{low:.2g} to {high:.2g}"
         ax.axvspan(low, high, color=GREEN, alpha=0.12, linewidth=0, label=label)
-    for index, (label, (lrs, values)) in enumerate(curves.items()):
-        color = PALETTE[index % len(PALETTE)]
-        ax.plot(np.asarray(lrs), gaps(values), color=color, linewidth=1.8, label=label)
+    colors, names = colors_of(len(curves)), names_shown(list(curves))
+    for color, name, (lrs, values) in zip(colors, names, curves.values(), strict=True):
+        ax.plot(np.asarray(lrs), gaps(values), color=color, linewidth=1.8, label=name)
     marked = [(label, rate) for label, rate in rates.items() if rate is not None]
     for index, (label, rate) in enumerate(marked):
         style = LINE_STYLES[(1 + index) % len(LINE_STYLES)]
         ax.axvline(rate, color=BLACK, linewidth=1.2, linestyle=style, label=f"{label}: {rate:.2g}")
-    _set_rate_axis(ax, log=False)
+    _set_rate_axis(ax, *(np.asarray(lrs) for lrs, _ in curves.values()), log=False)
     ax.set_ylabel(ylabel)
     return finish(ax, legend=bool(curves))
 
@@ -187,8 +194,10 @@ def _mark_suggestions(
         color = PALETTE[1 + index % (len(PALETTE) - 1)]
         height, interval = _height_at(lr, rates, curve), spreads.get(rule)
         if interval is not None:
-            # At the height of its marker: bands of full height would lie over each other.
-            ax.hlines(height, *interval, color=color, alpha=0.3, linewidth=9)
+            # At the height of its marker: bands of full height would lie over each other. With
+            # ends, as a narrow one would be hidden by the marker.
+            ax.hlines(height, *interval, color=color, linewidth=2, zorder=3)
+            ax.scatter(interval, [height] * 2, marker="|", s=200, color=color, zorder=3)
         ax.plot(
             [lr],
             [height],
@@ -198,13 +207,31 @@ def _mark_suggestions(
             markeredgecolor="white",
             linestyle="none",
             label=f"{rule}: {lr:.1e}",
-            zorder=3,
+            zorder=4,
         )
 
 
-def _set_rate_axis(ax: "Axes", *, log: bool) -> None:
+def _write(ax: "Axes", note: str) -> None:
+    """Say in the middle of axes why nothing is drawn."""
+    ax.text(0.5, 0.5, note, transform=ax.transAxes, ha="center", va="center")
+
+
+def _mark_range(ax: "Axes", low: float, high: float) -> None:
+    label = f"{low:.1e} to {high:.1e}"
+    ax.axvspan(low, high, color=GREEN, alpha=0.12, linewidth=0, label=label)
+    ax.axvline(high, color=GREEN, linewidth=1.2, linestyle="dashed", label="the loss turns up")
+
+
+def _set_rate_axis(ax: "Axes", *rates: NDArray[np.float64], log: bool) -> None:
     if log:
         ax.set_xscale("log")
+    every = np.concatenate([*rates, np.empty(0)])
+    if len(every):  # the whole test, also where its losses are gaps
+        low, high = float(every.min()), float(every.max())
+        if low == high:
+            low, high = low / 2, high * 2
+        ends = np.array(with_margin(*np.log((low, high)))) if log else with_margin(low, high)
+        ax.set_xlim(*(np.exp(ends) if log else ends))
     ax.set_xlabel("learning rate (log scale)" if log else "learning rate")
 
 
@@ -232,15 +259,8 @@ def _add_metrics(
     twin.spines["right"].set_visible(True)
     lines, labels = ax.get_legend_handles_labels()
     more_lines, more_labels = twin.get_legend_handles_labels()
-    # Above the axes: the curves of two y axes leave no corner free.
-    ax.legend(
-        lines + more_lines,
-        labels + more_labels,
-        frameon=False,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1),
-        ncols=3,
-    )
+    # The curves of two y axes leave no corner free.
+    legend_below(ax, lines + more_lines, labels + more_labels)
     return ax
 
 
@@ -250,21 +270,48 @@ def _height_at(lr: float, rates: NDArray[np.float64], curve: NDArray[np.float64]
     return float(np.interp(lr, rates[finite], curve[finite]))
 
 
-def _leave_out_blow_up(ax: "Axes", raw: NDArray[np.float64], curve: NDArray[np.float64]) -> None:
-    """End the y axis above the start of the curve by half of what the curve fell."""
-    ends = _before_blow_up(raw, curve)
-    if ends is not None and ends[1] > ends[0]:
-        ax.set_ylim(*with_margin(*ends))
+def _show_between(ax: "Axes", limits: Sequence[tuple[float, float] | None]) -> None:
+    """End the y axis at the widest of some limits."""
+    found = [pair for pair in limits if pair is not None]
+    if found and (high := max(high for _, high in found)) > (low := min(low for low, _ in found)):
+        ax.set_ylim(*with_margin(low, high))
 
 
-def _before_blow_up(
-    raw: NDArray[np.float64], curve: NDArray[np.float64]
-) -> tuple[float, float] | None:
-    """Return the lowest value, and the one above the curve's start by half of what it fell."""
-    values = np.concatenate([raw, curve])
-    values, curve = values[np.isfinite(values)], curve[np.isfinite(curve)]
-    if not len(curve):
+def limits(raw: NDArray[np.float64], curve: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return between which losses a curve lies up to its lowest point, and half as much above.
+
+    No single batch can move them: the first tenth of the curve, which a hard or an easy first
+    batch makes too high or too low, counts by the median of its raw losses.
+
+    Args:
+        raw: The losses, of shape ``(n,)``, or none; NaN where they are not finite.
+        curve: They, smoothed.
+
+    Returns:
+        The limits of a y axis; ``None`` where the curve has no finite point.
+
+    Example:
+        >>> limits(np.empty(0), np.array([3.0, 2.0, 1.0, 50.0]))
+        (1.0, 4.0)
+    """
+    finite = np.isfinite(curve)
+    if not finite.any():
         return None
-    start = float(curve[0])
-    fell = max(start - float(curve.min()), 0.1 * abs(start))
-    return float(values.min()), min(float(values.max()), start + 0.5 * fell)
+    first = len(curve) // 10
+    if not finite[first:].any():
+        first = 0
+    lowest = first + int(np.nanargmin(curve[first:]))
+    low = float(np.nanmin(curve))
+    if lowest == first:  # it only rises
+        top = float(np.nanmedian(curve))
+    else:
+        seen = curve[first : lowest + 1]
+        most = float(np.nanquantile(seen, 0.75))  # after a hard first batch all below is flat
+        top = min(float(np.nanmax(seen)), 2 * most - low)
+    before = raw[: lowest + 1]
+    before = before[np.isfinite(before)]
+    if len(before):
+        low = min(low, float(np.quantile(before, 0.05)))
+        top = max(top, float(np.quantile(before, 0.9)), float(np.median(before[: max(5, first)])))
+    highest = max(float(np.nanmax(curve)), float(np.nanmax(raw, initial=low)))
+    return low, min(highest, top + 0.5 * max(top - low, 0.1 * abs(top)))

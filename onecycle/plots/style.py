@@ -3,12 +3,14 @@
 Colours are those of Okabe and Ito, which people with any kind of colour vision can tell apart.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, BLACK = PALETTE = (
@@ -22,6 +24,42 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, BLACK = PALETTE = (
 )
 MARKERS = "osD^vPX"
 LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
+
+
+#: A legend with more entries than this lies below the axes, where it hides no curve.
+FITS_INSIDE = 4
+
+#: Of more curves than this, which a scale of colours tells apart, a few have a name.
+NAMED = 8
+
+
+def colors_of(n: int) -> list[str]:
+    """Return so many colours: those of the palette, or where it is too small a scale of shades.
+
+    Example:
+        >>> colors_of(2) == [BLUE, ORANGE], len({*colors_of(30)})
+        (True, 30)
+    """
+    if n <= len(PALETTE):
+        return list(PALETTE[:n])
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    # Not to its end: the lightest yellow is hard to see on white.
+    return [to_hex(colormaps["viridis"](0.92 * i / (n - 1))) for i in range(n)]
+
+
+def names_shown(labels: Sequence[str]) -> list[str]:
+    """Return the labels, of many only some with the first and the last; "_" hides the others.
+
+    Example:
+        >>> names_shown([str(i) for i in range(22)]).count("_")
+        14
+    """
+    if len(labels) <= NAMED:
+        return list(labels)
+    shown = {round(i * (len(labels) - 1) / (NAMED - 1)) for i in range(NAMED)}
+    return [label if i in shown else "_" for i, label in enumerate(labels)]
 
 
 def new_axes() -> "Axes":
@@ -52,9 +90,25 @@ def tidy(ax: "Axes", *, grid: bool = True) -> None:
 def finish(ax: "Axes", *, legend: bool = True) -> "Axes":
     """Tidy up axes on which all is drawn, and return them."""
     tidy(ax)
-    if legend:
+    handles, labels = ax.get_legend_handles_labels()
+    if legend and len(labels) <= FITS_INSIDE:
         ax.legend(framealpha=0.85, edgecolor="none")  # readable where it lies over a curve
+    elif legend:
+        legend_below(ax, handles, labels)
     return ax
+
+
+def legend_below(ax: "Axes", handles: Sequence["Artist"], labels: Sequence[str]) -> None:
+    """Put a legend of many entries below the axes."""
+    longest = max(map(len, labels))
+    ax.legend(
+        handles,
+        labels,
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.15),
+        ncols=2 if longest > 28 else 3 if longest > 14 else 4,
+    )
 
 
 def gaps(values: ArrayLike) -> NDArray[np.float64]:

@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from onecycle import plots
+from onecycle.arguments import check_count
+from onecycle.range_test import rules
 from onecycle.range_test.rules import Rule
 from onecycle.range_test.spreads import Spreads, Vote, spread
 from onecycle.record.smoothing import smooth
@@ -41,6 +43,8 @@ class LRFindResult:
         >>> low, high = result.spreads["minimum"]
         >>> low <= result.suggestion <= high
         True
+        >>> result.minimum == result.suggestion
+        True
     """
 
     lrs: Array
@@ -61,6 +65,32 @@ class LRFindResult:
     def suggestion(self) -> float | None:
         """The first rule's suggestion."""
         return next(iter(self.suggestions.values()), None)
+
+    @property
+    def minimum(self) -> float | None:
+        """What the rule `minimum` suggests, whether it was asked or not; or ``None``."""
+        return self._by(rules.minimum)
+
+    @property
+    def valley(self) -> float | None:
+        """What the rule `valley` suggests, likewise."""
+        return self._by(rules.valley)
+
+    @property
+    def slide(self) -> float | None:
+        """What the rule `slide` suggests, likewise."""
+        return self._by(rules.slide)
+
+    @property
+    def steep(self) -> float | None:
+        """What the rule `steep` suggests, likewise."""
+        return self._by(rules.steep)
+
+    def _by(self, rule: Rule) -> float | None:
+        if self.reason is not None:
+            return None
+        rates, _, smooth = rules.select_points(self.lrs, self.losses, self.smoothed, self.num_it)
+        return float(rule(rates, smooth))
 
     @property
     def spreads(self) -> dict[str, tuple[float, float] | None]:
@@ -110,9 +140,34 @@ class LRFindResult:
             spreads={name: interval for name, (_, interval) in said.items()},
             valid_smoothed=self.valid_smoothed,
             metrics={name: smooth(values) for name, values in self.metrics.items()},
+            note=self.reason,
             log=not self.linear,
             ax=ax,
         )
+
+    def to_text(self, width: int = 72, height: int = 12) -> str:
+        """Draw the smoothed loss in characters, above the lines that this prints as.
+
+        Args:
+            width: Of the picture, in characters, at least 40.
+            height: Of the curve, in lines, at least 2.
+
+        Returns:
+            The text, for ``print``. Under the curve the first letter of its name marks each
+            suggestion, and ``|`` where the loss turns up.
+        """
+        check_count("width", width, least=40)
+        check_count("height", height, least=2)
+        drawn = plots.draw_lr_find(
+            self.lrs,
+            self.smoothed,
+            {name: lr for name, lr in self.suggestions.items() if lr is not None},
+            turn=self.lr_max,
+            log=not self.linear,
+            width=width,
+            height=height,
+        )
+        return "\n".join(part for part in (drawn, repr(self)) if part)
 
     def _said(self) -> dict[str, tuple[float, tuple[float, float]]]:
         """Return each rule's rate and interval, and the vote's where there are several rules."""

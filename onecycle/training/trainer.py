@@ -18,7 +18,7 @@ from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
-from onecycle.callbacks.resume import resuming
+from onecycle.callbacks.resume import resuming, whole_or_undone
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.snapshot import preserved
@@ -27,12 +27,13 @@ from onecycle.core.checks import check_between_updates, check_callbacks, check_p
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
-from onecycle.optim.build import OptFunc, Splitter, move_to, param_groups
+from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues
 from onecycle.optim.loss_module import loss_module
+from onecycle.range_test.asked import Asked, as_rules
 from onecycle.range_test.result import LRFindResult
-from onecycle.range_test.rules import Rule, minimum, valley
+from onecycle.range_test.rules import minimum, valley
 from onecycle.range_test.sweeps import RangeTests, range_tests
 from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
@@ -60,12 +61,12 @@ class Trainer(Loop):
         dls: DataLoaders | tuple[Any, Any],
         model: nn.Module,
         loss_func: Callable[..., Tensor] | None = None,
-        opt_func: OptFunc = AdamW,
+        opt_func: OptFuncs = AdamW,
         lr: GroupValues | None = None,
         metrics: Sequence[Any] = (),
         cbs: Sequence[Callback] = (),
         *,
-        opt: Optimizer | None = None,
+        opt: Optimizer | Sequence[Optimizer] | None = None,
         wd: float | None = None,
         wd_bn_bias: bool = False,
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
@@ -149,20 +150,21 @@ class Trainer(Loop):
         check_callbacks(cbs or ())
         resumed = resuming(resume, extend, self._given_seed)
         rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
-        if wd is not None:
-            self.groups.set("weight_decay", wd)
-        self.groups.set("lr", rates)
-        warn_of_other_processes()
-        if not resumed:
-            warn_of_bad_parameters(self)
-        look = self._first_batch
-        looks = [look] if look is not None and look.check is None and not resumed else []
-        self.run_fit(
-            n_epoch,
-            cbs=[*(cbs or ()), *looks, *resumed],
-            steps_per_epoch=steps_per_epoch,
-            max_updates=max_updates,
-        )
+        with whole_or_undone(self, resumed), self.groups.lent("momentum"):
+            if wd is not None:
+                self.groups.set("weight_decay", wd)
+            self.groups.set("lr", rates)
+            warn_of_other_processes()
+            if not resumed:
+                warn_of_bad_parameters(self)
+            look = self._first_batch
+            looks = [look] if look is not None and look.check is None and not resumed else []
+            self.run_fit(
+                n_epoch,
+                cbs=[*(cbs or ()), *looks, *resumed],
+                steps_per_epoch=steps_per_epoch,
+                max_updates=max_updates,
+            )
 
     def fit_one_cycle(
         self,
@@ -244,6 +246,8 @@ class Trainer(Loop):
         """Return what cycles momentum: nothing where it is not asked for and there is none."""
         if moms is False or (moms is None and isinstance(policy, Schedule)):
             return []
+        if self.groups.has_momentum():
+            self.groups.put_back("momentum")
         if moms is None and not self.groups.momentum_is_on():
             log.warning(
                 "%s %s: only the learning rate is cycled (moms=False says so without a word)",
@@ -262,7 +266,7 @@ class Trainer(Loop):
         num_it: int = ...,
         stop_div: bool = ...,
         show_plot: bool = ...,
-        suggest_funcs: Sequence[Rule] = ...,
+        suggest_funcs: Asked = ...,
         *,
         linear: bool = ...,
         valid: bool = ...,
@@ -276,7 +280,7 @@ class Trainer(Loop):
         num_it: int = ...,
         stop_div: bool = ...,
         show_plot: bool = ...,
-        suggest_funcs: Sequence[Rule] = ...,
+        suggest_funcs: Asked = ...,
         *,
         linear: bool = ...,
         valid: bool = ...,
@@ -292,7 +296,7 @@ class Trainer(Loop):
         num_it: int = 100,
         stop_div: bool = True,
         show_plot: bool = True,
-        suggest_funcs: Sequence[Rule] = (minimum, valley),
+        suggest_funcs: Asked = (minimum, valley),
         *,
         linear: bool = False,
         valid: bool = False,
@@ -313,8 +317,9 @@ class Trainer(Loop):
             stop_div: Stop when the smoothed loss is over four times its best. A loss that is not
                 finite always stops.
             show_plot: Draw the curve with the suggestions, as ``learn.recorder.plot_lr_find()``.
-            suggest_funcs: The rules, among ``minimum, valley, slide, steep``, or functions
-                ``(lrs, smoothed losses) -> rate``. The first one gives ``result.suggestion``.
+            suggest_funcs: A rule or several: ``minimum, valley, slide, steep``, their names, or
+                functions ``(lrs, smoothed losses) -> rate``. The first gives
+                ``result.suggestion``.
             linear: Let the rate rise linearly instead of exponentially.
             valid: After each update, measure loss and metrics on the next validation batch too:
                 ``result.valid_losses`` and ``result.metrics``. The training losses, the
@@ -350,6 +355,7 @@ class Trainer(Loop):
         if self._run is not None and self.training:
             check_between_updates(self.event)
         warn_of_bad_parameters(self)
+        rules = as_rules(suggest_funcs)
         sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
         asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
         if len(asked) > 1:
@@ -362,7 +368,7 @@ class Trainer(Loop):
             with preserved(self):
                 self._run = None  # a range test may also run between two updates of a fit
                 self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
-            return finder.result(suggest_funcs)
+            return finder.result(rules)
 
         result = range_tests(self, *asked[0], test) if asked else test()
         for callback in self.cbs:
@@ -504,8 +510,8 @@ class Trainer(Loop):
         """Run a block without some callbacks: given as objects or as types."""
         types = tuple(kind for kind in kinds if isinstance(kind, type))
         before = self.cbs
-        self.cbs = [cb for cb in before if not isinstance(cb, types) and cb not in kinds]
         try:
+            self.cbs = [cb for cb in before if not isinstance(cb, types) and cb not in kinds]
             yield
         finally:
             self.cbs = before

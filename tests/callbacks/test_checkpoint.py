@@ -1,9 +1,14 @@
 """Checkpoints are taken when they are due, and at no other moment."""
 
+import errno
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from abandoned import temporary_name
 
 from onecycle import Callback, Checkpoint, GradientAccumulation
 from onecycle.callbacks import checkpoint as checkpoint_module
@@ -54,7 +59,9 @@ def test_no_checkpoint_is_taken_while_gradients_wait(tmp_path):
 
 
 def test_keep_leaves_the_newest_files_and_nothing_of_killed_writers(tmp_path):
-    (tmp_path / ".checkpoint-000007.pt.abc.tmp").write_bytes(b"half")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / temporary_name("checkpoint-000007.pt", dead.pid)).write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("mine")
     learn = toy_learner(n_batches=8)
     learn.fit(1, cbs=[Checkpoint(tmp_path, "1 update", keep=2)])
@@ -114,3 +121,27 @@ def test_every_checkpoint_is_one_that_can_be_read_again(tmp_path):
         toy_learner().fit(5, cbs=[Later(), Checkpoint(tmp_path)])
     states = [dict(fit_files.read(file)["callbacks"])["Later"] for file in fit_files.find(tmp_path)]
     assert states == [{"best": 0.5}, {"best": None}]
+
+
+def test_a_folder_that_is_named_like_a_checkpoint_is_no_failed_write(tmp_path, caplog):
+    for number in (0, 3, 7):
+        (tmp_path / f"checkpoint-{number:06d}.pt").mkdir()
+    toy_learner(n_batches=8).fit(1, cbs=[Checkpoint(tmp_path, "1 update", keep=2)])
+    files = fit_files.find(tmp_path)
+    assert [file.name for file in files] == ["checkpoint-000015.pt", "checkpoint-000014.pt"]
+    assert len(list(tmp_path.iterdir())) == 5
+    assert caplog.records == []
+    toy_learner(n_batches=8).fit(1, resume=tmp_path)  # reads the newest file
+
+
+def test_old_files_that_cannot_be_removed_are_said_once_and_are_no_failed_write(
+    tmp_path, monkeypatch, caplog
+):
+    def refuse(self, missing_ok=False):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    toy_learner(n_batches=8).fit(1, cbs=[Checkpoint(tmp_path, "1 update", keep=2)])
+    assert len(fit_files.find(tmp_path)) == 8
+    (record,) = caplog.records
+    assert record.message.startswith(f"Checkpoint: older files stay in {tmp_path}: ")

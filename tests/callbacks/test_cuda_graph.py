@@ -222,6 +222,25 @@ def test_range_tests_and_inference_within_a_fit_run_as_ever(stand_in) -> None:
     assert (stand_in.captures, stand_in.replays) == (1, 6)
 
 
+def test_who_calls_the_learners_own_methods_gets_the_learners_own(stand_in) -> None:
+    """After a batch was replayed, a callback looks at it again, in its own way."""
+    looked: list[bool] = []
+
+    def look(learn: Learner) -> None:
+        if learn.n_updates != 7:
+            return
+        with torch.random.fork_rng(devices=[]):
+            learn.model.eval()
+            pred = learn.predict_batch(learn.batch)
+            loss = learn.compute_loss(pred, learn.batch)
+            learn.model.train()
+        looked.append(loss.requires_grad and pred is not learn.pred)
+
+    cb = Callback(before_step=look)
+    assert fitted((CudaGraph(), cb)) == fitted((cb,))
+    assert (looked, stand_in.replays) == ([True, True], 6)
+
+
 def test_a_range_test_is_not_captured(stand_in) -> None:
     learn = seeded(cbs=[CudaGraph()])
     learn.lr_find(num_it=6, show_plot=False)
@@ -698,7 +717,7 @@ def stop_with(error: type[BaseException]) -> Callback:
 
 def fit_again(learn: Learner) -> dict[str, Any]:
     """Fit without a graph, and check that nothing of it is there."""
-    assert not {"predict_batch", "compute_loss"} & set(vars(learn))
+    assert learn.stepper.forward_pass is None
     assert type(learn.stepper) is FastStepper
     assert all(p.grad is None for p in learn.model.parameters())
     replays = StandIn.replays
@@ -741,7 +760,7 @@ def test_what_is_no_error_of_the_capture_ends_the_fit(error, stand_in, monkeypat
     assert found[0] == found[1]
 
 
-def test_a_method_that_was_put_on_the_learner_is_put_back(stand_in) -> None:
+def test_a_method_that_was_put_on_the_learner_is_captured_and_stays(stand_in) -> None:
     learn = seeded()
     mine = partial(type(learn).predict_batch, learn)
     learn.predict_batch = mine  # type: ignore[method-assign]

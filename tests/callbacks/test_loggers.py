@@ -1,5 +1,6 @@
 import csv
 import errno
+import resource
 
 import pytest
 from scripted import Scripted
@@ -164,6 +165,43 @@ def test_full_disk_does_not_end_the_fit_and_the_next_epoch_writes_the_missing_ro
     assert [r.message for r in caplog.records] == [
         f"CSVLogger: could not write {path}, the fit goes on: [Errno 28] No space left on device"
     ]
+
+
+@pytest.fixture
+def limited(tmp_path):
+    """A path under which nothing can be written: its folder would have to be made in a file."""
+    (tmp_path / "file").write_bytes(b"")
+    return tmp_path / "file" / "log.csv"
+
+
+def test_a_folder_that_cannot_be_written_to_does_not_end_the_fit(limited, caplog):
+    learn = toy_learner()
+    learn.fit(3, cbs=[CSVLogger(limited)])
+    assert learn.total_epochs == 3
+    first, last = [record.message for record in caplog.records]
+    assert first.startswith(f"CSVLogger: could not write {limited}, the fit goes on: ")
+    assert last == f"CSVLogger: the last rows could not be written to {limited}"
+
+
+def test_on_a_disk_that_is_really_full_the_old_rows_stay_and_the_fit_goes_on(tmp_path, caplog):
+    learn, path = toy_learner(), tmp_path / "log.csv"
+    logger = CSVLogger(path, append=True)
+    learn.fit(60, cbs=[CSVLogger(path)])
+    before = path.read_bytes()
+    assert len(before) > 4096
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        learn.fit(2, cbs=[logger])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert learn.total_epochs == 62
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["log.csv"]
+    assert "the fit goes on: [Errno 27] File too large" in caplog.records[0].message
+    learn.fit(1, cbs=[logger])
+    assert path.read_bytes().startswith(before)
+    assert column(path, "epoch") == [*range(1, 64)]
 
 
 def test_restart_puts_the_file_back_to_where_the_state_was_taken(tmp_path):

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from learner_state import trained
+from learner_state import LearnerState, trained
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -606,3 +606,42 @@ def test_a_callback_that_is_new_or_gone_is_named(tmp_path, said):
     learn.fit(2, 0.1, resume=tmp_path)
     assert "resume: EarlyStopping begins anew, it was not in the interrupted fit" in said()
     assert "resume: the state of Checkpoint is left out, it is not in this fit" in said()
+
+
+# A resume that is refused
+
+
+class Spoilt(Callback):
+    """Has a state that it does not take back."""
+
+    def state_dict(self):
+        return {"n": 1}
+
+    def load_state_dict(self, state):
+        raise RuntimeError("not mine")
+
+
+@pytest.mark.parametrize("every", ["1 epoch", "3 updates"])
+def test_a_callback_that_does_not_take_its_state_leaves_the_learner_as_it_was(every, tmp_path):
+    learn = make_learner()
+    learn.fit_one_cycle(2, 0.2, cbs=[Spoilt(), Checkpoint(tmp_path, every)])
+    again = make_learner()
+    again.fit(1)
+    before = LearnerState(again)
+    for fit in (again.fit, again.fit_one_cycle):
+        with pytest.raises((RuntimeError, ValueError)):
+            fit(2, 0.2, cbs=[Spoilt()], resume=tmp_path)
+        assert before.changes(LearnerState(again)) == []
+
+
+def test_a_refused_resume_changes_no_rate_and_no_group(tmp_path):
+    learn = make_learner()
+    learn.fit_one_cycle(2, 0.2, cbs=[Checkpoint(tmp_path)])
+    again = make_learner()
+    again.fit(1)
+    before = LearnerState(again)
+    decay = ParamScheduler({"weight_decay": linear(0.1, 0.2)})
+    for options in ({"lr_max": 0.3}, {"cbs": [decay]}, {"wd": 0.5, "moms": (0.9, 0.8, 0.9)}):
+        with pytest.raises(ValueError, match="cannot resume"):
+            again.fit_one_cycle(**{"n_epoch": 2, "lr_max": 0.2, **options}, resume=tmp_path)
+        assert before.changes(LearnerState(again)) == []

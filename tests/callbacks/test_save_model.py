@@ -2,13 +2,15 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from scripted import same, scripted_learner, weights
 
-from onecycle import Callback, CancelFit, SaveModel, Stage, TerminateOnNonFinite
+from onecycle import Callback, CancelFit, Checkpoint, SaveModel, Stage, TerminateOnNonFinite
+from onecycle.checkpoints import fit_files
 from onecycle.testing import toy_learner
 
 
@@ -265,7 +267,9 @@ def test_state_of_plain_values_goes_on_after_a_restart(tmp_path):
     keep = Keep()
     scripted_learner([1, 2]).fit(2, lr=0.1, cbs=[keep, first])
     state = first.state_dict()
-    assert state == {"monitor": {"seen": 2, "best": 1.0}, "best_path": str(path)}
+    (kept,) = state["kept"]
+    assert state["monitor"] == {"seen": 2, "best": 1.0}
+    assert kept == {"epoch": 1, "value": 1.0, "checksum": path.read_bytes()[-64:].decode()}
 
     learn = scripted_learner([4, 3])
     second = SaveModel(path, "score", mode="min")
@@ -278,3 +282,186 @@ def test_state_of_plain_values_goes_on_after_a_restart(tmp_path):
     learn.fit(2, cbs=[second, Callback(before_train=resume)])
     assert same(in_file(path), keep.epochs[0])  # 4 and 3 are no better than the 1 before
     assert same(weights(learn), keep.epochs[0])
+
+
+# Whose file it is
+
+
+class Late(Callback):
+    """Made from functions, and heard after everybody else."""
+
+    stage = Stage.SAVE
+
+
+def resumed_in(folder, fate):
+    """Train until an interrupt in the third of five epochs, and go on in another folder."""
+
+    def kill(learn):
+        if learn.epoch == 2:
+            raise KeyboardInterrupt
+
+    def cbs(folder):
+        save = SaveModel(folder / "best.pt", "score", mode="min")
+        return [save, Checkpoint(folder / "checkpoints")]
+
+    with contextlib.suppress(KeyboardInterrupt):
+        first = scripted_learner([3, 1, 4, 5, 2])
+        first.fit(5, 0.1, cbs=[*cbs(folder), Callback(after_train=kill)])
+    folder = fate(folder)
+    learn, keep = scripted_learner([4, 5, 2]), Keep()
+    learn.fit(5, 0.1, cbs=[keep, *cbs(folder)], resume=folder / "checkpoints")
+    return learn, keep, folder / "best.pt"
+
+
+def moved(folder):
+    return folder.rename(folder.with_name("moved"))
+
+
+def copied(folder):
+    copy = folder.with_name("copied")
+    shutil.copytree(folder, copy)
+    toy_learner(n_batches=2).fit(1, 0.9, cbs=[SaveModel(folder / "best.pt")])  # the first goes on
+    return copy
+
+
+def said(caplog):
+    return [record.message for record in caplog.records if record.levelno > logging.INFO]
+
+
+@pytest.mark.parametrize("fate", [moved, copied])
+def test_a_run_that_was_moved_or_copied_ends_with_its_own_best(tmp_path, caplog, fate):
+    whole, keep = scripted_learner([3, 1, 4, 5, 2]), Keep()
+    whole.fit(5, 0.1, cbs=[keep])
+    (tmp_path / "a").mkdir()
+    learn, again, path = resumed_in(tmp_path / "a", fate)
+    assert len(again.epochs) == 3
+    assert same(weights(learn), keep.epochs[1])
+    assert same(in_file(path), keep.epochs[1])
+    assert said(caplog) == []
+
+
+def test_a_file_that_another_run_replaced_is_not_restored(tmp_path, caplog):
+    def replace(learn):
+        if learn.epoch == 2:
+            toy_learner(n_batches=2).fit(1, 0.9, cbs=[SaveModel(path)])
+
+    path, keep = tmp_path / "best.pt", Keep()
+    learn = scripted_learner([3, 1, 4])
+    save = SaveModel(path, "score", mode="min")
+    learn.fit(3, 0.1, cbs=[keep, save, Callback(before_epoch=replace)])
+    assert same(weights(learn), keep.epochs[2])
+    assert not same(in_file(path), keep.epochs[1])
+    (message,) = said(caplog)
+    assert message.startswith("SaveModel: the best weights, of epoch 2 with score 1, are lost")
+    assert message.endswith(f"{path} is not the file that was written: it has been replaced")
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"half"), "middle"])
+def test_a_lost_or_damaged_file_ends_in_a_warning_and_the_last_weights(tmp_path, caplog, harm):
+    def middle(path):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    def at_last(learn):
+        if learn.epoch == 2:
+            (middle if harm == "middle" else harm)(path)
+
+    path, keep = tmp_path / "best.pt", Keep()
+    learn = scripted_learner([3, 1, 4])
+    save = SaveModel(path, "score", mode="min")
+    learn.fit(3, 0.1, cbs=[keep, save, Callback(after_epoch=at_last)])
+    assert same(weights(learn), keep.epochs[2])
+    (message,) = said(caplog)
+    assert "the best weights, of epoch 2 with score 1, are lost" in message
+
+
+def test_a_best_that_is_newer_than_its_checkpoint_is_found_again(tmp_path, caplog):
+    whole, keep = scripted_learner([3, 2, 1, 5]), Keep()
+    whole.fit(4, 0.1, cbs=[keep])
+
+    def kill(learn):  # between the file of the third epoch, and its checkpoint
+        if learn.epoch == 2:
+            raise KeyboardInterrupt
+
+    first, path = scripted_learner([3, 2, 1, 5]), tmp_path / "best.pt"
+    cbs = [SaveModel(path, "score", mode="min"), Late(after_epoch=kill), Checkpoint(tmp_path / "c")]
+    with contextlib.suppress(KeyboardInterrupt):
+        first.fit(4, 0.1, cbs=cbs)
+    assert same(in_file(path), keep.epochs[2])
+    learn = scripted_learner([1, 5])
+    cbs = [SaveModel(path, "score", mode="min"), Checkpoint(tmp_path / "c")]
+    learn.fit(4, 0.1, cbs=cbs, resume=tmp_path / "c")
+    assert same(weights(learn), keep.epochs[2])
+    assert said(caplog) == []
+
+
+def test_a_best_that_did_not_come_along_is_said_when_the_run_goes_on(tmp_path, caplog):
+    keep = Keep()
+    learn = scripted_learner([1, 2])
+    learn.fit(
+        2, 0.1, cbs=[SaveModel(tmp_path / "best.pt", "score", mode="min"), Checkpoint(tmp_path)]
+    )
+    (tmp_path / "best.pt").unlink()
+    for file in fit_files.find(tmp_path)[:1]:
+        file.unlink()
+    learn = scripted_learner([2])
+    save = SaveModel(tmp_path / "best.pt", "score", mode="min")
+    learn.fit(2, 0.1, cbs=[keep, save], resume=tmp_path)
+    assert same(weights(learn), keep.epochs[-1])
+    early, late = said(caplog)
+    assert early.startswith("SaveModel: the best weights so far, of epoch 1, are not at ")
+    assert late.startswith("SaveModel: the best weights, of epoch 1 with score 1, are lost")
+
+
+def test_a_resume_that_looks_at_another_value_is_refused(tmp_path):
+    path, folder = tmp_path / "best.pt", tmp_path / "c"
+    toy_learner().fit(1, cbs=[SaveModel(path), Checkpoint(folder)])
+    with pytest.raises(ValueError, match="monitor of SaveModel was valid_loss and is mse"):
+        toy_learner().fit(1, cbs=[SaveModel(path, "mse"), Checkpoint(folder)], resume=folder)
+
+
+# The k best
+
+
+def test_keep_leaves_the_files_of_the_best_epochs_and_restores_the_best(tmp_path):
+    learn, keep = scripted_learner([5, 3, float("nan"), 4, 1, 6, 2]), Keep()
+    save = SaveModel(tmp_path / "{epoch}.pt", "score", mode="min", keep=3)
+    learn.fit(7, 0.1, cbs=[keep, save])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["2.pt", "5.pt", "7.pt"]
+    for epoch in (2, 5, 7):
+        assert same(in_file(tmp_path / f"{epoch}.pt"), keep.epochs[epoch - 1])
+    assert same(weights(learn), keep.epochs[4])
+
+
+def test_of_equal_epochs_the_earlier_ones_are_kept(tmp_path):
+    learn = scripted_learner([1, 2, 2, 2, 3])
+    save = SaveModel(tmp_path / "{epoch}.pt", "score", mode="max", keep=2)
+    learn.fit(5, cbs=[save])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["2.pt", "5.pt"]
+
+
+def test_keep_goes_on_after_a_restart_and_removes_no_file_of_another_run(tmp_path):
+    learn = scripted_learner([3, 4])
+    save = SaveModel(tmp_path / "{epoch}.pt", "score", mode="min", keep=2)
+    learn.fit(2, cbs=[save, Checkpoint(tmp_path / "c")])
+    (tmp_path / "2.pt").write_bytes(b"of another run")
+    again = scripted_learner([2, 1])
+    save = SaveModel(tmp_path / "{epoch}.pt", "score", mode="min", keep=2)
+    again.fit(4, cbs=[save], resume=tmp_path / "c", extend="keep")
+    assert sorted(file.name for file in tmp_path.glob("*.pt")) == ["2.pt", "3.pt", "4.pt"]
+    assert (tmp_path / "2.pt").read_bytes() == b"of another run"
+
+
+def test_keep_needs_a_name_for_each_epoch(tmp_path):
+    with pytest.raises(ValueError, match="keep=2 needs a file for each epoch"):
+        SaveModel(tmp_path / "best.pt", keep=2)
+    with pytest.raises(ValueError, match="leave out monitor"):
+        SaveModel(tmp_path / "{epoch}.pt", every=2, keep=2)
+    SaveModel(tmp_path / "best.pt", keep=1)
+
+
+@pytest.mark.parametrize("path", [None, "", "  ", 5, b"best.pt", "a\0b", "x" * 300, True])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises((TypeError, ValueError), match="path must be a path"):
+        SaveModel(path)

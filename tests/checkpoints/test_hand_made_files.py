@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 
 import hand_made
 import pytest
@@ -66,14 +65,12 @@ def test_what_would_fill_the_memory_is_refused_before_it_is_unpacked(
 
 def test_the_model_is_readable_whatever_the_optimizer_holds(tmp_path):
     state = hand_made.good("model", tmp_path)
-    with warnings.catch_warnings(action="ignore"):
-        for name, edit in hand_made.of_optimizer(("opt",)):
-            hand_made.write("model", hand_made.edited(state, edit), tmp_path / "file")
-            learn = hand_made.learner()
-            try:
-                learn.load(tmp_path / "file", with_opt=False)
-            except CheckpointError as error:  # an expanded tensor is refused with all of the file
-                assert "expanded" in name, (name, error)
-                continue
-            for key, value in learn.model.state_dict().items():
-                assert torch.equal(value, state["model"][key]), name
+    edits = dict(hand_made.of_optimizer(("opt",)))
+    # All of a file with a tensor that is larger than itself is refused.
+    taken = [name for name in edits if "expanded" not in name]
+    for name in random.Random(1).sample(taken, 25):
+        hand_made.write("model", hand_made.edited(state, edits[name]), tmp_path / "file")
+        learn = hand_made.learner()
+        learn.load(tmp_path / "file", with_opt=False)
+        for key, value in learn.model.state_dict().items():
+            assert torch.equal(value, state["model"][key]), name

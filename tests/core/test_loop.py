@@ -28,6 +28,7 @@ from onecycle import (
     TensorLoader,
 )
 from onecycle.core.events import BATCH_EVENTS, EVENTS
+from onecycle.optim.stepper import Stepper
 from onecycle.record.history import BLOCK
 from onecycle.testing import toy_learner
 
@@ -589,6 +590,40 @@ def test_a_callback_that_writes_xb_changes_what_the_model_sees():
     spy = Callback(before_batch=zero, after_pred=lambda learn: preds.append(learn.pred))
     learn.fit(1, cbs=[spy])
     torch.testing.assert_close(preds[0], bias.detach().expand(8, 1))
+
+
+class Noting(Stepper):
+    """Has the learner make prediction and loss, and notes for which pass."""
+
+    def __init__(self, learn):
+        super().__init__(learn.opt)
+        self.learn, self.forward_pass, self.calls = learn, self, []
+
+    def predict_batch(self, batch):
+        assert batch is self.learn.batch
+        self.calls.append("train" if self.learn.training else "valid")
+        return self.learn.predict_batch(batch)
+
+    def compute_loss(self, pred, batch):
+        assert pred is self.learn.pred
+        return self.learn.compute_loss(pred, batch) * 3
+
+
+def test_a_stepper_may_make_prediction_and_loss_of_the_loops_batches_and_of_no_others():
+    learn, steppers, own = toy_learner(2, check=False), [], []
+
+    def take_over(learn):
+        steppers.append(Noting(learn))
+        learn.stepper = steppers[0]
+
+    def look(learn):
+        own.append((learn.compute_loss(learn.predict_batch(learn.batch), learn.batch), learn.loss))
+
+    learn.fit(1, cbs=[Callback(before_fit=take_over, after_loss=look)])
+    assert steppers[0].calls == ["train"] * 2 + ["valid"] * 2
+    assert all(torch.equal(3 * loss.detach(), reported) for loss, reported in own)
+    learn.fit(1)
+    assert len(steppers[0].calls) == 4
 
 
 def test_a_penalty_added_to_loss_grad_changes_the_gradients_and_not_the_record():

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
@@ -25,6 +26,7 @@ EXPORTED = sorted(
 def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
     """Return what makes a callback, with the arguments that it cannot do without."""
     arguments = {
+        onecycle.When: [Callback(after_step=torch.is_tensor)],
         CSVLogger: [folder / "log.csv"],
         SaveModel: [folder / "best.pt"],
         onecycle.Checkpoint: [folder / "checkpoints", "3 updates"],

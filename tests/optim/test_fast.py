@@ -5,8 +5,9 @@ from functools import partial
 
 import pytest
 import torch
+from stepped_pair import KINDS, Pair, make, params
 from torch import nn
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD, AdamW
 from torch.overrides import TorchFunctionMode
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,72 +17,6 @@ from onecycle.optim import fast as fast_step
 from onecycle.optim.fast import FastStepper
 from onecycle.optim.stepper import Stepper
 from onecycle.testing import toy_learner
-
-KINDS = {
-    "SGD": partial(SGD, momentum=0.9),
-    "SGD without momentum": SGD,
-    "SGD with everything": partial(
-        SGD, momentum=0.8, dampening=0.1, weight_decay=0.1, maximize=True
-    ),
-    "Nesterov": partial(SGD, momentum=0.9, nesterov=True),
-    "Adam": partial(Adam, weight_decay=0.1),
-    "AdamW": AdamW,
-}
-
-
-def make(kind, **options):
-    torch.manual_seed(0)
-    first = [nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(5))]
-    groups = [{"params": first}, {"params": [nn.Parameter(torch.randn(2, 2))], "lr": 0.05}]
-    return KINDS[kind](groups, lr=0.1, fused=True, **options)
-
-
-def params(opt):
-    return [p for group in opt.param_groups for p in group["params"]]
-
-
-def give_gradients(opt, seed, without=()):
-    generator = torch.Generator().manual_seed(seed)
-    for i, p in enumerate(params(opt)):
-        gradient = torch.randn(p.shape, generator=generator)
-        p.grad = None if i in without else gradient
-
-
-def assert_same(opt, other):
-    for p, q in zip(params(opt), params(other), strict=True):
-        assert torch.equal(p, q)
-        assert opt.state.get(p, {}).keys() == other.state.get(q, {}).keys()
-        for key, value in other.state.get(q, {}).items():
-            assert torch.equal(opt.state[p][key], value)
-
-
-class Pair:
-    """An optimizer that the fast stepper steps, and one like it that steps itself."""
-
-    def __init__(self, kind, **options):
-        self.ours, self.theirs = make(kind, **options), make(kind, **options)
-        self.stepper = FastStepper(self.ours)
-        self.own_steps = 0
-        plain = Stepper.step
-        self.seed = 0
-
-        def counted(stepper):
-            self.own_steps += 1
-            return plain(stepper)
-
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(Stepper, "step", counted)
-
-    def both(self, act):
-        act(self.ours)
-        act(self.theirs)
-
-    def step(self, without=()):
-        self.seed += 1
-        self.both(lambda opt: give_gradients(opt, self.seed, without))
-        assert self.stepper.step() is True
-        self.theirs.step()
-        assert_same(self.ours, self.theirs)
 
 
 @pytest.fixture
@@ -456,17 +391,3 @@ def test_a_subclass_that_overrides_step_is_stepped_by_it():
     learn.fit(1, cbs=[keep])
     for p, old, gradient in zip(learn.model.parameters(), before, gradients, strict=True):
         assert torch.equal(p, old - 0.5 * gradient)
-
-
-def test_parameters_of_a_subclass_are_left_to_torch():
-    class Marked(nn.Parameter):
-        pass
-
-    learn = toy_learner(4, check=False)
-    module = learn.model[0]
-    module.weight = Marked(module.weight.detach())
-    other = type(learn)(learn.dls, learn.model, learn.loss_func, SGD, lr=0.1, device="cpu", seed=0)
-    with other.no_bar():
-        other.fit(1)
-    assert all(not group.has_state() for group in other.stepper.groups)
-    assert other.n_updates == 4

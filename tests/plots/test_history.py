@@ -137,6 +137,19 @@ def test_each_group_is_a_line_of_its_own_style() -> None:
     assert len(ax.figure.axes[1].lines) == 2
 
 
+def test_of_many_groups_the_ends_are_named_and_the_others_told_apart_by_their_shade() -> None:
+    rates = np.outer([0.1, 0.3, 0.1], np.linspace(0.1, 1, 26))
+    ax = plot_sched([1, 2, 3], rates, [1, 2, 3], np.full((3, 26), 0.9))
+    assert legend_of(ax) == ["group 0", "group 25"]
+    assert len(ax.lines) == 26
+    shades = [line.get_alpha() for line in ax.lines]
+    assert shades == sorted(set(shades))
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    legend = ax.get_legend()
+    assert legend is not None
+    assert legend.get_window_extent().width < ax.figure.bbox.width
+
+
 def test_metrics_are_lines_with_markers_that_differ() -> None:
     series = {"accuracy": ([10, 20], [0.5, 0.75]), "mae": ([10, 20], [3.0, math.inf])}
     ax = plot_metrics(series)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from scripted_loss import scripted
+from scripted_loss import Scripted, scripted
 from torch.optim import SGD
 
 from onecycle import Learner, LRFindResult, minimum, slide, steep, valley
@@ -122,7 +122,66 @@ class TestResult:
         ]
 
 
+class TestWhatIsAsked:
+    @pytest.mark.parametrize("asked", [valley, "valley", [valley], ["valley"], (valley,)])
+    def test_is_a_rule_or_several_by_function_or_name(self, asked: Any) -> None:
+        learn = toy_learner(100, 32, opt_func=partial(SGD, momentum=0.9), metrics=[])
+        result = learn.lr_find(1e-5, show_plot=False, suggest_funcs=asked)
+        assert list(result.suggestions) == ["valley"]
+        assert result.suggestion == result.valley
+
+    def test_has_every_rule_by_its_name_whether_it_was_asked_or_not(self, found: Any) -> None:
+        learn, result = found
+        one = learn.lr_find(1e-5, 10, 100, show_plot=False, suggest_funcs=valley)
+        for name, rate in result.suggestions.items():
+            assert getattr(one, name) == getattr(result, name) == rate
+        assert one.suggestion == one.valley != one.minimum
+
+    def test_is_none_by_every_name_where_nothing_is_suggested(self) -> None:
+        result = scripted([2.0] * 100, 100)
+        assert result.valley is result.minimum is result.slide is result.steep is None
+
+    @pytest.mark.parametrize(
+        ("asked", "message"),
+        [
+            ("vally", "must be one of .*'valley'.*got 'vally'"),
+            (3, "a rule such as minimum, its name, or a list of them; got 3"),
+            ([valley, 3], "must be a function .*; got 3"),
+            ([valley, "valley"], "comes twice"),
+        ],
+    )
+    def test_is_refused_before_the_test_where_it_is_no_rule(self, asked: Any, message: str) -> None:
+        learn = toy_learner(loss_func=Scripted([]))  # the first batch would fail
+        with pytest.raises((TypeError, ValueError), match=message):
+            learn.lr_find(show_plot=False, suggest_funcs=asked)
+
+
+class TestText:
+    def test_is_the_curve_above_the_lines(self, found: Any) -> None:
+        _, result = found
+        text = result.to_text()
+        assert text.endswith("\n" + repr(result))
+        drawn = text.removesuffix("\n" + repr(result)).splitlines()
+        assert len(drawn) == 14
+        assert max(map(len, drawn)) <= 72
+        assert {"v", "m", "s", "|"} <= set(drawn[-1])
+
+    def test_of_losses_that_are_not_finite_is_the_reason_alone(self) -> None:
+        result = scripted([math.nan], 100)
+        assert result.to_text() == repr(result)
+
+    def test_needs_room(self, found: Any) -> None:
+        with pytest.raises(ValueError, match="width must be at least 40"):
+            found[1].to_text(width=20)
+
+
 class TestPlot:
+    def test_says_why_there_is_no_suggestion(self) -> None:
+        flat, nan = scripted([2.0] * 100, 100), scripted([math.nan], 100)
+        assert flat.plot().get_title("left").replace("\n", " ") == flat.reason
+        (text,) = nan.plot().texts
+        assert text.get_text().replace("\n", " ") == nan.reason
+
     def test_marks_every_suggestion_on_the_curve(self, found: Any) -> None:
         _, result = found
         ax = result.plot()

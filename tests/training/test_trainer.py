@@ -1,4 +1,6 @@
+import contextlib
 from collections import OrderedDict, namedtuple
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from onecycle import (
     Progress,
     Recorder,
     Stage,
+    TorchScheduler,
     mse,
 )
 from onecycle.core.events import EVENTS
@@ -468,3 +471,55 @@ class TestConstruction:
         assert learner(seed=None).seed == learner(seed=None).seed
         torch.manual_seed(1)
         assert Learner((batches(), None), nn.Linear(4, 1)).seed != learner(seed=None).seed
+
+
+# The momentum of the next fit
+
+
+def stopped(update):
+    def stop(learn):
+        if learn.n_updates == update:
+            raise KeyboardInterrupt
+
+    return Callback(after_step=stop)
+
+
+@pytest.mark.parametrize("built", [0.9, 0.0])
+@pytest.mark.parametrize("at", [3, 99])
+def test_after_a_cycle_a_plain_fit_has_the_momentum_that_the_optimizer_was_built_with(built, at):
+    learn = toy_learner(n_batches=8, opt_func=partial(SGD, momentum=built))
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt):
+            learn.fit_one_cycle(1, 0.01, moms=(0.8, 0.7, 0.75), cbs=[stopped(at)])
+    assert learn.groups.get("momentum") != [built]
+    learn.fit(1, 0.01)
+    assert learn.recorder.history["momentum"].values[-8:].tolist() == [built] * 8
+
+
+def test_after_a_scheduler_of_torch_too(caplog):
+    learn = toy_learner(n_batches=8, opt_func=partial(SGD, momentum=0.9))
+
+    def cycle(opt):
+        return torch.optim.lr_scheduler.OneCycleLR(opt, 0.01, total_steps=8)
+
+    learn.fit(1, cbs=[TorchScheduler(cycle)])
+    assert learn.groups.get("momentum") != [0.9]
+    learn.fit(1, 0.01)
+    assert learn.groups.get("momentum") == [0.9]
+
+
+def test_momentum_that_is_set_by_hand_between_two_fits_is_kept():
+    learn = toy_learner(n_batches=8, opt_func=partial(SGD, momentum=0.9))
+    learn.fit_one_cycle(1, 0.01)
+    learn.groups.set("momentum", 0.6)
+    learn.fit(1, 0.01)
+    learn.fit(1, 0.01)
+    assert learn.groups.get("momentum") == [0.6]
+
+
+def test_momentum_that_only_one_cycle_asked_for_is_not_cycled_by_the_next(caplog):
+    learn = toy_learner(n_batches=8, opt_func=partial(SGD, momentum=0.0))
+    learn.fit_one_cycle(1, 0.01, moms=(0.8, 0.7, 0.75))
+    learn.fit_one_cycle(1, 0.01)
+    assert learn.groups.get("momentum") == [0.0]
+    assert "SGD has momentum 0: only the learning rate is cycled" in caplog.text
