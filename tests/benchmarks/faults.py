@@ -7,6 +7,10 @@ optimizer, record and random states are compared with those of a fit that nobody
 negative controls leave out one part of the state when they resume: their bits must differ.
 
     python tests/benchmarks/faults.py --kills 50
+
+``--hand-made`` does something else: it writes files by hand, with valid checksums over what no
+training could have left, and loads each in a process of its own. None may load, crash the
+interpreter, change the learner, or let memory grow by more than twice the file and 64 MB.
 """
 
 from __future__ import annotations
@@ -15,14 +19,17 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +42,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
+import hand_made
 from learner_state import trained
 
 from onecycle import (
@@ -226,13 +234,67 @@ def disturb(make: Callable[[], Learner], kills: int, rng: random.Random) -> tupl
     return row, seconds
 
 
+def load_by_hand(kind: str, path: Path) -> tuple[str, float]:
+    """Load a file in a process of its own; return what is wrong, and the megabytes it took."""
+    come, go = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with contextlib.suppress(BaseException):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            wrong = hand_made.outcome(kind, path)
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            os.write(go, json.dumps([wrong, grown]).encode())
+        os._exit(0)
+    os.close(go)
+    with open(come, "rb") as told:
+        said = told.read()
+    _, status = os.waitpid(pid, 0)
+    if status or not said:
+        return f"ended the process with status {status}", 0.0
+    wrong, grown = json.loads(said)
+    return wrong, grown
+
+
+def try_hand_made() -> bool:
+    """Load all files written by hand and print a table; tell whether none broke a rule."""
+    warnings.simplefilter("ignore")  # torch's, of sparse tensors
+    logging.getLogger("onecycle").setLevel(logging.CRITICAL)
+    print(f"{'files':24}{'number':>10}{'refused':>10}{'most MB beyond the file':>26}")
+    good = True
+    for kind in hand_made.KINDS:
+        folder = Path(tempfile.mkdtemp(prefix="hand-made-"))
+        state, path = hand_made.good(kind, folder), folder / "file"
+        contents = {
+            name: hand_made.archive(hand_made.edited(state, edit))
+            for name, edit in hand_made.edits(kind).items()
+        }
+        for title, files in ((kind, contents), (f"{kind}, bombs", hand_made.bombs(state))):
+            refused, most = 0, 0.0
+            for name, content in files.items():
+                path.write_bytes(hand_made.sealed(kind, content))
+                wrong, grown = load_by_hand(kind, path)
+                size = path.stat().st_size / 2**20
+                if not wrong and grown > 2 * size + 64:
+                    wrong = f"took {grown:.0f} MB of memory, and has {size:.1f}"
+                if wrong:
+                    print(f"  {title}, {name}: {wrong}")
+                refused, most = refused + (not wrong), max(most, grown - 2 * size)
+            print(f"{title:24}{len(files):>10}{refused:>10}{most:>26.1f}", flush=True)
+            good &= refused == len(files)
+        shutil.rmtree(folder)
+    return good
+
+
 def main() -> int:
     """Run everything and print the tables; the exit status is 1 where a rule is broken."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="kills in each scenario")
     parser.add_argument("--controls", type=int, default=3, help="fits for each negative control")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--hand-made", action="store_true", help="files written by hand instead")
     args = parser.parse_args()
+    if args.hand_made:
+        return not try_hand_made()
     torch.set_num_threads(1)
     rng, good = random.Random(args.seed), True
     heads = ("fits", "kills", "while writing", "same bits")
