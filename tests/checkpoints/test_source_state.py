@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from learner_state import trained
-from own_samplers import SAMPLERS, Own, Stateful
+from moving_parts import Passes, PythonField, Queue, Steers, Transformed
+from own_samplers import SAMPLERS, Stateful
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from onecycle import Callback, Checkpoint, Learner
 from onecycle.callbacks import resume as resuming
@@ -63,59 +63,6 @@ def over(sampler: Sampler[int] | None = None, data: Any = None, **options: Any) 
     return DataLoader(values if data is None else data, 4, sampler=sampler, **options)
 
 
-class Queue(Own):
-    """Rotates a deque, and keeps a set and an array."""
-
-    def __init__(self) -> None:
-        self.queue, self.seen, self.weights = deque(range(N)), set[int](), np.zeros(N)
-
-    def __iter__(self) -> Any:
-        self.queue.rotate(len(self.seen) + int(self.weights.sum()) + 1)
-        self.seen.add(self.queue[0])
-        self.weights[self.queue[0]] += 2
-        return iter([*self.queue])
-
-
-class Transformed(Dataset[Tensor]):
-    """Augments by generators that it holds in its transforms, or that code finds elsewhere."""
-
-    def __init__(self) -> None:
-        self.transforms = [np.random.default_rng(1), {"old": np.random.RandomState(2)}]
-        self.calls = 0
-
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, i: int) -> Tensor:
-        self.calls += 1
-        noise = self.transforms[0].random() + self.transforms[1]["old"].rand() + random.random()
-        return torch.tensor([i / N + noise + self.calls / 100])
-
-
-class Passes(IterableDataset[Tensor]):
-    """Gives other samples in each pass, which it counts."""
-
-    def __init__(self) -> None:
-        self.n = 0
-
-    def __iter__(self) -> Any:
-        self.n += 1
-        for i in range(N):
-            yield torch.tensor([i * self.n / N])
-
-
-class PythonField(nn.Linear):
-    """Scales by how often it was called, and by a generator of its own."""
-
-    def __init__(self) -> None:
-        super().__init__(1, 1)
-        self.calls, self.noise = 0, torch.Generator().manual_seed(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return super().forward(x * self.calls + torch.rand(1, generator=self.noise))
-
-
 SETTINGS: dict[str, Any] = {
     **{name: lambda make=make: learner(over(make())) for name, make in SAMPLERS.items()},
     "containers": lambda: learner(over(Queue())),
@@ -161,13 +108,6 @@ def test_settings_that_do_not_move_are_those_of_the_resumed_fit(tmp_path: Path) 
     run(learner(over(None, second)), tmp_path, resume=tmp_path)
     assert second.strength == 2.0
     assert second.calls == 3 * N
-
-
-class Steers(Callback):
-    n = 0
-
-    def after_batch(self, learn: Learner) -> None:
-        self.n += 1
 
 
 class Remembers(nn.Linear):
