@@ -10,7 +10,7 @@ from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_count, check_path, shown
 from onecycle.callbacks.signals import EXIT_CODE, signals_of
 from onecycle.checkpoints import fit_files as files
 from onecycle.checkpoints.fit_plan import plan_of
@@ -86,7 +86,7 @@ class Checkpoint(Callback):
         on_signal: bool | Signals | Sequence[Signals] = False,
         on_error: bool = False,
     ) -> None:
-        self.folder, self.keep = Path(folder), check_count("keep", keep)
+        self.folder, self.keep = check_path("folder", folder), check_count("keep", keep)
         self._number, self._unit = _parse(every)
         if self.folder.is_file():
             raise ValueError(f"expected a folder for checkpoints; {str(folder)!r} is a file")
@@ -259,6 +259,6 @@ def _parse(every: str) -> tuple[float, str]:
     unit = match[2] if match else ""
     if not number or (unit != "minute" and number != int(number)):
         raise ValueError(
-            f"every must be like '50 updates', '1 epoch' or '10 minutes'; got {every!r}"
+            f"every must be like '50 updates', '1 epoch' or '10 minutes'; got {shown(every)}"
         )
     return number, unit

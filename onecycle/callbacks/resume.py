@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from onecycle.arguments import check_one_of
+from onecycle.arguments import check_one_of, check_path
 from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.callbacks.recorder import Recorder
@@ -289,7 +289,7 @@ def resuming(
                 "folder of its checkpoints"
             )
         return []
-    found = files.read_newest(path)
+    found = files.read_newest(check_path("resume", path))
     if found is None:
         log.warning("resume: no checkpoint in %s, the fit starts from the beginning", path)
         return []

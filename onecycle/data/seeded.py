@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from onecycle.arguments import shown
 from onecycle.data.generators import order_seed, put_state, seed_generator, state_of
 from onecycle.data.sources import generators
 
@@ -59,10 +60,11 @@ class SeededDataset(Dataset[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        is_other = isinstance(dataset, IterableDataset | str | bytes)
+        if is_other or not hasattr(type(dataset), "__getitem__"):
             raise TypeError(
                 "expected a map-style data set, with __getitem__ and __len__: the seed of a sample "
-                f"comes from its index; got {type(dataset).__name__}"
+                f"comes from its index; got dataset={shown(dataset)}"
             )
         self.dataset = dataset
         self._own: tuple[Any, list[Any]] = (None, [])

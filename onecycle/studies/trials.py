@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_callable, check_count, check_list, shown
 from onecycle.callbacks.progress import Progress, clock, number
 from onecycle.callbacks.recorder import Recorder
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Stage
 from onecycle.record.history import History
+from onecycle.schedules.shapes import Array
 
 if TYPE_CHECKING:
     from onecycle.training.trainer import Trainer
@@ -93,6 +95,12 @@ def _ends(recorder: Recorder) -> str:
     )
 
 
+def last_values(records: Iterable[History], metric: str) -> Array:
+    """Return what the fit of each seed ended at; NaN where validation gave nothing."""
+    series = [record.get(metric) for record in records]
+    return np.array([s.values[-1] if s else math.nan for s in series], np.float64)
+
+
 def check_seeds(seeds: Sequence[int]) -> list[int]:
     """Return the seeds as a list, or refuse them.
 
@@ -100,12 +108,17 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
         TypeError: If they are no list of whole numbers.
         ValueError: If there is none, or one comes twice or is negative.
     """
-    if isinstance(seeds, str | bytes) or not hasattr(seeds, "__iter__"):
-        raise TypeError(f"seeds must be a list of whole numbers, such as range(4); got {seeds!r}")
-    found = [check_count("a seed", seed, least=0) for seed in seeds]
+    listed = check_list("seeds", seeds, "whole numbers, such as range(4)")
+    found = [check_count("a seed", seed, least=0) for seed in listed]
     if not found or len(set(found)) < len(found):
-        raise ValueError(f"expected one or more seeds, all different; got {found}")
+        raise ValueError(f"expected one or more seeds, all different; got {shown(seeds)}")
     return found
+
+
+def check_init(init: Init | None) -> None:
+    """Refuse what could not make a model: a class of models may."""
+    if init is not None and not (isinstance(init, type) and issubclass(init, nn.Module)):
+        check_callable("init", init)
 
 
 def _begin(learn: Trainer, seed: int, init: Init | None) -> Recorder:
@@ -129,7 +142,7 @@ def _take_weights(model: nn.Module, init: Init) -> None:
     if not isinstance(made, nn.Module):
         raise TypeError(
             "init must make a torch.nn.Module when it is called without arguments, such as the "
-            f"class of the model; got {init!r}"
+            f"class of the model; got {shown(init)}"
         )
     try:
         model.load_state_dict(made.state_dict())
