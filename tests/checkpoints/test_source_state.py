@@ -157,7 +157,7 @@ LOST: dict[str, Any] = {
     "Counting draws random numbers or counts": lambda: learner(
         over(None, SeededDataset(Counting()), num_workers=1, persistent_workers=True)
     ),
-    "Passes changes in worker processes": lambda: learner(
+    "Passes draws random numbers or counts in worker": lambda: learner(
         over(None, Passes(), num_workers=1, persistent_workers=True)
     ),
 }
