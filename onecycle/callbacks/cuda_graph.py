@@ -94,6 +94,11 @@ class CudaGraph(Callback):
         self._batches: GraphedBatches | None = None
         self._is_off = False
 
+    def describe_step(self, learn: Loop) -> str | None:
+        """Say that a graph makes the updates, where it will."""
+        is_captured = self.step and CapturedStepper.why_not(learn.opt) is None
+        return CapturedStepper.kind if is_captured and why_not(learn) is None else None
+
     def before_fit(self, learn: Loop) -> None:
         """Refuse a second one."""
         if sum(isinstance(callback, CudaGraph) for callback in learn.cbs) > 1:

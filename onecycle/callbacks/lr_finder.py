@@ -142,7 +142,10 @@ class LRFinder(Callback):
         losses = np.array(self._losses)
         lrs, smoothed = self.lrs[: len(losses)], smooth(losses)
         valid_losses, metrics = self._validated()
-        found = suggest(lrs, losses, smoothed=smoothed, num_it=self.num_it, rules=rules)
+        stopped = self.stop_reason is not None
+        found = suggest(
+            lrs, losses, smoothed=smoothed, num_it=self.num_it, rules=rules, stopped=stopped
+        )
         return LRFindResult(
             lrs=lrs,
             losses=losses,
@@ -157,6 +160,7 @@ class LRFinder(Callback):
             metrics=metrics,
             num_it=self.num_it,
             rules=tuple(rules),
+            stopped=stopped,
         )
 
     def _validated(self) -> tuple[Array | None, dict[str, Array]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from onecycle.arguments import check_fraction, check_not_negative, check_one_of, check_text
 from onecycle.callbacks.recorder import Recorder, recorder_of
-from onecycle.core.restore import hold_loaders
+from onecycle.data.held import hold_loaders
 from onecycle.range_test.probe import ValidProbe
 from onecycle.record.directions import Direction
 from onecycle.record.metrics import as_metrics, better_direction, value_owners

@@ -96,6 +96,11 @@ class MixedPrecision(Callback):
         """Return the dtype; the scale of the losses is state."""
         return {"dtype": self.dtype_on(learn.device)}
 
+    def describe_step(self, learn: Loop) -> str | None:
+        """Say that a fit in fp16 takes the step of a gradient scaler."""
+        scales = self.dtype_on(learn.device) is torch.float16
+        return f"{ScaledStepper.kind}: {ScaledStepper.WHY}" if scales else None
+
     def before_fit(self, learn: Loop) -> None:
         """Let a gradient scaler make the updates of a fit in fp16."""
         if self.dtype_on(learn.device) is not torch.float16:

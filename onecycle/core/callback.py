@@ -131,6 +131,10 @@ class Callback:
         """
         return {}
 
+    def describe_step(self, learn: Any) -> str | None:
+        """Say what this callback has make the updates of a fit; ``None`` if it does not choose."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive a restart, as plain values and tensors."""
         return {}

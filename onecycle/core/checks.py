@@ -56,19 +56,3 @@ def check_requirements(callbacks: Iterable[Callback]) -> None:
                     f"{type(callback).__name__} requires {needed.__name__}, which takes no part "
                     f"in this fit: add {needed.__name__}() to the learner's or the fit's cbs"
                 )
-
-
-def check_between_updates(event: str) -> None:
-    """Refuse to change the weights, if only for a while, where a backward pass still needs them.
-
-    Args:
-        event: The event of a fit from which that is asked.
-
-    Raises:
-        RuntimeError: If it lies between the forward and the backward pass of a batch.
-    """
-    if event in ("after_pred", "after_loss", "before_backward"):
-        raise RuntimeError(
-            f"a range test in {event} would change the weights that the backward pass of "
-            "this batch still needs: call lr_find between two updates, as in after_step"
-        )

@@ -129,6 +129,12 @@ class _CompiledGroup(Group):
         return (self.params, gradients, *kept, self._numbers, flags)
 
 
+# The formulas stand in `onecycle.cuda_graphs.step` too, there over all parameters at once, which a
+# graph needs. Compiled, that form takes 1.09 to 1.14 of the time of this one for AdamW (models of 4
+# to 167 parameters) and 0.96 to 1.05 for SGD; in a graph, this form launches each operation of
+# each parameter.
+
+
 def _sgd(groups: list[Any]) -> None:
     """Update as ``torch.optim.SGD`` does, with numbers that are tensors."""
     for params, gradients, buffers, numbers, (nesterov, maximize) in groups:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from onecycle.arguments import check_callable, check_one_of, shown
+from onecycle.range_test.knee import knee
 from onecycle.range_test.rules import Rule, minimum, slide, steep, valley
 
 #: The rules that have a name of their own.
-NAMED: dict[str, Rule] = {rule.__name__: rule for rule in (minimum, valley, slide, steep)}
+NAMED: dict[str, Rule] = {rule.__name__: rule for rule in (knee, minimum, valley, slide, steep)}
 
 #: One rule or several, each a function or the name of one.
 Asked = Rule | str | Sequence[Rule | str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,9 +13,8 @@ from onecycle.arguments import Default, check_budget
 from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.optim.groups import GroupValues
 from onecycle.range_test.varied import check_settings, put_in_force
-from onecycle.record.history import History
 from onecycle.schedules.shapes import Array
-from onecycle.studies.trials import Init, check_init, check_seeds, run_trials
+from onecycle.studies.trials import Init, check_init, check_seeds, last_values, run_trials
 
 if TYPE_CHECKING:
     from onecycle.training.trainer import Trainer
@@ -130,14 +129,8 @@ def regularization_report(
         for setting in settings:
             fit, label = _fit(kind, setting, n_epoch, rates), f"{kind} {setting:g}"
             records = run_trials(learn, fit, found, init=init, label=label)
-            results[kind][setting] = _ends(records.values(), name)
+            results[kind][setting] = last_values(records.values(), name)
     return RegularizationReport(results, name, less_is_better=better == "min")
-
-
-def _ends(records: Iterable[History], metric: str) -> Array:
-    """Return what the fit of each seed ends at; NaN where validation gave nothing."""
-    series = [record.get(metric) for record in records]
-    return np.array([s.values[-1] if s else math.nan for s in series], np.float64)
 
 
 def _fit(kind: str, setting: Any, n_epoch: int, rates: list[float]) -> Callable[[Trainer], None]:

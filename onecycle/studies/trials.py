@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from onecycle.callbacks.recorder import Recorder
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Stage
 from onecycle.record.history import History
+from onecycle.schedules.shapes import Array
 
 if TYPE_CHECKING:
     from onecycle.training.trainer import Trainer
@@ -91,6 +93,12 @@ def _ends(recorder: Recorder) -> str:
     return "".join(
         f"{name} {number(series.values[-1])}, " for name, series in ends.items() if series
     )
+
+
+def last_values(records: Iterable[History], metric: str) -> Array:
+    """Return what the fit of each seed ended at; NaN where validation gave nothing."""
+    series = [record.get(metric) for record in records]
+    return np.array([s.values[-1] if s else math.nan for s in series], np.float64)
 
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:

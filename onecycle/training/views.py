@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from onecycle.arguments import check_count, check_fraction, check_list, shown
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import preserved_rng
-from onecycle.data.passes import order_seed
+from onecycle.data.generators import order_seed
 from onecycle.explanations import describe
 from onecycle.training.predicting import predict_loader, valid_or
 from onecycle.vision.augment import Augmentation, require_method

@@ -69,7 +69,7 @@ class TestResult:
         _, result = found
         expected = spread(
             result.lrs, result.losses, smoothed=result.smoothed, num_it=100, rules=RULES
-        )
+        ).around(result.suggestions)
         assert result.spreads == expected.rules
         assert result.vote == expected.vote
 
@@ -138,7 +138,7 @@ class TestWhatIsAsked:
         assert one.suggestion == one.valley != one.minimum
 
     def test_is_none_by_every_name_where_nothing_is_suggested(self) -> None:
-        result = scripted([2.0] * 100, 100)
+        result = scripted([2.0] * 100, 100, suggest_funcs=RULES)
         assert result.valley is result.minimum is result.slide is result.steep is None
 
     @pytest.mark.parametrize(
@@ -177,7 +177,8 @@ class TestText:
 
 class TestPlot:
     def test_says_why_there_is_no_suggestion(self) -> None:
-        flat, nan = scripted([2.0] * 100, 100), scripted([math.nan], 100)
+        flat = scripted([2.0] * 100, 100, suggest_funcs=RULES)
+        nan = scripted([math.nan], 100)
         assert flat.plot().get_title("left").replace("\n", " ") == flat.reason
         (text,) = nan.plot().texts
         assert text.get_text().replace("\n", " ") == nan.reason
