@@ -408,9 +408,8 @@ class Trainer(Loop):
                 result = search.find(start_lr, end_lr, confirm=confirm)
             else:
                 result = range_tests(self, *varied, partial(search.test, start_lr, end_lr))
-        for callback in self.cbs:
-            if isinstance(callback, Recorder):
-                callback.lr_find_result = result
+        for recorder in (callback for callback in self.cbs if isinstance(callback, Recorder)):
+            recorder.lr_find_result = result
         if show_plot:
             result.plot()
         return result
