@@ -58,6 +58,7 @@ from onecycle.errors import (
 )
 from onecycle.learner import Learner
 from onecycle.optim.several import muon_groups
+from onecycle.range_test.knee import knee
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import minimum, slide, steep, valley
 from onecycle.range_test.sweeps import RangeTests
@@ -72,6 +73,7 @@ from onecycle.record.metrics import (
     top_k_accuracy,
 )
 from onecycle.record.predictions import Predictions
+from onecycle.record.weights import token_weight
 from onecycle.schedules.plot import plot_schedule
 from onecycle.schedules.policies import (
     clr_beta,
@@ -110,7 +112,8 @@ from onecycle.schedules.torch_like import (
     torch_warm_restarts,
 )
 from onecycle.studies.comparison import Comparison
-from onecycle.studies.diagnosis import Diagnosis, Plateau
+from onecycle.studies.diagnosis import Diagnosis
+from onecycle.studies.plateau import Plateau
 from onecycle.studies.regularization import RegularizationReport
 from onecycle.testing import check_callback, toy_learner
 from onecycle.training.freezing import head_splitter
@@ -195,6 +198,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "head_splitter",
     "join",
     "join_steps",
+    "knee",
     "lenet",
     "linear",
     "mae",
@@ -219,6 +223,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "step",
     "three_phase",
     "three_phase_momentum",
+    "token_weight",
     "top_k_accuracy",
     "torch_cosine",
     "torch_cyclic",

@@ -1,4 +1,4 @@
-"""Numbers that a person gives, checked: each is returned, or refused with its name."""
+"""What a person gives, checked: it is returned, or refused with its name, before anything runs."""
 
 import inspect
 import math
@@ -7,9 +7,12 @@ import os
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
+
+#: No run counts further: a number above it is a mistake, and would never end.
+_LARGEST = 2**63 - 1
 
 #: What to say where a rate is ``None``.
 NO_RATE = "a range test that found nothing gives None: see its reason"
@@ -33,13 +36,25 @@ def shown(value: object) -> str:
     return text if 0 < len(text) <= 100 and "\n" not in text else f"a {type(value).__name__}"
 
 
+def class_hint(value: object) -> str:
+    """Say what to do with a class that was given in place of an object."""
+    return " (write it with parentheses)" if isinstance(value, type) else ""
+
+
 def check_finite(name: str, value: float) -> float:
     """Return a finite number as a float, or refuse it."""
-    if not isinstance(value, SupportsFloat) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number; got {value!r}")
-    number = float(value)
+    try:
+        is_one = isinstance(value, SupportsFloat) and np.ndim(value) == 0
+        is_number = is_one and not isinstance(value, bool | np.bool_)
+        number = float(value) if is_number else None
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError, RuntimeError):  # of torch: a tensor without a value
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be a number; got {shown(value)}")
     if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite; got {value}")
+        raise ValueError(f"{name} must be finite; got {shown(value)}")
     return number
 
 
@@ -47,7 +62,7 @@ def check_not_negative(name: str, value: float) -> float:
     """Return a finite number of at least 0, or refuse it."""
     number = check_finite(name, value)
     if number < 0:
-        raise ValueError(f"{name} must not be negative; got {value}")
+        raise ValueError(f"{name} must not be negative; got {shown(value)}")
     return number
 
 
@@ -55,7 +70,7 @@ def check_positive(name: str, value: float) -> float:
     """Return a finite number above 0, or refuse it."""
     number = check_finite(name, value)
     if number <= 0:
-        raise ValueError(f"{name} must be positive; got {value}")
+        raise ValueError(f"{name} must be positive; got {shown(value)}")
     return number
 
 
@@ -64,7 +79,7 @@ def check_fraction(name: str, value: float) -> float:
     number = check_finite(name, value)
     if not 0 <= number <= 1:
         percent = f" (did you mean {number / 100:g}?)" if 1 < number <= 100 else ""
-        raise ValueError(f"{name} is a fraction between 0 and 1; got {value}{percent}")
+        raise ValueError(f"{name} is a fraction between 0 and 1; got {shown(value)}{percent}")
     return number
 
 
@@ -72,7 +87,7 @@ def check_momentum(name: str, value: float) -> float:
     """Return a number within [0, 1), or refuse it: a momentum of 1 never forgets a gradient."""
     number = check_fraction(name, value)
     if number == 1:
-        raise ValueError(f"{name} must be below 1; got {value}")
+        raise ValueError(f"{name} must be below 1; got {shown(value)}")
     return number
 
 
@@ -88,7 +103,7 @@ def check_momenta(moms: Sequence[float]) -> tuple[float, float, float]:
             return start, peak, end
     raise ValueError(
         "moms must be three numbers in [0, 1), at the start, the peak and the end, like "
-        f"(0.95, 0.85, 0.95); got {moms!r}{reason}"
+        f"(0.95, 0.85, 0.95); got {shown(moms)}{reason}"
     )
 
 
@@ -98,10 +113,11 @@ def check_count(name: str, value: int, *, least: int = 1) -> int:
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer; got {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}; got {value}")
+    except (TypeError, ValueError, RuntimeError):  # the last two of tensors
+        raise TypeError(f"{name} must be an integer; got {shown(value)}") from None
+    if not least <= number <= _LARGEST:
+        bound = f"at least {least}" if number < least else "a count that ends, below 2**63"
+        raise ValueError(f"{name} must be {bound}; got {shown(value)}")
     return number
 
 
@@ -110,6 +126,12 @@ def check_flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False; got {shown(value)}")
     return bool(value)
+
+
+def check_flags(**values: bool) -> None:
+    """Refuse what is neither True nor False, by name."""
+    for name, value in values.items():
+        check_flag(name, value)
 
 
 def check_path(name: str, value: str | os.PathLike[str]) -> Path:
@@ -122,10 +144,47 @@ def check_path(name: str, value: str | os.PathLike[str]) -> Path:
     return Path(text)
 
 
+def check_text(name: str, value: str) -> str:
+    """Return a text, or refuse what is none."""
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{name} must be a text that is not empty; got {shown(value)}")
+    return value
+
+
 def check_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a word that is none of those that are known."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}; got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {choices}; got {shown(value)}")
+
+
+def check_is(name: str, value: object, kind: type, like: str = "") -> None:
+    """Refuse what is not of a kind; a class is a mistake of its own."""
+    if not isinstance(value, kind):
+        expected = f"{name} must be a {kind.__name__}{like and f', such as {like}'}"
+        raise TypeError(f"{expected}; got {shown(value)}{class_hint(value)}")
+
+
+def check_list(name: str, values: Sequence[Any], of: str) -> list[Any]:
+    """Return what is in a list, a tuple, a range or an array of one dimension, or refuse it."""
+    is_list = isinstance(values, list | tuple | range) or getattr(values, "ndim", 0) == 1
+    if not is_list:
+        raise TypeError(f"{name} must be a list of {of}; got {shown(values)}")
+    return list(values)
+
+
+def check_callable(name: str, value: object, *arguments: str) -> None:
+    """Refuse what could not be called with such arguments, as far as it tells what it takes."""
+    expected = f"a function of ({', '.join(arguments)})"
+    if isinstance(value, type) or not callable(value):
+        raise TypeError(f"{name} must be {expected}; got {shown(value)}{class_hint(value)}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # some built-in functions tell nothing
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{name} must be {expected}; got {shown(value)} ({error})") from None
 
 
 def check_takes_learn(callback: object, name: str) -> None:

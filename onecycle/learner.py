@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onecycle.arguments import Default, check_budget, check_count, check_positive
+from onecycle.arguments import Default, check_count, check_fraction, check_list, check_positive
 from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.one_cycle import OneCycleSchedule
 from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
-from onecycle.core.checks import check_callbacks
+from onecycle.core.checks import checked_callbacks
 from onecycle.core.handlers import draw_loop
 from onecycle.optim.groups import GroupValues, check_value
 from onecycle.record.predictions import Predictions
@@ -105,6 +105,9 @@ class Learner(Trainer):
 
         check: Look at the first batch of the first fit before its first update, and at one batch
             of validation, and log what looks wrong: see `check`.
+        loss_weight: ``(pred, batch) -> number``, or a tensor of one: what the loss of a batch is a
+            mean over, such as `token_weight`, where that is neither samples nor what
+            `loss_weight` sees by itself. A method of a subclass does the same.
 
     Raises:
         TypeError, ValueError: For what cannot work, with what to do.
@@ -163,10 +166,10 @@ class Learner(Trainer):
             >>> learn.recorder.history["lr"].values[[0, 9, 18]].round(6).tolist()
             [0.1, 1.0, 0.1]
         """
-        if len(use_clr_beta) not in (2, 4):
+        if len(check_list("use_clr_beta", use_clr_beta, "2 or 4 numbers")) not in (2, 4):
             raise ValueError(
-                "expected (div, pct) or (div, pct, max_mom, min_mom), with pct in percent; "
-                f"got {use_clr_beta!r}"
+                "use_clr_beta: expected (div, pct) or (div, pct, max_mom, min_mom), with pct in "
+                f"percent; got {use_clr_beta!r}"
             )
         div, pct, *moms = use_clr_beta
         peaks = self.groups.expand("lr", lr)
@@ -284,8 +287,8 @@ class Learner(Trainer):
         resume: str | Path | None,
         extend: Extend | None,
     ) -> None:
-        check_callbacks(cbs or ())
-        self.fit(n_epoch, wd=wd, cbs=[scheduler, *(cbs or ())], resume=resume, extend=extend)
+        own = checked_callbacks(cbs)
+        self.fit(n_epoch, wd=wd, cbs=[scheduler, *own], resume=resume, extend=extend)
 
     def fine_tune(
         self,
@@ -333,12 +336,14 @@ class Learner(Trainer):
             >>> learn.total_epochs
             3
         """
-        check_budget(epochs, None, None)
+        check_count("epochs", epochs)
         check_count("freeze_epochs", freeze_epochs, least=0)
+        check_positive("div", div)
+        check_fraction("pct_start", pct_start)
         half = check_positive("base_lr", check_value("base_lr", base_lr)) / 2
         rates = slice(half / check_positive("lr_mult", lr_mult), half)
         OneCycleSchedule(rates, div, pct_start=pct_start)  # refuses before the first stage has run
-        check_callbacks(cbs or ())
+        checked_callbacks(cbs)
         require_body_and_head(self, "fine_tune")
         stage, path = found_stage(resume)
         self.freeze()
@@ -581,18 +586,30 @@ class Learner(Trainer):
         metric: str | None = None,
         mode: Mode = "auto",
         lr_usual: float | None = None,
+        verify: bool = True,
+        n_epoch: int | None = None,
+        seeds: Sequence[int] = (0, 1, 2),
+        init: Init | None = None,
     ) -> Diagnosis:
-        """Say whether super-convergence is possible for this model and data.
+        """Say whether one cycle with an unusually large peak is the best way to train this.
 
-        A range test with linearly rising rate measures a validation metric after each update.
-        Where the metric stays high far beyond the usual rate, one cycle with a large peak can beat
-        the usual rate in the same number of updates: "yes" from 5 times the usual rate on, "no"
-        below 3 times. "unsure" is in between, where the metric is high below the usual rate too,
-        or where no usual rate is found.
+        First a range test with linearly rising rate measures a validation metric, on a fixed
+        sample of batches. The rates at which its running median stays high are the plateau, and a
+        third of where it ends is a peak for one cycle. The test is repeated with other weight
+        decays, since large rates regularize, and other regularization must be less to leave room
+        for them.
 
-        The test is repeated with other weight decays, since large rates regularize, and other
-        regularization must be less to leave room for them. Each takes ``num_it`` updates. Nothing
-        is left behind, as by `lr_find`.
+        Then short fits of equal length prove it, under several seeds: the constant usual rate; one
+        cycle to the rate that `lr_find` suggests; one cycle to the diagnosed peak. "yes" only if
+        the last is better than both by more than the spread over the seeds, "no" if it is not
+        better, "unsure" in between. How many fits it will be is printed before they start. Where
+        no rate is large, or none is found, there is nothing to fit.
+
+        ``verify=False`` gives the answer of the range tests alone, a guess: "yes" where the plateau
+        ends at 5 times the usual rate or further up, "no" below 3 times, and "unsure" in between,
+        where the plateau is ragged, or where it begins below the usual rate.
+
+        Nothing is left behind, as by `lr_find`.
 
         Args:
             end_lr: The highest rate; by default 10 times the usual.
@@ -601,29 +618,52 @@ class Learner(Trainer):
             metric: ``"valid_loss"`` or a metric's name; by default the first metric, or the loss
                 where there is none.
             mode: As in `compare`.
-            lr_usual: The constant rate of a usual fit; by default what the rule `minimum` suggests
-                after an exponential range test.
+            lr_usual: The constant rate of a usual fit; by default what `lr_find` suggests.
+            verify: Make the fits.
+            n_epoch: The epochs of each fit; by default as many as make ``num_it`` updates.
+            seeds: A fit of each kind for each, as in `compare`.
+            init: Makes a model like the learner's, as in `compare`; by default all fits start from
+                the weights that the learner has.
 
         Returns:
-            Answer, reason, plateaus, and a peak for one cycle; it has a ``plot``.
+            Answer, reason, plateaus, what the fits ended at, and a peak for one cycle; it has a
+            ``plot``.
 
         Raises:
             ValueError, TypeError: If there is no validation loader or no such metric, or for a
                 rate or weight decay that cannot be.
+            RuntimeError: In the middle of a fit, unless ``verify=False``.
 
         Source:
             Smith and Topin, "Super-Convergence: Very Fast Training of Neural Networks Using
             Large Learning Rates", arXiv:1708.07120, sections 3 and 4; the weight decays are those
             of Smith, arXiv:1803.09820. What is high and what is wide, in numbers, is this
-            package's: see `onecycle.studies.diagnosis` and ``tests/benchmarks/diagnose.py``.
+            package's: see `onecycle.studies.diagnosis` and ``tests/benchmarks/diagnosis.py``.
 
         Example:
             >>> from onecycle.testing import toy_learner
-            >>> found = toy_learner().diagnose(0.1, 60, lr_usual=0.01, wds=())
-            >>> found.answer, found.plateaus[0.01].is_open
-            ('yes', True)
+            >>> found = toy_learner().diagnose(0.1, 60, lr_usual=0.01, wds=(), verify=False)
+            >>> found.answer, found.is_guess, found.plateaus[0.01].is_open
+            ('yes', True, True)
         """
-        return diagnose(self, end_lr, num_it, wds=wds, metric=metric, mode=mode, lr_usual=lr_usual)
+        if verify and self._run is not None:
+            raise RuntimeError(
+                f"a {self._run} is running, in which no other fit can be made: verify=False gives "
+                "the answer of range tests alone"
+            )
+        return diagnose(
+            self,
+            end_lr,
+            num_it,
+            wds=wds,
+            metric=metric,
+            mode=mode,
+            lr_usual=lr_usual,
+            make_fits=verify,
+            n_epoch=n_epoch,
+            seeds=seeds,
+            init=init,
+        )
 
     def regularization_report(
         self,

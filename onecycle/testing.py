@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
+from onecycle.arguments import check_callable, check_count, shown
 from onecycle.callbacks.progress import Progress
 from onecycle.core.callback import Callback, Handler
 from onecycle.data.loaders import DataLoaders, TensorLoader
@@ -36,6 +38,8 @@ def toy_learner(
         >>> learn.total_updates
         10
     """
+    check_count("n_batches", n_batches)
+    check_count("batch_size", batch_size)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n_batches * batch_size, 4, generator=generator)
     y = x.sum(1, keepdim=True) + 0.1 * torch.randn(len(x), 1, generator=generator)
@@ -70,8 +74,7 @@ def check_callback(
         >>> from onecycle import EarlyStopping
         >>> check_callback(EarlyStopping)
     """
-    callback = make()
-    learn = learner()
+    callback, learn = _made("make", make, Callback), _made("learner", learner, Learner)
     learn.fit(2, cbs=[callback])
     learn.fit(1, cbs=[callback])
     _require(callback not in learn.cbs, "a fit's callback is gone after the fit")
@@ -93,6 +96,17 @@ def check_callback(
     learn.fit(1, cbs=[callback])
 
     _check_range_test(make, learner())
+
+
+def _made(name: str, make: Callable[[], Any], kind: type) -> Any:
+    if not (isinstance(make, type) and issubclass(make, kind)):
+        check_callable(name, make)
+    made = make()
+    if not isinstance(made, kind):
+        raise TypeError(
+            f"{name} {shown(make)} must make a {kind.__name__} when it is called; got {shown(made)}"
+        )
+    return made
 
 
 class _DeliberateError(Exception):

@@ -43,13 +43,13 @@ CHANGES = {
 }
 
 #: What is called in the middle of a batch only, by the loop.
-OF_THE_LOOP = {"batch_size", "compute_loss", "predict_batch"}
+OF_THE_LOOP = {"batch_size", "compute_loss", "loss_weight", "measure_batch", "predict_batch"}
 
 #: By method the calls that leave nothing behind.
 CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
     "added_cbs": [lambda learn, _: enter(learn.added_cbs([Callback()]))],
     "compare": [lambda learn, _: learn.compare(1, 0.01, ["constant"], seeds=[0, 1])],
-    "diagnose": [lambda learn, _: learn.diagnose(0.1, 20, wds=[0.1], lr_usual=0.01)],
+    "diagnose": [lambda learn, _: learn.diagnose(0.1, 20, wds=[0.1], lr_usual=0.01, verify=False)],
     "epochs_left": [lambda learn, _: learn.epochs_left()],
     "get_preds": [
         lambda learn, _: learn.get_preds(),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from onecycle.arguments import check_is, check_text
 from onecycle.checkpoints.description import name_of
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
@@ -51,9 +52,8 @@ class AttributeScheduler(Callback):
     runs_in = frozenset(("fit",))
 
     def __init__(self, obj: object, name: str, schedule: Schedule) -> None:
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"expected a Schedule, such as linear(0.5, 0.0); got {schedule!r}")
-        if not hasattr(obj, name):
+        check_is("schedule", schedule, Schedule, "linear(0.5, 0.0)")
+        if not hasattr(obj, check_text("name", name)):
             near = difflib.get_close_matches(name, dir(obj), n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{type(obj).__name__} has no attribute {name!r}{hint}")

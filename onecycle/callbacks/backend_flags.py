@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from onecycle.arguments import check_flags
 from onecycle.core.callback import Callback, Run, Stage
 from onecycle.core.restore import surely
 
@@ -48,6 +49,7 @@ class BackendFlags(Callback):
     stage = Stage.PREPARE
 
     def __init__(self, *, tf32: bool = True, benchmark: bool = True) -> None:
+        check_flags(tf32=tf32, benchmark=benchmark)
         self.tf32, self.benchmark = tf32, benchmark
         self._before: tuple[Run | None, list[Any]] | None = None
 

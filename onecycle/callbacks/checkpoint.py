@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Any
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_count, check_flag, check_path, shown
+from onecycle.callbacks.signals import EXIT_CODE, signals_of
 from onecycle.checkpoints import fit_files as files
 from onecycle.checkpoints.background import BackgroundWriter, copied
 from onecycle.checkpoints.fit_plan import plan_of
+from onecycle.checkpoints.source_state import Sources
 from onecycle.checkpoints.unseen import Unseen
-from onecycle.core.callback import Callback, Stage
+from onecycle.core.callback import Callback, During, Stage
 from onecycle.core.restore import RngState
+from onecycle.data.nested import map_tensors
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -48,6 +53,14 @@ class Checkpoint(Callback):
         every: ``"50 updates"``, ``"1 epoch"`` or ``"10 minutes"``: after so many updates or
             epochs of the fit, or that long after the last one.
         keep: How many files are kept, at least 1; older ones are removed when a new one is there.
+        on_signal: Whether SIGTERM, or one of the signals that are given, ends the fit in order:
+            the running update is finished and saved, a validation is left at once, callbacks
+            clean up, and the process ends with exit code 75, upon which a scheduler can run it
+            again. The fit must run in the main thread, and the signal go to its process alone,
+            not to the workers of its loaders. The handlers that were there before are put back
+            when the fit ends. Costs a copy of the state for each validation.
+        on_error: Whether an exception, Ctrl-C included, leaves a checkpoint of the last whole
+            update. Costs a copy of the state for each update.
         background: Copy the state, and write it in a thread while training goes on. That takes
             memory for the copy, on the CPU. A checkpoint that is due before the last one is
             written waits for it; so does the end of the fit.
@@ -72,7 +85,7 @@ class Checkpoint(Callback):
     """
 
     stage = Stage.SAVE
-    during = "train"
+    during: During = "train"
 
     def __init__(
         self,
@@ -81,17 +94,27 @@ class Checkpoint(Callback):
         keep: int = 3,
         *,
         background: bool = False,
+        on_signal: bool | Signals | Sequence[Signals] = False,
+        on_error: bool = False,
     ) -> None:
-        self.folder, self.keep = Path(folder), check_count("keep", keep)
-        self._writer = BackgroundWriter() if background else None
+        self.folder, self.keep = check_path("folder", folder), check_count("keep", keep)
+        self._writer = BackgroundWriter() if check_flag("background", background) else None
         self._number, self._unit = _parse(every)
         if self.folder.is_file():
             raise ValueError(f"expected a folder for checkpoints; {str(folder)!r} is a file")
+        self.on_signal, self.on_error = on_signal, on_error
+        self._signals = signals_of(on_signal)
+        if self._signals.wanted:
+            self.during = "both"
+        self._last: dict[str, Any] | None = None  # a copy of the last whole update
         self._saved_at = 0  # updates of this fit
         self._saved_when = 0.0
         self._n_heard = 0  # batches of this pass whose after_batch has fired
         self._pass_rng: dict[str, Any] = {}
         self._plan: dict[str, Any] = {}
+        self._pass_sources: dict[str, Any] = {}
+        self._sources: Sources | None = None
+        self._lost: list[str] | None = None  # looked for at the first checkpoint
         self._unseen: Unseen | None = None  # until the first checkpoint
         self._n_tried = self._n_failed = 0
         self._is_full = False  # older files could not be removed
@@ -99,13 +122,22 @@ class Checkpoint(Callback):
     def before_fit(self, learn: Loop) -> None:
         """Begin anew."""
         self._plan, self._unseen = plan_of(learn), Unseen(learn)
+        self._sources, self._lost = Sources(learn), None
         self._saved_at = self._n_tried = self._n_failed = 0
         self._saved_when = time.monotonic()
+        self._last = None
+        self._signals.listen()
 
     def before_train(self, learn: Loop) -> None:
-        """Keep the random states, from which a loader may draw its order."""
-        self._pass_rng = RngState().state_dict()
+        """Keep the random states, and whatever else a loader may draw its order from."""
+        self.keep_pass(learn)
         self._n_heard = 0
+
+    def keep_pass(self, learn: Loop) -> None:
+        """Note how the pass begins; a resume does so again when it has put everything back."""
+        self._pass_rng = RngState().state_dict()
+        if self._sources is not None:
+            self._pass_sources = self._sources.state(learn)
 
     def after_step(self, learn: Loop) -> None:
         """Save, if it is time, after the update that a pass ends with when no batch is left."""
@@ -114,12 +146,18 @@ class Checkpoint(Callback):
 
     def after_batch(self, learn: Loop) -> None:
         """Save, if it is time and no gradients wait for an update."""
+        if not learn.training:
+            self._leave_if_asked()
+            return
         self._n_heard = learn.iter + 1
         if learn.batches_in_window == 0:
             self._save_if_due(learn, self._n_heard)
 
     def after_epoch(self, learn: Loop) -> None:
         """Save, if it is time."""
+        if self._signals.came and not learn.is_cancelled:
+            self._save(learn, None)
+            self._leave()
         if self._unit == "epoch":
             if (learn.epoch + 1) % self._number == 0 and not learn.is_cancelled:
                 self._save(learn, None)
@@ -136,10 +174,37 @@ class Checkpoint(Callback):
                 self._n_tried,
                 self.folder,
             )
+        self._last = None
+        if self._signals.came:
+            self._leave()
 
     def cleanup_fit(self, learn: Loop) -> None:
-        """Wait for what is being written."""
-        self.wait_for_write()
+        """After an error, save the last whole update where that is asked; put handlers back."""
+        last, self._last = self._last, None
+        try:
+            self.wait_for_write()
+            if last is not None and self.on_error:
+                self._write(last)
+        finally:
+            self._signals.give_back()
+
+    def _leave_if_asked(self) -> None:
+        """Leave a validation, with what stood before it."""
+        if self._signals.came and self._last is not None:
+            self.wait_for_write()
+            self._write(self._last)
+            self._leave()
+
+    def _leave(self) -> None:
+        came, self._signals.came, self._last = self._signals.came, None, None
+        log.warning("Checkpoint: %s, the fit ends here and can be resumed", came and came.name)
+        raise SystemExit(EXIT_CODE)
+
+    def _keep_last(self, learn: Loop, batches: int | None) -> None:
+        is_last = bool(self._signals.wanted) and batches == learn.n_iter
+        if (self.on_error or is_last) and not learn.is_cancelled:
+            state = self._captured(learn, batches)
+            self._last = map_tensors(lambda t: t.detach().to("cpu", copy=True), state)
 
     def wait_for_write(self) -> None:
         """Wait until the checkpoint that is being written in the background is there."""
@@ -147,6 +212,10 @@ class Checkpoint(Callback):
             self._writer.wait()
 
     def _save_if_due(self, learn: Loop, batches: int | None) -> None:
+        self._keep_last(learn, batches)
+        if self._signals.came and not learn.is_cancelled:
+            self._save(learn, batches)
+            self._leave()
         # Where a cancel is about to act, the next batch is not what comes next.
         if learn.is_cancelled or self._unit == "epoch":
             return
@@ -159,16 +228,21 @@ class Checkpoint(Callback):
 
     def _save(self, learn: Loop, batches: int | None) -> None:
         self._saved_at, self._saved_when = learn.n_updates, time.monotonic()
-        self._n_tried += 1
         self._tell_unseen(learn)
-        state = files.readable_parts(files.capture(learn, self._plan, batches, self._pass_rng))
+        state = self._captured(learn, batches)
         if self._writer is None:
             self._write(state)
         else:
             self._writer.wait()  # before there are two copies
             self._writer.start(partial(self._write, copied(state)))
 
+    def _captured(self, learn: Loop, batches: int | None) -> dict[str, Any]:
+        state = files.capture(learn, self._plan, batches, self._pass_rng)
+        state["extra"] |= self._of_sources(learn, batches)
+        return files.readable_parts(state)
+
     def _write(self, state: dict[str, Any]) -> None:
+        self._n_tried += 1
         try:
             files.write(files.next_path(self.folder), state)
         except (OSError, RuntimeError) as error:
@@ -184,6 +258,19 @@ class Checkpoint(Callback):
             if not self._is_full:
                 log.warning("Checkpoint: older files stay in %s: %s", self.folder, error)
             self._is_full = True
+
+    def _of_sources(self, learn: Loop, batches: int | None) -> dict[str, Any]:
+        """Return what the loaders draw from, and say once what of that cannot be kept."""
+        if self._sources is None:
+            return {}
+        now = self._sources.state(learn)
+        begun = now if batches is None else self._pass_sources
+        if self._lost is None:
+            self._lost = self._sources.lost(learn)
+            for sentence in self._lost:
+                log.warning("Checkpoint: a resumed fit may end in other bits: %s", sentence)
+        parts = {"pass": self._sources.for_file(begun), "now": self._sources.for_file(now)}
+        return {"sources": parts, "lost": self._lost}
 
     def _tell_unseen(self, learn: Loop) -> None:
         """Say at the first checkpoint what is in none."""
@@ -211,6 +298,6 @@ def _parse(every: str) -> tuple[float, str]:
     unit = match[2] if match else ""
     if not number or (unit != "minute" and number != int(number)):
         raise ValueError(
-            f"every must be like '50 updates', '1 epoch' or '10 minutes'; got {every!r}"
+            f"every must be like '50 updates', '1 epoch' or '10 minutes'; got {shown(every)}"
         )
     return number, unit

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook as has_global_hook
 
+from onecycle.arguments import check_flag
 from onecycle.callbacks.attribute_scheduler import AttributeScheduler
 from onecycle.callbacks.backend_flags import BackendFlags
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
@@ -89,9 +90,14 @@ class CudaGraph(Callback):
     """
 
     def __init__(self, *, step: bool = False) -> None:
-        self.step = step
+        self.step = check_flag("step", step)
         self._batches: GraphedBatches | None = None
         self._is_off = False
+
+    def describe_step(self, learn: Loop) -> str | None:
+        """Say that a graph makes the updates, where it will."""
+        is_captured = self.step and CapturedStepper.why_not(learn.opt) is None
+        return CapturedStepper.kind if is_captured and why_not(learn) is None else None
 
     def before_fit(self, learn: Loop) -> None:
         """Refuse a second one."""

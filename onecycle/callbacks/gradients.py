@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_count, check_positive
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CancelStep
+from onecycle.record.weights import Weight, weight_beside
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -23,8 +24,10 @@ class GradientAccumulation(Callback):
     Schedules, ``n_updates_planned`` and the record count updates, and the recorded training loss
     is the mean over all samples of an update.
 
-    The loss must be a mean over samples. Layers that look at a whole batch, like batch norm, see
-    the small batches.
+    For a loss that is a mean over something else, such as valid tokens, `Learner.loss_weight` says
+    how much each batch counts. One that counts nothing adds nothing, also where its loss is NaN,
+    the mean of nothing, as long as its gradients are not. Layers that look at a whole batch, like
+    batch norm, see the small batches.
 
     Args:
         n_batches: How many batches make one update, at least 1.
@@ -45,7 +48,9 @@ class GradientAccumulation(Callback):
 
     def __init__(self, n_batches: int) -> None:
         self.n_batches = check_count("n_batches", n_batches)
-        self._full = self._samples = 0
+        self._weight: Weight = 0
+        self._full: Weight = 0
+        self._total: Weight = 0
         self._loss: Any = 0.0
 
     def plan(self, learn: Loop) -> dict[str, Any]:
@@ -58,25 +63,35 @@ class GradientAccumulation(Callback):
         learn.plan_updates()
 
     def before_backward(self, learn: Loop) -> None:
-        """Weight the batch as one of a window whose batches all have the size of its first."""
-        n = learn.batch_size(learn.batch)
+        """Weight the batch as one of a window whose batches all count as its first."""
+        weight = self._weight = weight_beside(
+            learn.loss, learn.loss_weight(learn.pred, learn.batch)
+        )
         if learn.batches_in_window == 0:
-            self._full, self._samples, self._loss = self.n_batches * n, 0, 0.0
-        learn.loss_grad = learn.loss_grad * (n / self._full)
+            first = weight
+            if isinstance(weight, Tensor):  # which may be 0
+                first = weight.where(weight > 0, learn.batch_size(learn.batch))
+            self._full, self._total, self._loss = self.n_batches * first, 0, 0.0
+        learn.loss_grad = learn.loss_grad * (weight / self._full)
 
     def after_backward(self, learn: Loop) -> None:
         """Postpone the update until there are enough batches."""
-        n = learn.batch_size(learn.batch)
-        self._samples += n
-        self._loss = self._loss + learn.loss * (n / self._full)
+        weight = self._weight
+        self._total = self._total + weight
+        part, factor = learn.loss * (weight / self._full), self._full / self._total
+        if isinstance(weight, Tensor):
+            part = part.where(weight > 0, 0)
+        if isinstance(factor, Tensor):
+            factor = factor.where(torch.as_tensor(self._total > 0), 0)
+        self._loss = self._loss + part
         # 1 for a window as expected; only the loop knows which batch will turn out the last.
-        learn.stepper.grad_factor = self._full / self._samples
+        learn.stepper.grad_factor = factor
         if learn.batches_in_window < self.n_batches:
             raise CancelStep
 
     def before_step(self, learn: Loop) -> None:
-        """Report the mean loss of all samples of the update."""
-        learn.update_loss = self._loss * (self._full / self._samples)
+        """Report the mean loss of all that counts in the update; NaN where nothing does."""
+        learn.update_loss = self._loss * (self._full / self._total)
 
 
 class GradientClip(Callback):
@@ -119,8 +134,12 @@ class GradientClip(Callback):
         if max_norm is None and max_value is None:
             max_norm = 1.0
         for name, limit in (("max_norm", max_norm), ("max_value", max_value)):
-            if limit is not None and not 0 < limit < math.inf:
-                raise ValueError(f"{name} must be finite and above 0; got {limit}")
+            if limit is not None:
+                check_positive(name, limit)
+        if max_value is not None and max_value > (most := torch.finfo(torch.float32).max):
+            raise ValueError(
+                f"max_value must be a number of float32, at most {most:g}; got {max_value}"
+            )
         self.max_norm, self.max_value = max_norm, max_value
         self.norm: Tensor | None = None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_count, check_finite, check_flags
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CancelFit
 from onecycle.range_test.probe import ValidProbe
@@ -66,13 +66,14 @@ class LRFinder(Callback):
         linear: bool = False,
         valid: bool = False,
     ) -> None:
-        if not 0 < start_lr < end_lr < math.inf:
+        check_flags(stop_div=stop_div, linear=linear, valid=valid)
+        if not 0 < check_finite("start_lr", start_lr) < check_finite("end_lr", end_lr):
             raise ValueError(
                 f"expected 0 < start_lr < end_lr; got start_lr={start_lr} and end_lr={end_lr}"
             )
         self.num_it = check_count("num_it", num_it, least=2)
         self.linear, self.valid = linear, valid
-        self.lrs = _rates(start_lr, end_lr, num_it, is_linear=linear)
+        self.lrs = _rates(start_lr, end_lr, self.num_it, is_linear=linear)
         self.stop_reason: str | None = None
         self._smoother = Smoother()
         self._rule = StopRule(factor=4.0 if stop_div else None)
@@ -141,7 +142,10 @@ class LRFinder(Callback):
         losses = np.array(self._losses)
         lrs, smoothed = self.lrs[: len(losses)], smooth(losses)
         valid_losses, metrics = self._validated()
-        found = suggest(lrs, losses, smoothed=smoothed, num_it=self.num_it, rules=rules)
+        stopped = self.stop_reason is not None
+        found = suggest(
+            lrs, losses, smoothed=smoothed, num_it=self.num_it, rules=rules, stopped=stopped
+        )
         return LRFindResult(
             lrs=lrs,
             losses=losses,
@@ -156,6 +160,7 @@ class LRFinder(Callback):
             metrics=metrics,
             num_it=self.num_it,
             rules=tuple(rules),
+            stopped=stopped,
         )
 
     def _validated(self) -> tuple[Array | None, dict[str, Array]]:

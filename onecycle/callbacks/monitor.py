@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from onecycle.arguments import check_fraction, check_not_negative, check_one_of
+from onecycle.arguments import check_fraction, check_not_negative, check_one_of, check_text
 from onecycle.callbacks.recorder import Recorder, recorder_of
-from onecycle.core.restore import hold_loaders
+from onecycle.data.held import hold_loaders
 from onecycle.range_test.probe import ValidProbe
 from onecycle.record.directions import Direction
 from onecycle.record.metrics import as_metrics, better_direction, value_owners
@@ -85,6 +85,8 @@ def judged_by(learn: Loop, metric: str | None, mode: Mode) -> tuple[str, Directi
         ValueError: If there is no validation loader, or no such metric; if which way is better is
             not known.
     """
+    if metric is not None:
+        check_text("metric", metric)
     # A metric may give several values, and none of its own name.
     owners = (_known_owners if metric == "valid_loss" else _shown_owners)(learn)
     names = list(owners)[1:]
@@ -168,7 +170,8 @@ class EpochValue:
         if self.name not in names:
             hint = " (the learner has no validation loader)" if learn.dls.valid is None else ""
             raise ValueError(
-                f"{self.name!r} cannot be monitored: this fit records {', '.join(names)}{hint}"
+                f"monitor={self.name!r} cannot be monitored: this fit records "
+                f"{', '.join(names)}{hint}"
             )
         series = recorder_of(learn).history.get(self.name)
         self._seen = 0 if series is None else len(series)
@@ -222,7 +225,7 @@ class Monitor(EpochValue):
     def __init__(
         self, name: str, mode: Mode = "auto", min_delta: float = 0.0, threshold: float = 0.0
     ) -> None:
-        super().__init__(name)
+        super().__init__(check_text("monitor", name))
         check_mode(mode)
         self.mode = mode
         self.min_delta = check_not_negative("min_delta", min_delta)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_count, check_one_of
 from onecycle.callbacks.post_mortem import PostMortem, examine
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback
@@ -71,8 +71,7 @@ class TerminateOnNonFinite(Callback):
     requires = (Recorder,)
 
     def __init__(self, action: Literal["stop", "skip"] = "stop", *, max_skips: int = 10) -> None:
-        if action not in ("stop", "skip"):
-            raise ValueError(f"action must be 'stop' or 'skip'; got {action!r}")
+        check_one_of("action", action, ("stop", "skip"))
         self.action, self.max_skips = action, check_count("max_skips", max_skips)
         self.post_mortem: PostMortem | None = None
         self._block = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from onecycle.arguments import check_fraction, check_momenta
+from onecycle.arguments import check_fraction, check_momenta, shown
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.optim.groups import GroupValues
 from onecycle.schedules.policies import (
@@ -179,7 +179,7 @@ def check_policy(policy: Policy) -> Policy:
     if isinstance(policy, str) and policy in _DEFAULTS:
         return policy
     names = ", ".join(map(repr, _DEFAULTS))
-    raise ValueError(f"policy must be {names} or a Schedule; got {policy!r}")
+    raise ValueError(f"policy must be {names} or a Schedule; got {shown(policy)}")
 
 
 def _rise(policy: Policy, pct_start: float | None) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onecycle.arguments import check_callable, check_text, shown
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import ScheduleConflictError
 from onecycle.optim.groups import check_value
@@ -51,9 +52,7 @@ class ParamScheduler(Callback):
     runs_in = frozenset(("fit",))
 
     def __init__(self, schedules: Mapping[str, Schedule | Sequence[Schedule | None]]) -> None:
-        for name, given in schedules.items():
-            _check_schedules(name, given)
-        self._given = dict(schedules)
+        self._given = _checked_schedules("schedules", schedules)
         self._planned: int | None = None
         self._start = self._stop = self._n_groups = 0
         self._rows: list[tuple[Callable[[float], None], list[float]]] = []
@@ -167,14 +166,27 @@ class PlannedScheduler(ParamScheduler):
         self, make: Callable[[int], Mapping[str, Schedule | Sequence[Schedule | None]]]
     ) -> None:
         super().__init__({})
+        check_callable("make", make, "n_updates")
         self._make = make
 
     def schedules(self, learn: Loop) -> dict[str, list[Schedule | None]]:
         """Return by name the schedules in force, one for each parameter group."""
-        self._given = dict(self._make(learn.n_updates_planned or 1))
-        for name, given in self._given.items():
-            _check_schedules(name, given)
+        made = self._make(learn.n_updates_planned or 1)
+        self._given = _checked_schedules(f"what make {shown(self._make)} returns", made)
         return super().schedules(learn)
+
+
+def _checked_schedules(
+    where: str, schedules: Mapping[str, Schedule | Sequence[Schedule | None]]
+) -> dict[str, Schedule | Sequence[Schedule | None]]:
+    if not isinstance(schedules, Mapping):
+        raise TypeError(
+            f"{where} must be a dict from names to schedules, such as "
+            f'{{"lr": linear(0.1, 0.0)}}; got {shown(schedules)}'
+        )
+    for name, given in schedules.items():
+        _check_schedules(check_text(f"a name in {where}", name), given)
+    return dict(schedules)
 
 
 def _check_schedules(name: str, given: object) -> None:
@@ -182,7 +194,7 @@ def _check_schedules(name: str, given: object) -> None:
     if given is None or not all(part is None or isinstance(part, Schedule) for part in each):
         raise TypeError(
             f"expected a Schedule of {name}, such as linear(1.0, 0.0), or a list with one or None "
-            f"for each parameter group; got {given!r}"
+            f"for each parameter group; got {shown(given)}"
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from onecycle.arguments import check_positive, shown
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.nested import map_tensors
 from onecycle.optim.stepper import ScaledStepper
@@ -68,10 +69,12 @@ class MixedPrecision(Callback):
         init_scale: float = 2.0**16,
     ) -> None:
         known = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-        if known not in _DTYPES.values() and dtype is not None:
-            raise ValueError(f"dtype must be 'bf16' or 'fp16', or torch's dtype; got {dtype!r}")
-        if not init_scale > 0:
-            raise ValueError(f"init_scale must be above 0; got {init_scale}")
+        is_known = isinstance(known, torch.dtype) and known in _DTYPES.values()
+        if not is_known and dtype is not None:
+            raise ValueError(
+                f"dtype must be 'bf16' or 'fp16', or torch's dtype; got {shown(dtype)}"
+            )
+        check_positive("init_scale", init_scale)
         self.dtype, self.init_scale = known, init_scale
         self.scaler: torch.amp.GradScaler | None = None
         self._scaler_state: dict[str, Any] = {}  # loaded before there is a scaler
@@ -92,6 +95,11 @@ class MixedPrecision(Callback):
     def plan(self, learn: Loop) -> dict[str, Any]:
         """Return the dtype; the scale of the losses is state."""
         return {"dtype": self.dtype_on(learn.device)}
+
+    def describe_step(self, learn: Loop) -> str | None:
+        """Say that a fit in fp16 takes the step of a gradient scaler."""
+        scales = self.dtype_on(learn.device) is torch.float16
+        return f"{ScaledStepper.kind}: {ScaledStepper.WHY}" if scales else None
 
     def before_fit(self, learn: Loop) -> None:
         """Let a gradient scaler make the updates of a fit in fp16."""

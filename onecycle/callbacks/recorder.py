@@ -93,8 +93,7 @@ class Recorder(Callback):
 
     def after_batch(self, learn: Loop) -> None:
         """Add a validation batch to the means."""
-        if learn.pred is not None:  # it is None where the batch was cancelled
-            self._valid.update(learn.pred, learn.yb, learn.loss, learn.batch_size(learn.batch))
+        learn.measure_batch(self._valid)
 
     def after_validate(self, learn: Loop) -> None:
         """Record the validation pass."""

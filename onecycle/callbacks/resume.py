@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from onecycle.arguments import check_one_of
+from onecycle.arguments import check_one_of, check_path
+from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.replan import Replan, tail
@@ -24,6 +25,7 @@ from onecycle.checkpoints.fit_plan import (
     updates_of,
 )
 from onecycle.checkpoints.snapshot import Snapshot, has_lazy
+from onecycle.checkpoints.source_state import load_sources
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import Capture, RngState, surely
 from onecycle.data.passes import can_skip
@@ -145,12 +147,24 @@ class Resume(Callback):
         if self._state is None:
             return
         position = self._state["position"]
-        log.info("resume: from %s, epoch %d", self.path, position["epoch"])
+        # At a level that is seen where nobody has set up logging.
+        log.warning(
+            "resume: from %s, epoch %d, after %d updates",
+            self.path,
+            position["epoch"],
+            self._state["counters"]["n_updates"],
+        )
         files.restore_counters(learn, self._state)
         if position["batches"] is None:
             self._restore(learn, self._state)
+            self._load_sources(learn, self._state)
             RngState.from_state_dict(self._state["rng"]).restore()
             self._state = None
+            if next(iter(learn.epochs_left()), None) is None:
+                log.warning(
+                    "resume: this fit is complete, nothing is trained: for a new one give another "
+                    "folder, or no resume="
+                )
 
     def before_train(self, learn: Loop) -> None:
         """Within an epoch, put everything back now that it has begun."""
@@ -166,8 +180,27 @@ class Resume(Callback):
                 "drawn and dropped",
                 learn.iter,
             )
+        self._load_sources(learn, state)
         RngState.from_state_dict(state["pass_rng"]).restore()
-        learn.rng = RngState.from_state_dict(state["rng"])
+        for callback in learn.cbs:
+            if isinstance(callback, Checkpoint):
+                callback.keep_pass(learn)
+        learn.rng = _Here.of(learn, state)
+
+    def _load_sources(self, learn: Loop, state: dict[str, Any]) -> None:
+        """Put back what the loaders draw from, and say what cannot be."""
+        sources = state["extra"].get("sources")
+        if sources is None:
+            return
+        missing = load_sources(learn, sources["pass"], drawn_again=True)
+        if missing:
+            log.warning(
+                "resume: the data may come in another order, or be augmented in another way: there "
+                "is no state for, or no place for that of, %s",
+                ", ".join(missing),
+            )
+        for sentence in state["extra"].get("lost", ()):
+            log.warning("resume: the fit may end in other bits: %s", sentence)
 
     def _restore(self, learn: Loop, state: dict[str, Any]) -> None:
         if self._replan is not None and self._extend is None:
@@ -207,6 +240,27 @@ def whole_or_undone(learn: Loop, resumed: Sequence[Callback]) -> Iterator[None]:
         raise
 
 
+class _Here(RngState):
+    """The random states of the batch at which a fit goes on, those of the loaders included."""
+
+    _put_sources: Callable[[], object]
+
+    @classmethod
+    def of(cls, learn: Loop, state: dict[str, Any]) -> Self:
+        """Make them of what `Checkpoint` stored."""
+        here = cls.from_state_dict(state["rng"])
+        sources = state["extra"].get("sources")
+        here._put_sources = lambda: (
+            None if sources is None else load_sources(learn, sources["now"], drawn_again=False)
+        )
+        return here
+
+    def restore(self) -> None:
+        """Put every generator back."""
+        self._put_sources()
+        super().restore()
+
+
 def resuming(
     path: str | Path | None, extend: Extend | None = None, seed: int | None = None
 ) -> list[Callback]:
@@ -235,7 +289,7 @@ def resuming(
                 "folder of its checkpoints"
             )
         return []
-    found = files.read_newest(path)
+    found = files.read_newest(check_path("resume", path))
     if found is None:
         log.warning("resume: no checkpoint in %s, the fit starts from the beginning", path)
         return []

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle.arguments import check_count, check_path
+from onecycle.arguments import check_count, check_flag, check_path
 from onecycle.callbacks.monitor import Mode, Monitor
 from onecycle.callbacks.recorder import Recorder
 from onecycle.checkpoints.learner_files import load_learner, save_learner
@@ -104,7 +104,7 @@ class SaveModel(Callback):
                 f"keep={keep} needs a file for each epoch: write {{epoch}} into the path, as in "
                 f"'best-{{epoch}}.pt'; got {self.path!r}"
             )
-        self.restore_best = restore_best
+        self.restore_best = check_flag("restore_best", restore_best)
         self._monitor = Monitor(monitor, mode, min_delta)
         self._kept: list[_Saved] = []  # the best first
         self._n_tried = self._n_failed = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from onecycle.arguments import check_one_of
 from onecycle.callbacks.backend_flags import BackendFlags
 from onecycle.callbacks.memory_format import ChannelsLast
 from onecycle.callbacks.precision import MixedPrecision
@@ -46,7 +47,7 @@ def speed_profile(precision: Literal["fp32", "bf16", "fp16"] | None = None) -> l
         [BackendFlags(tf32=True, benchmark=True), ChannelsLast()]
         >>> toy_learner(cbs=(*speed_profile("bf16"),)).fit(1)
     """
-    if precision not in (None, "fp32", "bf16", "fp16"):
-        raise ValueError(f"precision must be 'fp32', 'bf16', 'fp16' or None; got {precision!r}")
+    if precision is not None:
+        check_one_of("precision", precision, ("fp32", "bf16", "fp16"))
     callbacks: list[Callback] = [BackendFlags(tf32=True, benchmark=True), ChannelsLast()]
     return callbacks if precision == "fp32" else [*callbacks, MixedPrecision(precision)]

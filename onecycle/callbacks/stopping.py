@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from onecycle.arguments import check_count, check_one_of
+from onecycle.arguments import check_count, check_finite, check_not_negative, check_one_of, shown
 from onecycle.callbacks.landing import is_landing, land_running
 from onecycle.callbacks.monitor import Mode, Monitor
 from onecycle.callbacks.param_scheduler import ParamScheduler
@@ -130,7 +129,7 @@ class EarlyStopping(_Patience):
         if (action == "land") != (land_updates is not None):
             raise ValueError(
                 'action="land" and land_updates= go together: give both, as in '
-                f'action="land", land_updates=200; got {action!r} and {land_updates!r}'
+                f'action="land", land_updates=200; got {action!r} and {shown(land_updates)}'
             )
         self.land_updates = (
             None if land_updates is None else check_count("land_updates", land_updates)
@@ -198,11 +197,9 @@ class ReduceLROnPlateau(_Patience):
         cooldown: int = 0,
     ) -> None:
         super().__init__(Monitor(monitor, mode, min_delta, threshold), patience)
-        if not 0 < factor < 1:
+        if not 0 < check_finite("factor", factor) < 1:
             raise ValueError(f"factor must be between 0 and 1, both excluded; got {factor!r}")
-        if not 0 <= min_lr < math.inf:
-            raise ValueError(f"min_lr must be finite and not negative; got {min_lr!r}")
-        self.factor, self.min_lr = factor, min_lr
+        self.factor, self.min_lr = factor, check_not_negative("min_lr", min_lr)
         self.cooldown = check_count("cooldown", cooldown, least=0)
         self._resting = 0
 

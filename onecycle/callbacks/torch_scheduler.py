@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
-from warnings import catch_warnings
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -19,7 +18,7 @@ from torch.optim.lr_scheduler import (
     PolynomialLR,
 )
 
-from onecycle.arguments import check_one_of
+from onecycle.arguments import check_callable, check_one_of, shown
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.data.loaders import n_batches
 from onecycle.errors import ScheduleConflictError
@@ -78,15 +77,18 @@ class TorchScheduler(ParamScheduler):
         super().__init__({})
         if not callable(make) or isinstance(make, LRScheduler):
             raise TypeError(
-                "TorchScheduler takes a function that makes the scheduler, such as "
-                f"lambda opt: StepLR(opt, 30); got {make!r}"
+                "make: TorchScheduler takes a function that makes the scheduler, such as "
+                f"lambda opt: StepLR(opt, 30); got {shown(make)}"
             )
+        if not (isinstance(make, type) and issubclass(make, LRScheduler)):
+            check_callable("make", make, "opt")
         check_one_of("every", every, ("update", "epoch"))
         self.every = every
         self._make = make
         self._scheduler: LRScheduler | None = None
         self._state: dict[str, Any] = {}
-        self._steps, self._resumed, self._is_checked = 0, False, False
+        self._steps, self._is_checked = 0, False
+        self._wrapper: Any = None
 
     def schedules(self, learn: Loop) -> dict[str, list[Schedule | None]]:
         """Return no schedule: the scheduler keeps its own."""
@@ -117,7 +119,7 @@ class TorchScheduler(ParamScheduler):
     def before_fit(self, learn: Loop) -> None:
         """Make the scheduler, and refuse what cannot work, before anything runs."""
         self._scheduler, self._steps = None, 0
-        self._resumed = self._is_checked = False
+        self._wrapper, self._is_checked = None, False
         self.refuse_conflicts(learn)
         groups = learn.opt.param_groups
         # A scheduler would begin from the rate that an earlier one, of somebody else, began from.
@@ -128,6 +130,8 @@ class TorchScheduler(ParamScheduler):
         try:
             with _one_group_each(learn):
                 self._scheduler = _checked(self._make(learn.opt), learn.opt)
+            if not self._was_wrapped:  # torch's wrapper would keep a shorter step from being taken
+                self._wrapper = vars(learn.opt).pop("step", None)
             self._added = {key for group in groups for key in group} - self._keys
             self._spread(learn)
             self.refuse_conflicts(learn)
@@ -155,14 +159,11 @@ class TorchScheduler(ParamScheduler):
         if self._scheduler is None or not learn.n_updates:
             return  # torch warns of a step before the optimizer's first
         if self._steps < done:
-            # Torch warns where this optimizer has not stepped; it did, in the run that was resumed.
-            quiet = catch_warnings(action="ignore", category=UserWarning)
-            with quiet if self._resumed else nullcontext(), _one_group_each(learn):
+            with _one_group_each(learn), _wrapped_step(learn.opt, self._wrapper):
                 while self._steps < done:
                     self._scheduler.step()
                     self._steps += 1
             self._spread(learn)
-        self._resumed = False
 
     def _spread(self, learn: Loop) -> None:
         """Give the groups that the scheduler does not see what those beside them have."""
@@ -206,7 +207,7 @@ class TorchScheduler(ParamScheduler):
         """Go on, in a fit that has begun, where the state was taken."""
         self._state = state
         if self._scheduler is not None:
-            self._steps, self._resumed = state["steps"], True
+            self._steps = state["steps"]
             self._scheduler.load_state_dict(state["scheduler"])
 
 
@@ -225,6 +226,22 @@ def _one_group_each(learn: Loop) -> Iterator[None]:
         opt.param_groups = every
 
 
+@contextmanager
+def _wrapped_step(opt: Optimizer, wrapper: Any) -> Iterator[None]:
+    """Show a scheduler its wrapper of the optimizer's step, by which it knows of updates.
+
+    That there were some is said here: the loop made them, or the run that is resumed.
+    """
+    opt._opt_called = True  # type: ignore[attr-defined]  # torch's
+    if wrapper is not None:
+        vars(opt)["step"] = wrapper
+    try:
+        yield
+    finally:
+        if wrapper is not None:
+            del vars(opt)["step"]
+
+
 def _driven_values(learn: Loop) -> list[tuple[Slot, float]]:
     """Return what a scheduler may drive, in every place, with the value in force."""
     names = ("lr", "momentum") if learn.groups.has_momentum() else ("lr",)
@@ -236,7 +253,7 @@ def _checked(scheduler: object, opt: Optimizer) -> LRScheduler:
     if not isinstance(scheduler, LRScheduler):
         raise TypeError(
             "expected the function of TorchScheduler to return a scheduler of "
-            f"torch.optim.lr_scheduler; got {scheduler!r}"
+            f"torch.optim.lr_scheduler; got {shown(scheduler)}"
         )
     if follows_a_metric(scheduler):
         raise TypeError(

@@ -45,12 +45,14 @@ _MAY_CHANGE = (
 _NO_OPTIONS = ("lr", "weight_decay", "foreach", "fused", "capturable", "differentiable")
 #: What people read instead of a key.
 _WORDS = {
+    "buffers": "the buffers that are not saved",
     "batch_size": "the batch size of the training loader",
     "average.decay": "the decay of EMA",
     "average.kind": "the average of the weights",
     "average.start": "the start of SWA",
     "cycle.lr_max": "lr_max",
     "cycle.policy": "policy",
+    "data": "the training data set",
     "dtype": "the dtype of the parameters",
     "groups": "the parameters of each group",
     "learner": "the class of the learner",
@@ -130,7 +132,15 @@ def _of_learner(learn: Loop, driven: set[str]) -> dict[str, Any]:
         "n_inp": learn.n_inp,
         "loss_func": described(learn.loss_func, without=fields),
         "dtype": sorted({plain(p.dtype) for p in learn.model.parameters()}),
+        "buffers": _unsaved_buffers(learn),
     }
+
+
+def _unsaved_buffers(learn: Loop) -> list[str]:
+    """Name the buffers that ``state_dict`` leaves out, with their shapes."""
+    saved = learn.model.state_dict().keys()
+    named = learn.model.named_buffers()
+    return [f"{name} {list(each.shape)}" for name, each in named if name not in saved]
 
 
 def _of_data(loader: Any) -> dict[str, Any]:
@@ -143,6 +153,7 @@ def _of_data(loader: Any) -> dict[str, Any]:
         shuffled = name_of(type(loader.sampler))
     return {
         "loader": name_of(type(loader)),
+        "data": None if data is None else name_of(type(getattr(data, "dataset", data))),
         "batch_size": size if isinstance(size, int) else None,
         "n_samples": _length(tensors[0] if isinstance(tensors, tuple) and tensors else data),
         "shuffled": shuffled if isinstance(shuffled, bool | str) else None,

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from onecycle.core.restore import Capture, RngState, hold_loaders, kept_grad_mode, surely
+from onecycle.core.restore import Capture, RngState, kept_grad_mode, surely
 from onecycle.core.state import LoopState
+from onecycle.data.held import hold_loaders
 
 
 class Snapshot:

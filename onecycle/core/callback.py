@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
-from onecycle.arguments import shown
+from onecycle.arguments import check_one_of, shown
 from onecycle.core.events import EVENT_PREFIXES, EVENTS
 from onecycle.errors import UnknownEventError
 from onecycle.explanations import explain_foreign_name
@@ -21,6 +21,7 @@ During = Literal["train", "valid", "both"]
 #: What is running: a fit, a range test, or validation and prediction outside a fit.
 Run = Literal["fit", "range_test", "inference"]
 
+_DURING: tuple[During, ...] = ("train", "valid", "both")
 _ALL_RUNS: frozenset[Run] = frozenset(("fit", "range_test", "inference"))
 _FITS: frozenset[Run] = frozenset(("fit",))
 
@@ -78,10 +79,14 @@ class Callback:
     runs_in: frozenset[Run] | None = None
 
     def __init__(self, *, during: During | None = None, **handlers: Handler) -> None:
-        vars(self).update({} if during is None else {"during": during})
+        if during is not None:
+            check_one_of("during", during, _DURING)
+            self.during = during
         for name, handler in handlers.items():
             if name not in EVENTS:
                 raise UnknownEventError(_unknown_event("Callback()", name))
+            if isinstance(handler, type) or not callable(handler):
+                raise TypeError(f"{name} must be a function of the learner; got {shown(handler)}")
             setattr(self, name, handler)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -90,7 +95,7 @@ class Callback:
             is_like_one = name.startswith(EVENT_PREFIXES) or explain_foreign_name(name)
             if is_like_one and name not in EVENTS:
                 raise UnknownEventError(_unknown_event(cls.__name__, name))
-        if cls.during not in ("train", "valid", "both"):
+        if cls.during not in _DURING:
             raise ValueError(
                 f'{cls.__name__}.during must be "train", "valid" or "both"; got {cls.during!r}'
             )
@@ -125,6 +130,10 @@ class Callback:
         with a dot are the fit's own: ``"schedule.lr"``.
         """
         return {}
+
+    def describe_step(self, learn: Any) -> str | None:
+        """Say what this callback has make the updates of a fit; ``None`` if it does not choose."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive a restart, as plain values and tensors."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from torch import nn
-
-from onecycle.arguments import check_takes_learn
+from onecycle.arguments import (
+    check_takes_learn,
+    class_hint,
+    shown,
+)
 from onecycle.core.callback import Callback
 from onecycle.core.events import EVENTS
 from onecycle.errors import MissingCallbackError
-from onecycle.optim.loss_module import tell_hidden
 
 log = logging.getLogger("onecycle")
 
@@ -22,14 +23,23 @@ def check_callbacks(cbs: Sequence[Callback]) -> None:
     Raises:
         TypeError: Naming what came, with the hint to make an object of a class.
     """
-    if isinstance(cbs, Callback | type):
-        raise TypeError(f"cbs must be a list of Callback objects; got {cbs!r}: write [...] around")
+    if not isinstance(cbs, list | tuple):
+        hint = ": write [...] around" if isinstance(cbs, Callback | type) else ""
+        raise TypeError(f"cbs must be a list of Callback objects; got {shown(cbs)}{hint}")
     for callback in cbs:
         if not isinstance(callback, Callback):
-            hint = " (write it with parentheses)" if isinstance(callback, type) else ""
-            raise TypeError(f"cbs must be Callback objects; got {callback!r}{hint}")
+            came = f"{shown(callback)}{class_hint(callback)}"
+            raise TypeError(f"cbs must be Callback objects; got {came}")
         for name in EVENTS:
             check_takes_learn(callback, name)
+
+
+def checked_callbacks(cbs: Sequence[Callback] | None) -> Sequence[Callback]:
+    """Return the callbacks of one fit; none for ``None``."""
+    if cbs is None:
+        return ()
+    check_callbacks(cbs)
+    return cbs
 
 
 def check_requirements(callbacks: Iterable[Callback]) -> None:
@@ -46,34 +56,3 @@ def check_requirements(callbacks: Iterable[Callback]) -> None:
                     f"{type(callback).__name__} requires {needed.__name__}, which takes no part "
                     f"in this fit: add {needed.__name__}() to the learner's or the fit's cbs"
                 )
-
-
-def check_parts(model: nn.Module, loss_func: object, cbs: Sequence[Callback]) -> None:
-    """Refuse what is no model, no loss function, or no list of callbacks; tell what a loss hides.
-
-    Raises:
-        TypeError: Naming what came.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    if isinstance(loss_func, type) or not (loss_func is None or callable(loss_func)):
-        hint = " (write it with parentheses)" if isinstance(loss_func, type) else ""
-        raise TypeError(f"loss_func must be called with (pred, yb); got {loss_func!r}{hint}")
-    tell_hidden(model, loss_func)
-    check_callbacks(cbs)
-
-
-def check_between_updates(event: str) -> None:
-    """Refuse to change the weights, if only for a while, where a backward pass still needs them.
-
-    Args:
-        event: The event of a fit from which that is asked.
-
-    Raises:
-        RuntimeError: If it lies between the forward and the backward pass of a batch.
-    """
-    if event in ("after_pred", "after_loss", "before_backward"):
-        raise RuntimeError(
-            f"a range test in {event} would change the weights that the backward pass of "
-            "this batch still needs: call lr_find between two updates, as in after_step"
-        )

@@ -22,13 +22,13 @@ from onecycle.core.handlers import Handlers, clean_up, explain, fire, report, wh
 from onecycle.core.heap import kept_heap
 from onecycle.core.restore import (
     RngState,
-    hold_loaders,
     hold_modes,
     kept_grad_mode,
     preserved_rng,
     surely,
 )
 from onecycle.core.state import LoopState
+from onecycle.data.held import hold_loaders
 from onecycle.data.loaders import n_batches
 from onecycle.data.nested import split_batch
 from onecycle.data.passes import set_epoch, start_pass

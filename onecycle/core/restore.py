@@ -7,18 +7,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
+from onecycle.data.generators import GENERATORS, put_state, state_of
 from onecycle.optim.modes import has_modes
 
 _Restore = Callable[[], object]
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _PLAIN = (int, float, str, bytes, bool, type(None))
 
 
@@ -73,7 +72,7 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(value.values())
     if isinstance(value, list | tuple | deque):
-        return list(value)
+        return [] if set(map(type, value)).issubset(_PLAIN) else list(value)
     # Whatever gives its state away is state: optimizers, gradient scalers, monitors, averages.
     if hasattr(value, "state_dict") and hasattr(value, "__dict__"):
         return [] if isinstance(value, nn.Module | type) else [vars(value)]
@@ -86,14 +85,8 @@ def _restorer(value: Any) -> _Restore | None:
         return _tensor_restorer(value) if value.grad_fn is None else None
     if isinstance(value, np.ndarray) and value.flags.writeable:
         return partial(np.copyto, value, value.copy())
-    if isinstance(value, torch.Generator):
-        return partial(value.set_state, value.get_state())
-    if isinstance(value, np.random.Generator):
-        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
-    if isinstance(value, np.random.RandomState):
-        return partial(value.set_state, value.get_state())
-    if isinstance(value, random.Random):
-        return partial(value.setstate, value.getstate())
+    if isinstance(value, GENERATORS):
+        return partial(put_state, value, state_of(value))
     if isinstance(value, dict | set):
         return partial(_refill, value, value.update, value.copy())
     if isinstance(value, list | deque):
@@ -137,7 +130,7 @@ class RngState:
         return {**vars(self), "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest]}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> RngState:
+    def from_state_dict(cls, state: dict[str, Any]) -> Self:
         """Return the states that `state_dict` gave; what this machine lacks stays as it is."""
         kind, keys, *rest = state["numpy"]
         states = cls()
@@ -225,42 +218,3 @@ def hold_modes(opt: Optimizer, *roots: nn.Module | None) -> _Restore:
             part.training = flag
 
     return put_back
-
-
-def hold_loaders(*loaders: Any) -> _Restore:
-    """Remember the fields and the generators of loaders, without copying any data.
-
-    A DataLoader with persistent workers is given new ones meanwhile: the old ones are in the
-    middle of a pass, or hold random states that must not move.
-
-    Returns:
-        What puts them back.
-    """
-    # By identity: a loader that both trains and validates, or a shared sampler, is held once.
-    parts = {id(part): part for loader in loaders for part in _loader_parts(loader)}
-    held = [(part, dict(vars(part))) for part in parts.values() if hasattr(part, "__dict__")]
-    generators = Capture()
-    for part, fields in held:
-        for value in fields.values():
-            if isinstance(value, _GENERATORS):
-                generators.add(value)
-        if isinstance(part, DataLoader):
-            part._iterator = None
-
-    def put_back() -> None:
-        for part, fields in held:
-            vars(part).clear()
-            vars(part).update(fields)
-        generators.restore()
-
-    return put_back
-
-
-def _loader_parts(loader: Any) -> list[Any]:
-    """List what a pass may change: the loader, its samplers, and a DataLoader that it wraps."""
-    if isinstance(loader, DataLoader):
-        inner = getattr(loader.batch_sampler, "sampler", None)
-        return [loader, loader.sampler, loader.batch_sampler, inner]
-    fields = vars(loader).values() if hasattr(loader, "__dict__") else ()
-    wrapped = [value for value in fields if isinstance(value, DataLoader)]
-    return [loader, *(part for inner in wrapped for part in _loader_parts(inner))]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -22,6 +21,7 @@ from onecycle.explanations import (
 from onecycle.optim.buffers import buffer_shapes
 from onecycle.optim.loss_module import loss_module
 from onecycle.optim.modes import freeze_norms, put_in_training
+from onecycle.record.weights import LossWeights, Weight
 
 if TYPE_CHECKING:
     from onecycle.core.callback import Callback, Run
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from onecycle.data.loaders import DataLoaders
     from onecycle.optim.groups import ParamGroups
     from onecycle.optim.stepper import Stepper
+    from onecycle.record.metrics import MetricSet
 
 
 class LoopState:
@@ -75,6 +76,7 @@ class LoopState:
         stop_reason: The reason that the last cancel gave, or ``None``.
         is_cancelled: Whether a callback before this one has answered the event that fires with a
             cancel, which acts when all have heard of it.
+        loss_weights: What `loss_weight` asks.
     """
 
     batch: Any
@@ -94,9 +96,9 @@ class LoopState:
         *,
         cbs: Sequence[Callback],
         metrics: Sequence[Any],
-        device: torch.device,
         seed: int,
         n_inp: int | None,
+        loss_weights: LossWeights,
         make_stepper: Callable[[Optimizer], Stepper],
     ) -> None:
         self.dls, self.model, self.loss_func = dls, model, loss_func
@@ -106,7 +108,7 @@ class LoopState:
         self.first_buffers = [buffer_shapes(model), buffer_shapes(self.loss_module)]
         self.frozen_norms: list[nn.Module] = []
         self.eval_parts: list[nn.Module] = []
-        self.device, self.seed, self.n_inp = device, seed, n_inp
+        self.device, self.seed, self.n_inp = next(model.parameters()).device, seed, n_inp
         self.dl: Any = dls.train
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.total_updates = self.total_epochs = self.batches_in_window = 0
@@ -122,7 +124,7 @@ class LoopState:
         self.stop_reason: str | None = None
         self.event = ""
         self._run: Run | None = None
-        self._sizes = BatchSizes()
+        self._sizes, self.loss_weights = BatchSizes(), loss_weights
         self._turn, self._thread = RLock(), 0  # what runs has its turn, and is in this thread
         self.forget_batch()
 
@@ -141,6 +143,16 @@ class LoopState:
         """Return how many samples a batch has: see `onecycle.data.sizes.BatchSizes`."""
         return self._sizes(batch, self.n_inp)
 
+    def loss_weight(self, pred: Any, batch: Any) -> Weight:
+        """Return how much the loss of a batch counts where several are averaged.
+
+        By default what ``loss_weight=`` of the learner returns, or else what the loss is a mean of:
+        of torch's cross-entropy and negative log-likelihood the targets that are not
+        ``ignore_index``, or their class weights; of any other the samples, `batch_size`.
+        """
+        weight = self.loss_weights(self.loss_func, pred, batch, self.yb)
+        return self.batch_size(batch) if weight is None else weight
+
     def compute_loss(self, pred: Any, batch: Any) -> Tensor:
         """Return the scalar loss of ``pred`` against ``self.yb``, with its graph."""
         yb = self.yb
@@ -156,6 +168,12 @@ class LoopState:
             explain_loss_error(error, pred, targets)
             raise
         return require_loss(loss)
+
+    def measure_batch(self, means: MetricSet) -> None:
+        """Add loss and metrics of the batch to the means of a pass, unless it was cancelled."""
+        if self.pred is not None:
+            n, weight = self.batch_size(self.batch), self.loss_weight(self.pred, self.batch)
+            means.update(self.pred, self.yb, self.loss, n, weight)
 
     # The mode of the model ------------------------------------------------------------------
 

@@ -126,6 +126,10 @@ class GraphedBatches(Stepper):
             p.grad = gradient
         self._gradients = None
 
+    def describe(self) -> str:
+        """Say what makes the next update: that of a replayed batch may be a graph too."""
+        return (self._captured if self._are_static else self.own).describe()
+
     def unscale(self) -> None:
         """Let the learner's stepper give the gradients their final scale."""
         self.own.grad_factor, self.grad_factor = self.grad_factor, 1.0

@@ -40,6 +40,8 @@ class CapturedStepper(FastStepper):
         cuda: What captures an update.
     """
 
+    kind = "captured step"
+
     def __init__(self, opt: Optimizer, cuda: Cuda) -> None:
         super().__init__(opt)
         self._cuda = cuda
@@ -171,8 +173,9 @@ def _constants(pairs: _Pairs) -> list[Any]:
     return [{key: group.group.get(key) for key in names} for group, _ in pairs]
 
 
-# An update, with numbers that are tensors. Those of `onecycle.optim.compiled` go through the
-# parameters one by one, which a compiler fuses; a graph would launch each operation of each.
+# An update, with numbers that are tensors. The formulas stand in `optim.compiled` too: there they
+# go through the parameters one by one, which a compiler fuses; a graph would launch each of
+# their operations. Compiled, the form here is slower: 1.09 to 1.14 of the time for AdamW.
 
 
 def _fused(group: Any, gradients: list[Tensor], numbers: dict[str, Tensor]) -> None:

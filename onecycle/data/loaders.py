@@ -18,7 +18,7 @@ from torch.utils.data import (
     IterableDataset,
 )
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_callable, check_count, check_flags, shown
 
 #: What a DataLoader of another batch size has in common with the one it is made from.
 _KEPT_OPTIONS = (
@@ -230,13 +230,17 @@ class TensorLoader:
     ) -> None:
         if not tensors:
             raise ValueError("expected at least one tensor; got none")
+        for tensor in tensors:
+            if not isinstance(tensor, Tensor) or not tensor.ndim:
+                raise TypeError(f"tensors must be tensors of shape (n, ...); got {shown(tensor)}")
+        check_flags(shuffle=shuffle, drop_last=drop_last)
+        if transform is not None:
+            check_callable("transform", transform, "batch")
         lengths = [len(tensor) for tensor in tensors]
         if len(set(lengths)) > 1:
             raise ValueError(f"expected tensors of one length; got the lengths {lengths}")
-        if batch_size < 1:
-            raise ValueError(f"expected a batch_size of at least 1; got {batch_size}")
         self.tensors = tensors
-        self.batch_size = batch_size
+        self.batch_size = check_count("batch_size", batch_size)
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.transform = transform

@@ -26,45 +26,13 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from onecycle.data.loaders import TensorLoader
+from onecycle.data.generators import order_seed
+from onecycle.data.loaders import TensorLoader, n_batches
 from onecycle.data.seeded import SeededDataset, SeededIndex
+from onecycle.data.sources import draws
 
 #: torch's samplers that draw from a `generator`, when the first index is asked for.
 _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
-
-
-_UINT64 = 2**64 - 1
-
-
-def order_seed(seed: int, epoch: int) -> int:
-    """Mix a seed and an epoch into the seed of that epoch's data order.
-
-    Neighbouring seeds and epochs give unrelated orders; with ``seed + epoch``, epoch 1 of seed 0
-    would be epoch 0 of seed 1.
-
-    Args:
-        seed: Any integer; its low 64 bits count.
-        epoch: Epochs begun before this one, over the life of the learner.
-
-    Returns:
-        An integer in [0, 2**63).
-
-    Source:
-        splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
-        OOPSLA 2014.
-
-    Example:
-        >>> order_seed(0, 1) != order_seed(1, 0)
-        True
-    """
-    return _splitmix64(_splitmix64(seed) + epoch) >> 1
-
-
-def _splitmix64(x: int) -> int:
-    x = (x + 0x9E3779B97F4A7C15) & _UINT64
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _UINT64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _UINT64
-    return x ^ (x >> 31)
 
 
 def start_pass(dl: Iterable[Any], seed: int, epoch: int, *, skip: int = 0) -> Iterator[Any]:
@@ -103,7 +71,7 @@ def start_pass(dl: Iterable[Any], seed: int, epoch: int, *, skip: int = 0) -> It
     if skip < 0:
         raise ValueError(f"expected a skip of at least 0 batches; got {skip}")
     order = order_seed(seed, epoch)
-    by_index = skip if can_skip(dl) else 0
+    by_index = skip if skip and can_skip(dl) else 0
     batches: Iterator[Any]
     if isinstance(dl, TensorLoader):
         batches = dl.batches(_generator(order), by_index)
@@ -111,6 +79,8 @@ def start_pass(dl: Iterable[Any], seed: int, epoch: int, *, skip: int = 0) -> It
         batches = _dataloader_pass(dl, order, by_index)
     else:
         batches = islice(dl, by_index, None)
+    if not _is_plain(dl):
+        batches = _to_its_end(batches, n_batches(dl))
     for _ in islice(batches, skip - by_index):
         pass
     return batches
@@ -142,17 +112,53 @@ def can_skip(dl: Iterable[Any]) -> bool:
     """Return whether `start_pass` can skip batches by index, without loading them.
 
     So it is for a `TensorLoader`, a list or tuple, and a map-style DataLoader whose batches are
-    made by torch's own samplers. Elsewhere skipping costs as much as loading.
+    made by torch's own samplers. Elsewhere skipping costs as much as loading. So it does where
+    worker processes load and their samples are random: what was drawn for the batches before must
+    be drawn again. Those of a `SeededDataset` need nothing before them.
 
     Example:
         >>> can_skip([1, 2, 3]), can_skip({"not": "indexed"})
         (True, False)
     """
+    if not isinstance(dl, DataLoader):
+        return _is_plain(dl)
+    return _is_plain(dl) and not (dl.num_workers and random_in_workers(dl))
+
+
+def _is_plain(dl: Iterable[Any]) -> bool:
+    """Tell whether only torch's code and ours decides which batch comes next."""
     if isinstance(dl, DataLoader):
         # Exact types: a subclass may count, cache or filter in its own way.
         own = (*_RANDOM_SAMPLERS, SequentialSampler, DistributedSampler)
-        return type(dl.batch_sampler) is BatchSampler and type(_index_sampler(dl)) in own
+        known = type(dl.batch_sampler) is BatchSampler and type(_index_sampler(dl)) in own
+        return known and type(dl) is DataLoader
     return isinstance(dl, (TensorLoader, list, tuple))
+
+
+def random_in_workers(dl: DataLoader[Any]) -> str | None:
+    """Name what draws random numbers for the samples of a DataLoader, if anything does.
+
+    Args:
+        dl: The loader.
+
+    Returns:
+        A class or a function; ``None`` where samples have seeds of their own, or nothing is seen.
+    """
+    seeded = isinstance(dl.dataset, SeededDataset)
+    return draws([dl.collate_fn] if seeded else [dl.dataset, dl.collate_fn])
+
+
+def _to_its_end(batches: Iterator[Any], length: int | None) -> Iterator[Any]:
+    """Let a loader come to its end before the last batch of its length is handed out.
+
+    A sampler may count its passes behind its last index, for which a loop that knows the number
+    of batches never asks.
+    """
+    for number, batch in enumerate(batches, 1):
+        more = list(islice(batches, 1)) if number == length else []
+        yield batch
+        del batch  # not kept alive while the next one is loaded
+        yield from more
 
 
 def _generator(seed: int) -> torch.Generator:

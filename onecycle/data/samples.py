@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
+from onecycle.arguments import shown
 from onecycle.data.nested import is_one_a_sample, sequence_like
 from onecycle.explanations import describe
 
@@ -32,10 +33,11 @@ def batch_of_one(sample: Any) -> Any:
         >>> batch_of_one({"image": torch.zeros(3), "age": 41, "name": "a"})
         {'image': tensor([[0., 0., 0.]]), 'age': tensor([41]), 'name': ['a']}
     """
-    if isinstance(sample, Tensor | np.ndarray):
-        return torch.as_tensor(sample)[None]
-    if isinstance(sample, Number):
-        return torch.tensor([sample])
+    if isinstance(sample, Tensor | np.ndarray | Number):
+        try:
+            return torch.as_tensor(sample)[None]
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise TypeError(f"cannot make a batch of {shown(sample)}: {error}") from error
     if isinstance(sample, str | bytes):
         return [sample]
     if isinstance(sample, Mapping):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from os import getpid
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from onecycle.arguments import shown
+from onecycle.data.generators import order_seed, put_state, seed_generator, state_of
+from onecycle.data.sources import generators
 
 
 class SeededDataset(Dataset[Any]):
@@ -20,10 +24,10 @@ class SeededDataset(Dataset[Any]):
     ``i`` is a function of (the learner's seed, the epoch over the learner's life, i): the same
     whoever loads it and when, another in each epoch.
 
-    For each sample the global generators of Python, NumPy and torch (its CPU) are seeded, which
-    takes a few microseconds; where no worker but the main process loads it, they are put back as
-    they were, which takes a tenth of a millisecond. Generators of the data set's own are not
-    touched. A sample that is drawn twice in an epoch is the same both times.
+    For each sample the global generators of Python, NumPy and torch (its CPU) are seeded, and
+    those that the data set holds, as its transforms may. That takes a few microseconds each; where
+    no worker but the main process loads it, they are put back as they were, which takes a tenth of
+    a millisecond. A sample that is drawn twice in an epoch is the same both times.
 
     The learner's loop passes seed and epoch on with the index, also to workers that stay alive.
     Outside of it, as in ``dataset[3]``, samples are those of the data set itself.
@@ -56,12 +60,14 @@ class SeededDataset(Dataset[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        is_other = isinstance(dataset, IterableDataset | str | bytes)
+        if is_other or not hasattr(type(dataset), "__getitem__"):
             raise TypeError(
                 "expected a map-style data set, with __getitem__ and __len__: the seed of a sample "
-                f"comes from its index; got {type(dataset).__name__}"
+                f"comes from its index; got dataset={shown(dataset)}"
             )
         self.dataset = dataset
+        self._own: tuple[Any, list[Any]] = (None, [])
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]  # torch's Dataset declares no length
@@ -69,14 +75,27 @@ class SeededDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         if not isinstance(index, SeededIndex):
             return self.dataset[index]
+        own = self._generators()
         # A worker does nothing but load: there is no stream to put back.
-        before = _states() if get_worker_info() is None else None
+        before = _states(own) if get_worker_info() is None else None
         try:
-            _seed(index.seed)
+            _seed(index.seed, own)
             return self.dataset[int(index)]
         finally:
             if before is not None:
                 _put_back(before)
+
+    def _generators(self) -> list[Any]:
+        """Return the generators that the data set holds, looked for once in each process."""
+        # A worker, or the data set itself, may make them when the first sample is asked for.
+        held = tuple(map(id, getattr(self.dataset, "__dict__", {}).values()))
+        if self._own[0] != (getpid(), held):
+            self._own = (getpid(), held), list(generators(self.dataset, "").values())
+        return self._own[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: it looks for generators of its own."""
+        return {**vars(self), "_own": (None, [])}
 
 
 class SeededIndex(int):
@@ -99,17 +118,22 @@ class SeededIndex(int):
         return int(self), self.seed
 
 
-def _seed(seed: int) -> None:
+def _seed(seed: int, own: list[Any]) -> None:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
+    for i, generator in enumerate(own, 1):  # each its own stream
+        seed_generator(generator, order_seed(seed, i))
 
 
-def _states() -> tuple[Any, Any, Tensor]:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _states(own: list[Any]) -> tuple[Any, ...]:
+    each = [(generator, state_of(generator)) for generator in own]
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), each
 
 
-def _put_back(states: tuple[Any, Any, Tensor]) -> None:
+def _put_back(states: tuple[Any, ...]) -> None:
     random.setstate(states[0])
     np.random.set_state(states[1])
     torch.set_rng_state(states[2])
+    for generator, state in states[3]:
+        put_state(generator, state)

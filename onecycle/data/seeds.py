@@ -7,6 +7,8 @@ import random
 import numpy as np
 import torch
 
+from onecycle.arguments import shown
+
 
 def seed_everything(seed: int) -> int:
     """Seed Python's, NumPy's and torch's generators, torch's on every device.
@@ -36,9 +38,9 @@ def seed_everything(seed: int) -> int:
         True
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an integer; got {seed!r}")
+        raise TypeError(f"seed must be an integer; got {shown(seed)}")
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be from 0 to 2**32 - 1; got {seed}")
+        raise ValueError(f"seed must be from 0 to 2**32 - 1; got {shown(seed)}")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -66,7 +66,7 @@ class BoundStepper(Stepper):
         if reason is None and self.is_extended():
             reason = "the optimizer's step has hooks, or was wrapped or replaced"
         elif reason is None and is_watched():
-            reason = "a profiler, anomaly mode or another mode of torch looks on"
+            reason = "a profiler, anomaly mode or another mode looks on"
         return self.kind if reason is None else f"{Stepper.kind}: {reason}"
 
     def step(self) -> bool:

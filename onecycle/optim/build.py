@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onecycle.arguments import shown
+from onecycle.arguments import check_flag, shown
 from onecycle.optim.groups import ParamGroups
 from onecycle.optim.late_state import fill_late_state
 from onecycle.optim.loss_module import named_parts, own_parameters
@@ -102,12 +102,15 @@ def _build(
     if not ids & sparse and _can_be_fused(parameters.values(), opt_func):
         kwargs = {**kwargs, "fused": True}
     try:
-        return opt_func([{"params": group} for group in groups], **kwargs)
+        opt = opt_func([{"params": group} for group in groups], **kwargs)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{_name(opt_func)} cannot be built for this model: {error} "
+            f"opt_func={_name(opt_func)} cannot be built for this model: {error} "
             f"(it was called with {len(groups)} parameter group(s) and {kwargs})"
         ) from error
+    if not hasattr(opt, "param_groups"):
+        raise TypeError(f"opt_func={_name(opt_func)} must make an optimizer; got {shown(opt)}")
+    return opt
 
 
 def _owners(
@@ -167,7 +170,13 @@ def _split(model: nn.Module, splitter: Splitter | None) -> list[list[nn.Paramete
     if splitter is None:
         return [everything]
     split = splitter(model)
-    groups = [list(group) for group in (split.values() if isinstance(split, Mapping) else split)]
+    parts = split.values() if isinstance(split, Mapping) else split
+    if not isinstance(parts, Iterable) or not all(isinstance(each, Iterable) for each in parts):
+        raise TypeError(
+            f"splitter {shown(splitter)} must return lists of the model's parameters; got "
+            f"{shown(split)}"
+        )
+    groups = [list(group) for group in parts]
     if not groups or not all(groups):
         sizes = [len(group) for group in groups]
         raise ValueError(f"splitter must return groups of parameters, none empty; got {sizes}")
@@ -190,7 +199,7 @@ def _check_kind(
     if isinstance(kind, Optimizer) or not callable(kind):
         raise TypeError(
             "opt_func must be a class such as torch.optim.AdamW, or a function (params, lr=...); "
-            f"got a {type(kind).__name__}: an optimizer that exists is given as opt="
+            f"got {shown(kind)}, a {type(kind).__name__}: an optimizer that exists is given as opt="
         )
     if kind is torch.optim.LBFGS:
         raise ValueError(_needs_closure("LBFGS"))
@@ -322,9 +331,17 @@ def move_to(device: str | torch.device | None, *parts: object) -> None:
     """Move the modules among the parts to a device: the accelerator where none is named."""
     if device is None:
         device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    for part in parts:
-        if isinstance(part, nn.Module):
-            part.to(device)
+    try:
+        if not isinstance(device, str | torch.device):
+            raise TypeError("it is neither a text nor a torch.device")
+        for part in parts:
+            if isinstance(part, nn.Module):
+                part.to(device)
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last of a torch without CUDA
+        raise ValueError(
+            f"device must be one that torch can use, such as 'cpu' or 'cuda:0'; got "
+            f"{shown(device)}: {error}"
+        ) from error
 
 
 def param_groups(
@@ -342,6 +359,7 @@ def param_groups(
     optimizer has several of its own, those of them are that were not made for decay.
     """
     exempt: set[int] = set()
+    check_flag("wd_bn_bias", wd_bn_bias)
     opt = as_one(given)
     if opt is None:
         opt = build_optimizer(model, opt_func, lr=1e-3, wd=wd, splitter=splitter, loss=loss)

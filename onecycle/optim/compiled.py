@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from onecycle.arguments import check_flag, shown
 from onecycle.optim.bound import BoundStepper, Group
 from onecycle.optim.fast import FastStepper
 from onecycle.optim.stepper import Stepper
@@ -128,6 +129,12 @@ class _CompiledGroup(Group):
         return (self.params, gradients, *kept, self._numbers, flags)
 
 
+# The formulas stand in `onecycle.cuda_graphs.step` too, there over all parameters at once, which a
+# graph needs. Compiled, that form takes 1.09 to 1.14 of the time of this one for AdamW (models of 4
+# to 167 parameters) and 0.96 to 1.05 for SGD; in a graph, this form launches each operation of
+# each parameter.
+
+
 def _sgd(groups: list[Any]) -> None:
     """Update as ``torch.optim.SGD`` does, with numbers that are tensors."""
     for params, gradients, buffers, numbers, (nesterov, maximize) in groups:
@@ -173,6 +180,7 @@ def choose_stepper(
         TypeError, ValueError: If ``compile`` is nothing known.
         RuntimeError: If there is no compiler for this platform.
     """
+    check_flag("fast_step", fast_step)
     options = compile_options(compile)
     if options is None and not fast_step:
         return partial(Stepper, reason="fast_step=False")
@@ -208,10 +216,12 @@ def compile_options(compile: bool | str) -> dict[str, Any] | None:
     if isinstance(compile, bool):
         return {} if compile else None
     if not isinstance(compile, str):
-        raise TypeError(f"compile is True, False or a mode of torch.compile; got {compile!r}")
+        raise TypeError(f"compile is True, False or a mode of torch.compile; got {shown(compile)}")
     modes = torch._inductor.list_mode_options()
     if compile not in modes:
-        raise ValueError(f"compile is True, False or one of {', '.join(modes)}; got {compile!r}")
+        raise ValueError(
+            f"compile is True, False or one of {', '.join(modes)}; got {shown(compile)}"
+        )
     return {"mode": compile}
 
 

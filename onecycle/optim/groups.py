@@ -8,6 +8,7 @@ biases then stand in groups of their own without it. Everything public speaks of
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onecycle.arguments import NO_RATE
+from onecycle.arguments import NO_RATE, shown
 from onecycle.optim.late_state import fill_late_state
 from onecycle.optim.members import Members, spared_members
 from onecycle.optim.wrapped import add_group
@@ -403,7 +404,7 @@ class ParamGroups:
         """
         n = len(self)
         if isinstance(values, slice):
-            values = _steps(values, n)
+            values = _steps(name, values, n)
         elif isinstance(values, str) or np.ndim(values) == 0:
             values = [values] * n  # type: ignore[list-item]
         result = [check_value(name, value) for value in cast("Sequence[float]", values)]
@@ -456,18 +457,18 @@ def check_value(name: str, value: Any) -> float:
         is_number = False
     if not is_number:
         hint = f": {NO_RATE}" if value is None and "lr" in name.split("_") else ""
-        raise TypeError(f"{name} must be a number, or one for each group; got {value!r}{hint}")
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be finite and not negative; got {value!r}")
+        raise TypeError(f"{name} must be a number, or one for each group; got {shown(value)}{hint}")
+    if not 0 <= value <= sys.float_info.max:
+        raise ValueError(f"{name} must be finite and not negative; got {shown(value)}")
     if name in _BELOW_ONE and value >= 1:
         raise ValueError(f"{name} must be below 1; got {value!r}")
     return float(value)
 
 
-def _steps(values: slice, n: int) -> list[float]:
+def _steps(name: str, values: slice, n: int) -> list[float]:
     if values.stop is None or values.step is not None:
         hint = f": {NO_RATE}" if values.stop is None else ""
-        raise ValueError(f"expected slice(hi) or slice(lo, hi); got {values!r}{hint}")
+        raise ValueError(f"expected slice(hi) or slice(lo, hi) as {name}; got {values!r}{hint}")
     hi = check_value("the end of the slice", values.stop)
     if values.start is None:
         return [hi / 10] * (n - 1) + [hi]

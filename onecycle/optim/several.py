@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from onecycle.arguments import check_is
+
 #: The key of a group that says which of the optimizers steps it.
 OWNER = "optimizer"
 
@@ -151,6 +153,7 @@ def muon_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
         >>> [[tuple(p.shape) for p in group] for group in muon_groups(model).values()]
         [[(4, 4)], [(9, 4), (4,), (9, 4), (9,)]]
     """
+    check_is("model", model, nn.Module)
     embeddings = {
         id(module.weight)
         for module in model.modules()

@@ -37,7 +37,8 @@ class Stepper:
 
     Attributes:
         kind: What makes the updates, in a few words.
-        grad_factor: What the gradients are multiplied with once, before ``before_step``.
+        grad_factor: What the gradients are multiplied with once, before ``before_step``: a number,
+            or a 0-dim tensor on the device.
         reason: Why no shorter way makes the updates, in a sentence; ``None`` where one does.
         params: All that the optimizer holds, groups that are added in the fit included.
         forward_pass: What makes prediction and loss; ``None`` for the learner's own methods.
@@ -52,7 +53,7 @@ class Stepper:
 
     def __init__(self, opt: Optimizer, reason: str | None = None) -> None:
         self.opt, self.reason = opt, reason
-        self.grad_factor = 1.0
+        self.grad_factor: float | Tensor = 1.0
         self.params: list[nn.Parameter] = []
         self._list_params()
         self._class_step = type(opt).step
@@ -89,7 +90,7 @@ class Stepper:
         """Give the gradients their final scale."""
         if len(self.opt.param_groups) != self._n_groups:
             self._list_params()
-        if self.grad_factor != 1.0:
+        if isinstance(self.grad_factor, Tensor) or self.grad_factor != 1.0:
             gradients = [p.grad for p in self.params if p.grad is not None]
             if gradients:
                 torch._foreach_mul_(gradients, self.grad_factor)
@@ -127,8 +128,10 @@ class ScaledStepper(Stepper):
         scaler: Multiplies the loss, and skips updates with infinite gradients.
     """
 
+    WHY = "a gradient scaler decides whether it is made"
+
     def __init__(self, opt: Optimizer, scaler: torch.amp.GradScaler) -> None:
-        super().__init__(opt)
+        super().__init__(opt, self.WHY)
         self.scaler = scaler
         self._told: Any = _Told(opt, super().step)
         self._unscaled = False

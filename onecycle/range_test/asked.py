@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from onecycle.arguments import check_one_of
+from onecycle.arguments import check_callable, check_one_of, shown
+from onecycle.range_test.knee import knee
 from onecycle.range_test.rules import Rule, minimum, slide, steep, valley
 
 #: The rules that have a name of their own.
-NAMED: dict[str, Rule] = {rule.__name__: rule for rule in (minimum, valley, slide, steep)}
+NAMED: dict[str, Rule] = {rule.__name__: rule for rule in (knee, minimum, valley, slide, steep)}
 
 #: One rule or several, each a function or the name of one.
 Asked = Rule | str | Sequence[Rule | str]
@@ -29,10 +30,10 @@ def as_rules(asked: Asked) -> tuple[Rule, ...]:
         True
     """
     several = [asked] if isinstance(asked, str) or callable(asked) else asked
-    if not isinstance(several, Sequence):
+    if not isinstance(several, list | tuple | range):
         raise TypeError(
             f"suggest_funcs must be a rule such as minimum, its name, or a list of them; "
-            f"got {asked!r}"
+            f"got {shown(asked)}"
         )
     rules = tuple(map(_as_rule, several))
     names = [getattr(rule, "__name__", repr(rule)) for rule in rules]
@@ -45,9 +46,10 @@ def _as_rule(rule: Rule | str) -> Rule:
     if isinstance(rule, str):
         check_one_of("a rule", rule, tuple(NAMED))
         return NAMED[rule]
-    if not callable(rule):
+    if isinstance(rule, type) or not callable(rule):
         raise TypeError(
             f"a rule must be a function (lrs, losses) -> rate, or one of {tuple(NAMED)}; "
-            f"got {rule!r}"
+            f"got {shown(rule)}"
         )
+    check_callable("a rule", rule, "lrs", "losses")
     return rule

@@ -62,8 +62,7 @@ class ValidProbe:
         self._measured.append(self._means.compute())
 
     def _collect(self, learn: Loop) -> None:
-        if learn.pred is not None:
-            self._means.update(learn.pred, learn.yb, learn.loss, learn.batch_size(learn.batch))
+        learn.measure_batch(self._means)
 
     @property
     def losses(self) -> npt.NDArray[np.float64]:
@@ -88,12 +87,18 @@ class ValidProbe:
         self._batches = iter(())
 
 
-def _endless(loader: Any, seed: int, epoch: int) -> Iterator[Any]:
-    """Draw batches without end, pass after pass."""
+def apart(loader: Any) -> Any:
+    """Return a loader over which a pass can run beside one that is running already."""
     if isinstance(loader, DataLoader):
         # Of persistent workers there is one pass at a time, which may be the training loader's.
         loader = copy(loader)
         loader._iterator = None
+    return loader
+
+
+def _endless(loader: Any, seed: int, epoch: int) -> Iterator[Any]:
+    """Draw batches without end, pass after pass."""
+    loader = apart(loader)
     while True:
         empty = True
         for batch in start_pass(loader, seed=seed, epoch=epoch):

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING
 from onecycle import plots
 from onecycle.arguments import check_count
 from onecycle.range_test import rules
-from onecycle.range_test.rules import Rule
+from onecycle.range_test.knee import knee
+from onecycle.range_test.mini_cycles import MiniCycles
+from onecycle.range_test.rules import Rule, suggest
 from onecycle.range_test.spreads import Spreads, Vote, spread
 from onecycle.record.smoothing import smooth
 from onecycle.schedules.shapes import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+#: By this name the rate of the short cycles is among the suggestions.
+CYCLES = "mini_cycles"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,7 +32,9 @@ class LRFindResult:
         lrs: The learning rate of each update (the last group's), shape ``(updates,)``.
         losses: The training loss of each update.
         smoothed: The losses, exponentially smoothed.
-        suggestions: By name of the rule the rate it suggests, or ``None``.
+        suggestions: By name of the rule the rate it suggests, or ``None``. Before them
+            ``"mini_cycles"`` where short cycles confirmed a rule, or decided in the place of
+            `knee`, which then is not there.
         lr_min, lr_max: A pair for a cycle, or ``None``.
         reason: Why there is no suggestion, in a sentence; ``None`` where there is one.
         stop_reason: Why the test ended.
@@ -36,14 +44,17 @@ class LRFindResult:
         metrics: By name the metric on that batch, not smoothed; empty without ``valid=True``.
         num_it: The updates that were planned.
         rules: The rules that were asked.
+        stopped: Whether the test ended because the loss diverged.
+        cycles: The short cycles, where there were some; see `Learner.lr_find`.
+        note: What was done beyond one test, and what it cost, in a line; or ``None``.
 
     Example:
         >>> from onecycle.testing import toy_learner
-        >>> result = toy_learner(n_batches=100).lr_find(1e-4, show_plot=False)
-        >>> low, high = result.spreads["minimum"]
+        >>> result = toy_learner(100, 32).lr_find(1e-4, show_plot=False)
+        >>> low, high = result.spreads["knee"]
         >>> low <= result.suggestion <= high
         True
-        >>> result.minimum == result.suggestion
+        >>> result.knee == result.suggestion
         True
     """
 
@@ -60,15 +71,23 @@ class LRFindResult:
     metrics: dict[str, Array] = field(default_factory=dict)
     num_it: int = 0
     rules: tuple[Rule, ...] = ()
+    stopped: bool = False
+    cycles: MiniCycles | None = None
+    note: str | None = None
 
     @property
     def suggestion(self) -> float | None:
-        """The first rule's suggestion."""
+        """What the short cycles say, where there were some; else the first rule."""
         return next(iter(self.suggestions.values()), None)
 
     @property
+    def knee(self) -> float | None:
+        """What the rule `knee` suggests, whether it was asked or not; or ``None``."""
+        return self._by(knee)
+
+    @property
     def minimum(self) -> float | None:
-        """What the rule `minimum` suggests, whether it was asked or not; or ``None``."""
+        """What the rule `minimum` suggests, likewise."""
         return self._by(rules.minimum)
 
     @property
@@ -87,10 +106,15 @@ class LRFindResult:
         return self._by(rules.steep)
 
     def _by(self, rule: Rule) -> float | None:
-        if self.reason is not None:
-            return None
-        rates, _, smooth = rules.select_points(self.lrs, self.losses, self.smoothed, self.num_it)
-        return float(rule(rates, smooth))
+        found = suggest(
+            self.lrs,
+            self.losses,
+            smoothed=self.smoothed,
+            num_it=self.num_it,
+            rules=(rule,),
+            stopped=self.stopped,
+        )
+        return found.values[rule.__name__]
 
     @property
     def spreads(self) -> dict[str, tuple[float, float] | None]:
@@ -100,21 +124,33 @@ class LRFindResult:
         `onecycle.range_test.spreads`. ``None`` where there is no suggestion. Computed when it is
         first asked for.
         """
-        found = {} if self._resampled is None else self._resampled.rules
+        found = {} if self._resampled is None else dict(self._resampled.rules)
+        if self.cycles is not None and self.cycles.spread is not None:
+            found[CYCLES] = self.cycles.spread
         return {rule: found.get(rule) for rule in self.suggestions}
 
     @property
     def vote(self) -> Vote | None:
-        """What all rules say together, with its spread; ``None`` where there is no suggestion."""
-        return None if self._resampled is None else self._resampled.vote
+        """What all rules say together, with its spread.
+
+        ``None`` where there is no suggestion, and where short cycles have decided.
+        """
+        return None if self._resampled is None or self.cycles is not None else self._resampled.vote
 
     @cached_property
     def _resampled(self) -> Spreads | None:
-        if self.reason is not None:
+        said = {rule: lr for rule, lr in self.suggestions.items() if lr is not None}
+        asked = [rule for rule in self.rules if rule.__name__ in said]
+        if self.rules and not asked:
             return None
         return spread(
-            self.lrs, self.losses, smoothed=self.smoothed, num_it=self.num_it, rules=self.rules
-        )
+            self.lrs,
+            self.losses,
+            smoothed=self.smoothed,
+            num_it=self.num_it,
+            rules=asked,
+            stopped=self.stopped,
+        ).around(said)
 
     @property
     def valid_smoothed(self) -> Array | None:
@@ -185,8 +221,10 @@ class LRFindResult:
     def __repr__(self) -> str:
         """Show a line for each rule, with its spread."""
         lines = [f"range test of {len(self.lrs)} updates: {self.stop_reason}"]
+        lines += [self.note] if self.note is not None else []
         if self.reason is not None:
-            return f"{lines[0]}\n{self.reason}"
+            return "\n".join([*lines, self.reason])
+        lines += [] if self.cycles is None else [repr(self.cycles)]
         said = self._said()
         width = max(map(len, (*said, "cycle")))
         lines += [

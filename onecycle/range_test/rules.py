@@ -6,7 +6,8 @@ more than its noise, and only then lets the rules (`valley`, `slide`, `minimum`,
 any function like them) name a learning rate.
 
 A rule is a function ``(lrs, losses) -> float`` of the learning rates, positive and increasing,
-and the smoothed losses, both of shape ``(points,)`` and finite.
+and the smoothed losses, both of shape ``(points,)`` and finite. `onecycle.range_test.knee` alone
+reads the raw losses, and says itself whether they show a valley.
 """
 
 import math
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from onecycle.arguments import shown
+from onecycle.range_test.knee import knee, read, why_unclear
 from onecycle.range_test.noise import deviation
 from onecycle.schedules.shapes import Array
 
@@ -230,9 +233,16 @@ def steep(lrs: npt.ArrayLike, losses: npt.ArrayLike) -> float:
     return float(lrs[np.argmin(np.diff(losses) / np.diff(np.log(lrs)))])
 
 
+def _as_numbers(name: str, values: npt.ArrayLike) -> Array:
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name} must be numbers of shape (points,); got {shown(values)}") from None
+
+
 def _as_curve(lrs: npt.ArrayLike, losses: npt.ArrayLike) -> tuple[Array, Array]:
     """Return both as arrays, or say why they are no curve."""
-    lrs, losses = np.asarray(lrs, np.float64), np.asarray(losses, np.float64)
+    lrs, losses = _as_numbers("lrs", lrs), _as_numbers("losses", losses)
     if lrs.ndim != 1 or lrs.shape != losses.shape or len(lrs) < 2:
         raise ValueError(
             "lrs and losses are expected to have one shape (points,) with 2 points or more, "
@@ -256,12 +266,12 @@ class Suggestions:
     """What a range test says about the learning rate.
 
     Attributes:
-        values: The learning rate that each rule suggests, by the rule's name; all ``None`` when
-            there is no valley.
+        values: The learning rate that each rule suggests, by the rule's name; ``None`` when it
+            sees no valley.
         lr_min: Lower end for a cycle, a tenth of ``lr_max``; or ``None``.
         lr_max: Upper end for a cycle, the last learning rate before the loss turns up by more
             than its noise; near the last one tested when it never does; or ``None``.
-        reason: Why there is no suggestion, in a sentence; ``None`` when there is one.
+        reason: Why the first rule suggests nothing, in a sentence; ``None`` when it does.
     """
 
     values: dict[str, float | None]
@@ -277,6 +287,7 @@ def suggest(
     smoothed: npt.ArrayLike,
     num_it: int,
     rules: Sequence[Rule] = (valley,),
+    stopped: bool = False,
 ) -> Suggestions:
     """Apply suggestion rules to a range test, if its loss has a valley.
 
@@ -291,6 +302,7 @@ def suggest(
         smoothed: Smoothed loss of each batch (see `Smoother`), shape ``(batches,)``.
         num_it: Batches planned. A test that was stopped has fewer.
         rules: Functions ``(lrs, smoothed losses) -> float``, named by their ``__name__``.
+        stopped: Whether the test ended because the loss diverged.
 
     Returns:
         A value of each rule and the pair of rates for a cycle, or the reason why there is none.
@@ -315,16 +327,29 @@ def suggest(
     """
     names = [_name(rule) for rule in rules]
     rates, raw, smooth = select_points(lrs, losses, smoothed, num_it)
-    reason = _too_few(rates, smoothed, num_it)
-    if reason is None:
-        turn, reason = _turning_point(raw)
-    if reason is not None:
-        return Suggestions(dict.fromkeys(names), None, None, reason)
-    values: dict[str, float | None] = {
-        name: float(rule(rates, smooth)) for name, rule in zip(names, rules, strict=True)
-    }
-    lr_max = float(rates[turn])
-    return Suggestions(values, lr_max / 10, lr_max, None)
+    too_few = _too_few(rates, smoothed, num_it)
+    turn, reason = _turning_point(raw) if too_few is None else (0, too_few)
+    said = [
+        _ask_knee(lrs, losses, stopped, too_few)
+        if rule is knee
+        else (None if reason is not None else float(rule(rates, smooth)), reason)
+        for rule in rules
+    ]
+    values = {name: value for name, (value, _) in zip(names, said, strict=True)}
+    lr_max = values.get(knee.__name__) if reason is not None else float(rates[turn])
+    return Suggestions(
+        values, None if lr_max is None else lr_max / 10, lr_max, said[0][1] if said else reason
+    )
+
+
+def _ask_knee(
+    lrs: npt.ArrayLike, losses: npt.ArrayLike, stopped: bool, too_few: str | None
+) -> tuple[float | None, str | None]:
+    """Return what the knee of the raw losses is, or None and why there is none."""
+    if too_few is not None:
+        return None, too_few
+    reading = read(lrs, losses, stopped=stopped)
+    return (reading.lr, None) if reading.is_clear else (None, why_unclear(reading))
 
 
 def _name(rule: Rule) -> str:

@@ -5,13 +5,16 @@ How other, a bootstrap tells without another test: the noise of the losses is ta
 put back with random signs, and each rule is asked again, a few hundred times.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from onecycle.range_test.knee import knee, read
 from onecycle.range_test.noise import residuals
 from onecycle.range_test.rules import Rule, select_points
 from onecycle.record.smoothing import smooth
@@ -52,6 +55,26 @@ class Spreads:
     rules: dict[str, tuple[float, float]]
     vote: Vote | None
 
+    def around(self, said: Mapping[str, float]) -> Spreads:
+        """Hold what the rules say of the test itself: each in its interval, the vote in between.
+
+        Args:
+            said: By name of the rule its rate, of all rules here.
+
+        Example:
+            >>> Spreads({"valley": (0.1, 0.2)}, Vote(0.3, 0.1, 0.4)).around({"valley": 0.25})
+            Spreads(rules={'valley': (0.1, 0.25)}, vote=Vote(lr=0.25, low=0.1, high=0.4))
+        """
+        rules = {
+            rule: (min(low, said[rule]), max(high, said[rule]))
+            for rule, (low, high) in self.rules.items()
+        }
+        if self.vote is None:
+            return Spreads(rules, None)
+        rates = [said[rule] for rule in rules]
+        lr = min(max(self.vote.lr, min(rates)), max(rates))
+        return Spreads(rules, Vote(lr, min(self.vote.low, lr), max(self.vote.high, lr)))
+
 
 def spread(
     lrs: npt.ArrayLike,
@@ -60,6 +83,7 @@ def spread(
     smoothed: npt.ArrayLike,
     num_it: int,
     rules: Sequence[Rule],
+    stopped: bool = False,
 ) -> Spreads:
     """Resample a range test that has a valley, and ask the rules again; always with one outcome.
 
@@ -74,6 +98,7 @@ def spread(
         smoothed: They, smoothed by `onecycle.record.smoothing.smooth`.
         num_it: Batches planned.
         rules: Functions ``(lrs, smoothed losses) -> float``, named by their ``__name__``.
+        stopped: Whether the test ended because the loss diverged.
 
     Returns:
         An interval for each rule, and the vote.
@@ -99,16 +124,30 @@ def spread(
         return Spreads({}, None)
     rates, *_ = select_points(lrs, losses, smoothed, num_it)
     first = num_it // 10
-    raw = np.asarray(losses, np.float64)[: first + len(rates)]
+    whole, raw = np.asarray(lrs, np.float64), np.asarray(losses, np.float64)
+    raw = raw if np.isfinite(raw).all() else raw[: int(np.isfinite(raw).argmin())]
+    reading = read(lrs, losses, stopped=stopped)
     noise = residuals(raw)
+    if reading.breaks is not None:
+        noise[whole[: len(raw)] >= reading.breaks] = 0.0  # divergence is no noise
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(N_RESAMPLES, len(raw)))
     # A mean of three keeps a third of the noise's variance: what was taken out had two thirds.
-    curves = [smooth(row)[first:] for row in raw - noise + math.sqrt(1.5) * noise * signs]
-    said = np.array([[rule(rates, curve) for rule in rules] for curve in curves])
+    curves = raw - noise + math.sqrt(1.5) * noise * signs
+    rest = np.asarray(losses, np.float64)[len(raw) :]
+    ends = slice(first, first + len(rates))
+    columns = {
+        rule.__name__: [
+            read(whole, np.append(curve, rest), stopped=stopped).lr
+            if rule is knee
+            else rule(rates, smooth(curve)[ends])
+            for curve in curves
+        ]
+        for rule in rules
+    }
+    said = np.array(list(columns.values())).T
     votes = np.exp(np.median(np.log(said), axis=1))
-    names = [rule.__name__ for rule in rules]
     return Spreads(
-        {name: _interval(column) for name, column in zip(names, said.T, strict=True)},
+        {name: _interval(np.array(column)) for name, column in columns.items()},
         Vote(float(np.median(votes)), *_interval(votes)),
     )
 

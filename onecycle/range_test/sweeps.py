@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -86,6 +86,27 @@ class RangeTests(Mapping[float, LRFindResult]):
                 f"  {_lowest(test):>20.4g}  {test.stop_reason}"
             )
         return "\n".join(lines)
+
+
+def one_varied(
+    settings: Mapping[str, Sequence[Any] | None],
+) -> tuple[str, Sequence[Any]] | None:
+    """Return by its name what is varied, or ``None``.
+
+    Args:
+        settings: By name the values to try, or ``None``.
+
+    Raises:
+        ValueError: If values are given for more than one.
+
+    Example:
+        >>> one_varied({"momentum": [0.8, 0.9], "batch_size": None})
+        ('momentum', [0.8, 0.9])
+    """
+    asked = [(name, values) for name, values in settings.items() if values is not None]
+    if len(asked) > 1:
+        raise ValueError("one thing is varied at a time: give wds, moms or batch_sizes")
+    return asked[0] if asked else None
 
 
 def range_tests(

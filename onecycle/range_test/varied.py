@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import nn
 
-from onecycle.arguments import check_fraction
+from onecycle.arguments import check_fraction, shown
 from onecycle.data.loaders import with_batch_size
 
 if TYPE_CHECKING:
@@ -40,8 +39,11 @@ def check_settings(learn: Loop, name: str, settings: Sequence[Any], *, least: in
         TypeError: If a value is no number, or the training loader is of a kind whose batch size
             cannot be changed.
     """
-    if isinstance(settings, str) or np.ndim(settings) != 1 or len(settings) < least:
-        raise ValueError(f"expected a list of {least} or more values of {name}; got {settings!r}")
+    is_list = isinstance(settings, list | tuple | range) or getattr(settings, "ndim", 0) == 1
+    if not is_list or len(settings) < least:
+        raise ValueError(
+            f"expected a list of {least} or more values of {name}; got {shown(settings)}"
+        )
     for setting in settings:
         _check(learn, name, setting)
     if len(set(settings)) < len(settings):
@@ -54,7 +56,9 @@ def _check(learn: Loop, name: str, setting: Any) -> None:
     elif name == "dropout":
         check_fraction("a dropout", setting)
         if not _dropouts(learn):
-            raise ValueError("the model has no nn.Dropout: add one, or leave dropouts out")
+            raise ValueError(
+                f"the model has no nn.Dropout: add one, or leave dropouts out; got {shown(setting)}"
+            )
     else:
         learn.groups.get(name)  # refuses what the optimizer does not have
         learn.groups.expand(name, setting)

@@ -14,16 +14,27 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Literal, Protocol, SupportsFloat, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from onecycle.arguments import check_count
+from onecycle.arguments import (
+    check_callable,
+    check_count,
+    check_finite,
+    check_flag,
+    check_one_of,
+    check_text,
+    class_hint,
+    shown,
+)
 from onecycle.data.nested import map_tensors
 from onecycle.data.sizes import size_of
 from onecycle.record.directions import Direction, agreed, named_direction, stated_direction
+from onecycle.record.means import NanWatch, WeightedMean
 from onecycle.record.values import named_numbers, named_parts
+from onecycle.record.weights import Weight, check_weight
 
 #: Returns the mean over a batch: one number, or several in a dict or a tuple.
 MetricFunction = Callable[[Any, Any], Any]
@@ -139,7 +150,7 @@ def top_k_accuracy(k: int = 5) -> MetricFunction:
         >>> top_2.__name__
         'top_2_accuracy'
     """
-    check_count("k", k)
+    k = check_count("k", k)
     name = f"top_{k}_accuracy"
 
     @_higher_is_better(True)
@@ -170,6 +181,7 @@ def binary_accuracy(threshold: float = 0.0) -> MetricFunction:
         >>> metric(torch.tensor([-2.0, 3.0, 1.0, -1.0]), torch.tensor([0.0, 1.0, 1.0, 1.0]))
         tensor(0.7500)
     """
+    check_finite("threshold", threshold)
 
     @_higher_is_better(True)
     def metric(pred: Tensor, target: Tensor) -> Tensor:
@@ -240,132 +252,21 @@ def rmse() -> "MeanMetric":
     return MeanMetric(mse, name="rmse", transform=torch.sqrt, higher_is_better=False)
 
 
-#: The values that are kept on the device before they are put together.
-_KEPT = 256
-
-
-def _wide(value: Tensor) -> torch.dtype:
-    """Return the dtype to add up in: many batches lose digits in float32, which is all MPS has."""
-    return torch.float32 if value.device.type == "mps" else torch.float64
-
-
-class WeightedMean:
-    """A mean of device values, weighted by samples, that is read late.
-
-    Attributes:
-        count: The sum of the weights.
-
-    Example:
-        >>> mean = WeightedMean()
-        >>> mean.add(torch.tensor(1.0), 3)
-        >>> mean.add(torch.tensor(5.0), 1)
-        >>> mean.compute()
-        tensor(2., dtype=torch.float64)
-    """
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget every value."""
-        self._total: Tensor | None = None
-        self.count = 0
-        self._kept: list[Tensor] = []
-        self._weight = 0
-
-    def add(self, value: Tensor | float, n: int) -> None:
-        """Take in the mean of n samples.
-
-        Args:
-            value: The mean, a 0-dim tensor or a float.
-            n: How many samples it is the mean of.
-        """
-        if isinstance(value, Tensor):  # a copy, since it may be written to again and again
-            self.keep((value.detach() if value.requires_grad else value).clone(), n)
-        else:
-            self._add(torch.tensor(value, dtype=torch.float64), n)
-            self.count += n
-
-    def keep(self, value: Tensor, n: int) -> None:
-        """Take in a mean that nobody writes to afterwards; many are added up at once, later.
-
-        Args:
-            value: The mean, a 0-dim tensor without a graph.
-            n: How many samples it is the mean of.
-        """
-        if n != self._weight or len(self._kept) == _KEPT:
-            self._add_kept()
-            self._weight = n
-        self._kept.append(value)
-        self.count += n
-
-    def compute(self) -> Tensor:
-        """Return the mean as a 0-dim tensor, still on its device; NaN if there is no value."""
-        self._add_kept()
-        return torch.tensor(math.nan) if self._total is None else self._total / self.count
-
-    def _add_kept(self) -> None:
-        if self._kept:
-            kept, self._kept = torch.stack(self._kept), []
-            self._add(kept.sum(dtype=_wide(kept)), self._weight)
-
-    def _add(self, value: Tensor, n: int) -> None:
-        if self._total is None:
-            self._total = value.to(_wide(value)) * n
-        else:
-            self._total = torch.add(self._total, value, alpha=n)
-
-
-class NanWatch:
-    """Tells whether there was NaN in any of many tensors, and is read late.
-
-    One operator a tensor: its sum, which is NaN where it holds NaN, or infinities of both signs.
-
-    Example:
-        >>> watch = NanWatch()
-        >>> watch.keep(torch.tensor([1.0, math.inf]))
-        >>> watch.found().item()
-        False
-        >>> watch.keep(torch.tensor([1.0, math.nan]))
-        >>> watch.found().item()
-        True
-    """
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget every tensor."""
-        self._kept: list[Tensor] = []
-        self._found: Tensor | None = None
-
-    def keep(self, tensor: Tensor) -> None:
-        """Look at a tensor, of the device and dtype of the others."""
-        self._kept.append((tensor.detach() if tensor.requires_grad else tensor).sum())
-        if len(self._kept) == _KEPT:
-            self.found()
-
-    def found(self) -> Tensor:
-        """Return the answer as a 0-dim tensor of bool, still on its device."""
-        if self._kept:
-            found = torch.stack(self._kept).isnan().any()
-            self._found, self._kept = found if self._found is None else found | self._found, []
-        return torch.tensor(False) if self._found is None else self._found
-
-
 class MeanMetric:
     """The mean of a function of one batch over a whole pass, weighted by samples.
 
     For a function that is a mean over its samples, the result is that of the function on all
-    samples at once, also when the last batch is smaller.
+    samples at once, also when the last batch is smaller. One that is a mean over what the loss is
+    a mean over, such as valid tokens, is weighted as the loss is.
 
     Args:
         func: ``(pred, target) -> 0-dim tensor``, a mean over the batch. Only it has to
-            understand what ``pred`` and ``target`` are. The number of samples is
-            `onecycle.data.sizes.size_of` the target, or of ``pred`` if the target has none. It may
-            return several such means, in a dict or a tuple.
+            understand what ``pred`` and ``target`` are. It may return several such means, in a
+            dict or a tuple.
         name: What the metric is called; the name of ``func`` if ``None``.
         transform: Applied to the mean at the end, such as ``torch.sqrt``.
+        weighted_by: ``"samples"``: a batch counts as ``batch_size`` of the learner says;
+            ``"loss"``: as its ``loss_weight`` does.
         higher_is_better: Whether more of it is better. ``None``: as the class or ``func`` says;
             where neither does, as the names of ``func`` and of the metric are known for.
 
@@ -375,6 +276,12 @@ class MeanMetric:
         >>> metric.update(torch.tensor([5.0]), torch.tensor([0.0]))
         >>> metric.name, metric.compute().item()
         ('mae', 2.0)
+
+        The share of right tokens among those that count, in batches padded to any length:
+
+        >>> def token_accuracy(pred, target):
+        ...     return (pred.argmax(1) == target)[target != -100].float().mean()
+        >>> per_token = MeanMetric(token_accuracy, weighted_by="loss", higher_is_better=True)
     """
 
     higher_is_better: bool | None = None
@@ -385,13 +292,20 @@ class MeanMetric:
         *,
         name: str | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
+        weighted_by: Literal["samples", "loss"] = "samples",
         higher_is_better: bool | None = None,
     ) -> None:
-        self.func = func
-        self.name = _function_name(func) if name is None else name
+        if isinstance(func, type) or not callable(func) or not _takes_pred_and_target(func):
+            came = f"{shown(func)}{class_hint(func)}"
+            raise TypeError(f"func must be a function (pred, target) -> 0-dim tensor; got {came}")
+        check_one_of("weighted_by", weighted_by, ("samples", "loss"))
+        self.func, self.weighted_by = func, weighted_by
+        self.name = _function_name(func) if name is None else check_text("name", name)
+        if transform is not None:
+            check_callable("transform", transform, "mean")
         self.transform = transform
         if higher_is_better is not None:
-            self.higher_is_better = higher_is_better
+            self.higher_is_better = check_flag("higher_is_better", higher_is_better)
         self._mean = WeightedMean()
         self._parts: dict[str, WeightedMean] = {}
         self._watch = NanWatch()
@@ -404,28 +318,36 @@ class MeanMetric:
         self._parts = {}
         self._watch.reset()
 
-    def update(self, pred: Any, *targets: Any) -> None:
+    def update(self, pred: Any, *targets: Any, weight: Weight | None = None) -> None:
         """Take in one batch, without waiting for the device.
 
         Args:
             pred: What the model gave for the batch.
             *targets: What it should have given: one, or each of several.
+            weight: How much the batch counts; by default its samples, which are
+                `onecycle.data.sizes.size_of` the target, or of ``pred`` if the target has none.
 
         Raises:
             ValueError: The function did not return one number, or a dict or tuple of them.
         """
+        if weight is None:
+            weight = size_of(targets[0] if len(targets) == 1 else targets, pred)
         if self._compares:
             value = self.func.__wrapped__(pred, *targets)  # type: ignore[attr-defined]
-            self._mean.keep(value, size_of(targets[0] if len(targets) == 1 else targets, pred))
+            self._mean.keep(value, weight)
             self._watch.keep(pred)
             return
-        value = self.func(pred, *targets)
-        n = size_of(targets[0] if len(targets) == 1 else targets, pred)
+        try:
+            value = self.func(pred, *targets)
+        except TypeError as error:
+            takes = "(pred, target)" if len(targets) == 1 else f"pred and {len(targets)} targets"
+            error.add_note(f"onecycle: the metric {self.name} was called with {takes}")
+            raise
         if isinstance(value, Mapping | tuple | list):
             for name, part in named_parts(self.name, value).items():
-                self._parts.setdefault(name, WeightedMean()).add(_one_mean(name, part), n)
+                self._parts.setdefault(name, WeightedMean()).add(_one_mean(name, part), weight)
         else:
-            self._mean.add(_one_mean(self.name, value), n)
+            self._mean.add(_one_mean(self.name, value), weight)
 
     def compute(self) -> Any:
         """Return the metric as a 0-dim tensor, still on its device; NaN if no batch came.
@@ -451,6 +373,11 @@ def _one_mean(name: str, value: Any) -> Any:
             "return one number, the mean over the batch (a 0-dim tensor), or a dict of such; what "
             "has a value for each class is no mean over batches: give an object with reset(), "
             "update(pred, target) and compute()"
+        )
+    if not isinstance(value, Tensor | SupportsFloat):
+        raise TypeError(
+            f"metric {name} returned {shown(value)}: return one number, the mean over the batch (a "
+            "0-dim tensor), or a dict of such"
         )
     return value
 
@@ -609,18 +536,22 @@ class MetricSet:
     def __init__(self, metrics: Any = ()) -> None:
         self.metrics = as_metrics(metrics)
         self.parts: dict[str, list[str]] = {}
+        self._is_empty = True
         self._loss = WeightedMean()
         self._watch = NanWatch()
         self._others = [name for name, each in self.metrics.items() if not _gives_nan(each)]
 
     def reset(self) -> None:
         """Forget every batch."""
+        self._is_empty = True
         self._loss.reset()
         self._watch.reset()
         for metric in self.metrics.values():
             metric.reset()
 
-    def update(self, pred: Any, target: Any, loss: Tensor, n: int) -> None:
+    def update(
+        self, pred: Any, target: Any, loss: Tensor, n: int, loss_weight: Weight | None = None
+    ) -> None:
         """Take in one batch, without waiting for the device.
 
         Args:
@@ -629,17 +560,29 @@ class MetricSet:
                 argument of its own, as for the loss function.
             loss: The mean loss of the batch, a 0-dim tensor without a graph.
             n: How many samples the batch has.
+            loss_weight: How much its loss counts, a number or a 0-dim tensor that is not read; by
+                default as many as it has samples.
+
+        Raises:
+            TypeError, ValueError: If the weight is none.
         """
+        if loss_weight is None:
+            loss_weight = n
+        elif type(loss_weight) is not int or loss_weight < 0:
+            check_weight(loss_weight)
+        targets = target if type(target) is tuple else (target,)
         for metric in self.metrics.values():
-            if self._loss.count == 0 and hasattr(metric, "to"):
+            if self._is_empty and hasattr(metric, "to"):
                 metric.to(loss.device)
-            if type(target) is tuple:
-                metric.update(pred, *target)
-            else:
-                metric.update(pred, target)
+            if isinstance(metric, MeanMetric) and type(metric).update is MeanMetric.update:
+                weight = loss_weight if metric.weighted_by == "loss" else n
+                metric.update(pred, *targets, weight=weight)
+            else:  # others take no weight
+                metric.update(pred, *targets)
         if self._others:
             self._look_at(pred, loss)
-        self._loss.keep(loss, n)
+        self._loss.keep(loss, loss_weight)
+        self._is_empty = False
 
     def _look_at(self, pred: Any, loss: Tensor) -> None:
         """Look for NaN in the predictions: in each tensor of floats."""
@@ -655,14 +598,14 @@ class MetricSet:
         """Return the results by name: here, and nowhere else, device values become floats.
 
         Returns:
-            ``"valid_loss"``, weighted by samples, then the metrics in their order, each value by
-            its name: see `named_numbers`. Empty if there was no batch.
+            ``"valid_loss"``, each batch by its weight, then the metrics in their order, each value
+            by its name: see `named_numbers`. Empty if there was no batch.
 
         Raises:
             TypeError: A metric gave what is no number.
             ValueError: A metric gave several, one of them by a name that is taken.
         """
-        if self._loss.count == 0:
+        if self._is_empty:
             return {}
         results = {"valid_loss": self._loss.compute().item()}
         # Where the loss is a number, what was NaN among the predictions was not meant to count.
@@ -708,7 +651,14 @@ def _takes_pred_and_target(func: Callable[..., Any]) -> bool:
     return True
 
 
+def _check_tensors(name: str, pred: Tensor, target: Tensor) -> None:
+    for which, value in (("pred", pred), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} needs tensors; {which} is {shown(value)}")
+
+
 def _check_class_indices(name: str, pred: Tensor, target: Tensor) -> None:
+    _check_tensors(name, pred, target)
     shape = pred.shape
     if len(shape) < 2 or shape[1] == 1:
         raise ValueError(
@@ -731,6 +681,7 @@ def _check_class_indices(name: str, pred: Tensor, target: Tensor) -> None:
 
 
 def _check_same_shape(name: str, pred: Tensor, target: Tensor) -> None:
+    _check_tensors(name, pred, target)
     if pred.shape != target.shape:
         raise ValueError(
             f"{name} needs pred and target of the same shape, got {tuple(pred.shape)} and "

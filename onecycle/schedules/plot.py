@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_callable, check_count, check_is, shown
 from onecycle.schedules.of_torch import (
     follows_a_metric,
     is_torch_scheduler,
@@ -64,14 +64,19 @@ def plot_schedule(
         ['up', 'down']
     """
     import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
 
     check_count("steps", steps, least=2)
+    if ax is not None:
+        check_is("ax", ax, Axes, "plt.gca()")
     curves = _named_curves(schedule_or_torch_scheduler)
     of_torch = {is_torch_scheduler(curve) for curve in curves.values()}
     if len(of_torch) != 1:
+        came = shown(schedule_or_torch_scheduler)
         wrong = "schedules and torch schedulers together" if of_torch else "nothing to draw"
         raise (TypeError if of_torch else ValueError)(
-            f"plot_schedule takes schedules of position, or schedulers of torch; got {wrong}"
+            "schedule_or_torch_scheduler must be schedules of position, or schedulers of torch; "
+            f"got {wrong}: {came}"
         )
     lines = [line for name, curve in curves.items() for line in _lines(name, curve, steps)]
     if ax is None:
@@ -91,7 +96,7 @@ def _named_curves(given: Curves) -> dict[str, Curve]:
     """Give every curve a name; the only one needs none."""
     if isinstance(given, Mapping):
         return {str(name): curve for name, curve in given.items()}
-    if isinstance(given, Sequence):
+    if isinstance(given, Sequence) and not isinstance(given, str | bytes):
         return {f"{k}: {_short_name(curve)}": curve for k, curve in enumerate(given)}
     return {"": given}
 
@@ -104,10 +109,15 @@ def _short_name(curve: Curve) -> str:
 def _lines(name: str, curve: Any, steps: int) -> list[tuple[str, Positions, Positions]]:
     """Give label, x and y of every line that a curve needs."""
     if not is_torch_scheduler(curve):
-        if not callable(curve):
-            raise TypeError(f"a schedule is called with positions; got {curve!r}")
+        check_callable("schedule_or_torch_scheduler", curve, "positions")
         x = np.linspace(0.0, 1.0, steps)
-        return [(name, x, np.asarray(curve(x), dtype=np.float64))]
+        y = np.asarray(curve(x), dtype=np.float64)
+        if y.shape != x.shape:
+            raise ValueError(
+                f"schedule_or_torch_scheduler {shown(curve)} must give a value for each position, "
+                f"shape {x.shape}; got shape {y.shape}"
+            )
+        return [(name, x, y)]
     x, rates = _simulate(curve, steps)
     if rates.shape[1] == 1 or (rates == rates[:, :1]).all():
         return [(name, x, rates[:, 0])]

@@ -19,11 +19,13 @@ from onecycle.arguments import (
     check_count,
     check_finite,
     check_fraction,
+    check_list,
     check_momenta,
     check_momentum,
     check_not_negative,
     check_one_of,
     check_positive,
+    shown,
 )
 from onecycle.schedules.shapes import (
     TOLERANCE,
@@ -382,7 +384,10 @@ def fastai1_momentum(
         >>> fastai1_momentum(10)([k / 9 for k in (0, 3, 9)]).round(4)
         array([0.95 , 0.85 , 0.945])
     """
-    high, low = (check_momentum("a momentum", mom) for mom in moms)
+    both = check_list("moms", moms, "two momenta")
+    if len(both) != 2:
+        raise ValueError(f"moms must be two momenta, such as (0.95, 0.85); got {shown(moms)}")
+    high, low = (check_momentum("a momentum of moms", mom) for mom in both)
     rise = int(check_count("total_steps", total_steps) * check_fraction("pct_start", pct_start))
     rest = (total_steps - rise, cosine(low, high))
     return join_steps(total_steps, [(rise, cosine(high, low)), rest])

@@ -23,7 +23,14 @@ from typing import Any, ClassVar, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle.arguments import check_count, check_finite, check_fraction, check_positive
+from onecycle.arguments import (
+    check_count,
+    check_finite,
+    check_fraction,
+    check_list,
+    check_positive,
+    shown,
+)
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -272,10 +279,19 @@ class Step(Schedule, kind="step"):
             start=check_finite("start", self.start), factor=check_finite("factor", self.factor)
         )
         self._set(milestones=milestones)
+        try:
+            self._levels()
+        except OverflowError:
+            raise ValueError(
+                f"factor multiplies {self.start:g} beyond all numbers in {len(milestones)} "
+                f"milestones; got {self.factor:g}"
+            ) from None
+
+    def _levels(self) -> list[float]:
+        return [self.start * self.factor**k for k in range(len(self.milestones) + 1)]
 
     def _values(self, p: Array) -> Array:
-        levels = [self.start * self.factor**k for k in range(len(self.milestones) + 1)]
-        return np.array(levels)[np.searchsorted(self.milestones, p, side="right")]
+        return np.array(self._levels())[np.searchsorted(self.milestones, p, side="right")]
 
 
 @dataclass(frozen=True)
@@ -291,8 +307,8 @@ class Join(Schedule, kind="join"):
         )
         total = math.fsum(fraction for fraction, _ in phases)
         if abs(total - 1.0) > TOLERANCE:
-            shown = " + ".join(f"{fraction:g}" for fraction, _ in phases) or "no phases"
-            raise ValueError(f"the fractions of the phases must add to 1; {shown} = {total:.9g}")
+            added = " + ".join(f"{fraction:g}" for fraction, _ in phases) or "no phases"
+            raise ValueError(f"the fractions of the phases must add to 1; {added} = {total:.9g}")
         self._set(phases=phases)
 
     def _values(self, p: Array) -> Array:
@@ -495,7 +511,7 @@ def step(start: float, factor: float, *, milestones: Sequence[float] = (0.5, 0.7
         >>> step(8.0, 0.5, milestones=(0.5, 0.75))(np.array([0.0, 0.49, 0.5, 0.75, 1.0]))
         array([8., 8., 4., 2., 2.])
     """
-    return Step(start, factor, tuple(milestones))
+    return Step(start, factor, tuple(check_list("milestones", milestones, "fractions")))
 
 
 def join(phases: Sequence[tuple[float, Schedule]]) -> Join:
@@ -518,7 +534,7 @@ def join(phases: Sequence[tuple[float, Schedule]]) -> Join:
         >>> flat_cos(np.array([0.0, 0.75, 0.875, 1.0]))
         array([1. , 1. , 0.5, 0. ])
     """
-    return Join(tuple(phases))
+    return Join(tuple(check_list("phases", phases, "pairs (fraction, schedule)")))
 
 
 def join_steps(total_steps: int, phases: Sequence[tuple[int, Schedule]]) -> JoinSteps:
@@ -544,16 +560,17 @@ def join_steps(total_steps: int, phases: Sequence[tuple[int, Schedule]]) -> Join
         >>> warm_up(np.arange(8) / 7).tolist()
         [0.0, 0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25]
     """
-    return JoinSteps(total_steps=total_steps, phases=tuple(phases))
+    pairs = check_list("phases", phases, "pairs (steps, schedule)")
+    return JoinSteps(total_steps=total_steps, phases=tuple(pairs))
 
 
 def _check_phases(phases: Sequence[object], length: str) -> None:
     """Refuse what is no pair of a length and a schedule."""
     for phase in phases:
-        if not (isinstance(phase, Sequence) and len(phase) == 2):
-            raise TypeError(f"a phase is a pair ({length}, schedule); got {phase!r}")
+        if not (isinstance(phase, list | tuple) and len(phase) == 2):
+            raise TypeError(f"a phase is a pair ({length}, schedule); got {shown(phase)}")
         if not isinstance(phase[1], Schedule):
-            raise TypeError(f"the second of a phase is a Schedule; got {phase[1]!r}")
+            raise TypeError(f"the second of a phase is a Schedule; got {shown(phase[1])}")
 
 
 def piecewise(x: Array, cuts: Sequence[float], parts: Sequence[Schedule]) -> Array:

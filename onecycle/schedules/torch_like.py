@@ -12,6 +12,7 @@ import numpy as np
 
 from onecycle.arguments import (
     check_count,
+    check_flag,
     check_fraction,
     check_momentum,
     check_not_negative,
@@ -53,6 +54,7 @@ class TorchPhases(Counted):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of("anneal_strategy", self.anneal_strategy, ("cos", "linear"))
+        check_flag("three_phase", self.three_phase)
         pct_start = check_fraction("pct_start", self.pct_start)
         self._set(pct_start=pct_start, three_phase=bool(self.three_phase))
 

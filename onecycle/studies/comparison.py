@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle import plots
-from onecycle.arguments import Default, check_count, check_finite, check_one_of
+from onecycle.arguments import Default, check_count, check_finite, check_one_of, shown
 from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.optim.groups import GroupValues
 from onecycle.record.history import History
 from onecycle.schedules.policies import flat_cos
 from onecycle.schedules.shapes import Schedule, step
-from onecycle.studies.trials import Init, check_seeds, run_trials
+from onecycle.studies.trials import Init, check_init, check_seeds, run_trials
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -178,12 +178,14 @@ def compare(
     rates = learn.groups.expand("lr", learn.lr if lr is Default.OWN else lr)
     fits = _fits(policies, n_epoch, rates)
     found = check_seeds(seeds)
+    check_init(init)
     name, better = judged_by(learn, metric, mode)
     if target is not None:
         check_finite("target", target)
+    n, total = len(found), len(found) * len(fits)
     runs = {
-        policy: run_trials(learn, fit, found, init=init, label=policy)
-        for policy, fit in fits.items()
+        policy: run_trials(learn, fit, found, init=init, label=policy, place=(1 + n * i, total))
+        for i, (policy, fit) in enumerate(fits.items())
     }
     return Comparison(runs, name, better == "min", target)
 
@@ -192,11 +194,12 @@ def _fits(
     policies: Sequence[str] | Mapping[str, Compared], n_epoch: int, rates: list[float]
 ) -> dict[str, _Fit]:
     """Return by label what trains a learner."""
-    if not policies or isinstance(policies, str) or not isinstance(policies, Mapping | Sequence):
-        raise TypeError(f"{_EXPECTED}; got {policies!r}")
+    is_known = isinstance(policies, Mapping | Sequence) and not isinstance(policies, str)
+    if not is_known or not policies:
+        raise TypeError(f"{_EXPECTED}; got {shown(policies)}")
     if not isinstance(policies, Mapping):
         if not all(isinstance(name, str) for name in policies):
-            raise TypeError(f"{_EXPECTED}; got {policies!r}")
+            raise TypeError(f"{_EXPECTED}; got {shown(policies)}")
         if len(set(policies)) < len(policies):
             raise ValueError(f"a policy comes twice, and would be one: {list(policies)}")
         policies = {name: name for name in policies}

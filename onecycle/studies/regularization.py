@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,9 +13,8 @@ from onecycle.arguments import Default, check_budget
 from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.optim.groups import GroupValues
 from onecycle.range_test.varied import check_settings, put_in_force
-from onecycle.record.history import History
 from onecycle.schedules.shapes import Array
-from onecycle.studies.trials import Init, check_seeds, run_trials
+from onecycle.studies.trials import Init, check_init, check_seeds, last_values, run_trials
 
 if TYPE_CHECKING:
     from onecycle.training.trainer import Trainer
@@ -114,29 +113,27 @@ def regularization_report(
     """Measure which regularization short fits prefer: see `Learner.regularization_report`."""
     check_budget(n_epoch, None, None)
     rates = learn.groups.expand("lr_max", learn.lr if lr_max is Default.OWN else lr_max)
-    name, better = judged_by(learn, metric or "valid_loss", mode)
+    name, better = judged_by(learn, "valid_loss" if metric is None else metric, mode)
     found = check_seeds(seeds)
+    check_init(init)
     if len(found) < 2:
         raise ValueError(f"the spread needs 2 seeds or more, and 5 tell more; got {found}")
     asked = {"weight_decay": wds, "dropout": dropouts, "batch_size": batch_sizes}
-    plans = {kind: list(values) for kind, values in asked.items() if values is not None}
+    plans = {kind: values for kind, values in asked.items() if values is not None}
     if not plans:
         raise ValueError("there is nothing to vary: give wds, dropouts or batch_sizes")
     for kind, settings in plans.items():
         check_settings(learn, kind, settings, least=2)
     results: dict[str, dict[float, Array]] = {kind: {} for kind in plans}
+    done, total = 0, len(found) * sum(map(len, plans.values()))
     for kind, settings in plans.items():
         for setting in settings:
             fit, label = _fit(kind, setting, n_epoch, rates), f"{kind} {setting:g}"
-            records = run_trials(learn, fit, found, init=init, label=label)
-            results[kind][setting] = _ends(records.values(), name)
+            place = (done + 1, total)
+            records = run_trials(learn, fit, found, init=init, label=label, place=place)
+            done += len(found)
+            results[kind][setting] = last_values(records.values(), name)
     return RegularizationReport(results, name, less_is_better=better == "min")
-
-
-def _ends(records: Iterable[History], metric: str) -> Array:
-    """Return what the fit of each seed ends at; NaN where validation gave nothing."""
-    series = [record.get(metric) for record in records]
-    return np.array([s.values[-1] if s else math.nan for s in series], np.float64)
 
 
 def _fit(kind: str, setting: Any, n_epoch: int, rates: list[float]) -> Callable[[Trainer], None]:

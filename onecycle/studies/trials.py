@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from onecycle.arguments import check_count
-from onecycle.callbacks.progress import Progress, clock, number
+from onecycle.arguments import check_callable, check_count, check_list, shown
+from onecycle.callbacks.progress import clock
+from onecycle.callbacks.progress import number as written
 from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.run_bar import RunBar, is_watched
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Stage
 from onecycle.record.history import History
+from onecycle.schedules.shapes import Array
 
 if TYPE_CHECKING:
     from onecycle.training.trainer import Trainer
@@ -33,6 +37,7 @@ def run_trials(
     *,
     init: Init | None = None,
     label: str = "trial",
+    place: tuple[int, int] | None = None,
 ) -> dict[int, History]:
     """Run a fit once for each seed, each time from the same state; leave the learner as it was.
 
@@ -41,8 +46,8 @@ def run_trials(
     of a learner that has not been trained is, to the bit, the fit of a new one with that seed.
 
     The learner's callbacks take part, but for those that would write a trial into files or onto
-    the screen: the stages `Stage.RECORD` and `Stage.SAVE`, and `Progress`, in whose place a line
-    is printed for each trial that is done. ``with learn.no_bar():`` does without it.
+    the screen: the stages `Stage.RECORD` and `Stage.SAVE`, and `Progress`, in whose place there is
+    a bar for each trial, and a line when it is done. ``with learn.no_bar():`` does without it.
 
     Args:
         learn: The learner.
@@ -53,6 +58,8 @@ def run_trials(
             from its weights with an empty optimizer state. By default every trial starts from
             the weights and the optimizer state that the learner has.
         label: What the printed lines begin with.
+        place: The number of the first of these trials in a study, and how many that makes in all;
+            by default these are all.
 
     Returns:
         The record of each seed's trial.
@@ -70,15 +77,17 @@ def run_trials(
         >>> [len(history["train_loss"]) for history in trials.values()], learn.total_updates
         ([8, 8], 0)
     """
-    records = {}
-    is_watched = any(isinstance(callback, Progress) for callback in learn.cbs)
-    for seed in check_seeds(seeds):
+    records, first, total = dict[int, History](), *(place or (1, len(seeds)))
+    watched = is_watched(learn)
+    for number, seed in enumerate(check_seeds(seeds), first):
         began = perf_counter()
+        bar = [RunBar(f"fit {number}/{total}: {label}, seed {seed}")] if watched else []
         with preserved(learn), learn.no_bar():
             recorder = _begin(learn, seed, init)
-            fit(learn)
+            with learn.added_cbs(bar):
+                fit(learn)
         records[seed] = recorder.history
-        if is_watched:
+        if watched:
             ends = _ends(recorder)
             print(f"{label}, seed {seed}: {ends}{clock(perf_counter() - began)}", flush=True)
     return records
@@ -89,8 +98,14 @@ def _ends(recorder: Recorder) -> str:
     metrics = (name for names in recorder.metric_parts.values() for name in names)
     ends = {name: recorder.history.get(name) for name in ("valid_loss", *metrics)}
     return "".join(
-        f"{name} {number(series.values[-1])}, " for name, series in ends.items() if series
+        f"{name} {written(series.values[-1])}, " for name, series in ends.items() if series
     )
+
+
+def last_values(records: Iterable[History], metric: str) -> Array:
+    """Return what the fit of each seed ended at; NaN where validation gave nothing."""
+    series = [record.get(metric) for record in records]
+    return np.array([s.values[-1] if s else math.nan for s in series], np.float64)
 
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:
@@ -100,12 +115,17 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
         TypeError: If they are no list of whole numbers.
         ValueError: If there is none, or one comes twice or is negative.
     """
-    if isinstance(seeds, str | bytes) or not hasattr(seeds, "__iter__"):
-        raise TypeError(f"seeds must be a list of whole numbers, such as range(4); got {seeds!r}")
-    found = [check_count("a seed", seed, least=0) for seed in seeds]
+    listed = check_list("seeds", seeds, "whole numbers, such as range(4)")
+    found = [check_count("a seed", seed, least=0) for seed in listed]
     if not found or len(set(found)) < len(found):
-        raise ValueError(f"expected one or more seeds, all different; got {found}")
+        raise ValueError(f"expected one or more seeds, all different; got {shown(seeds)}")
     return found
+
+
+def check_init(init: Init | None) -> None:
+    """Refuse what could not make a model: a class of models may."""
+    if init is not None and not (isinstance(init, type) and issubclass(init, nn.Module)):
+        check_callable("init", init)
 
 
 def _begin(learn: Trainer, seed: int, init: Init | None) -> Recorder:
@@ -129,7 +149,7 @@ def _take_weights(model: nn.Module, init: Init) -> None:
     if not isinstance(made, nn.Module):
         raise TypeError(
             "init must make a torch.nn.Module when it is called without arguments, such as the "
-            f"class of the model; got {init!r}"
+            f"class of the model; got {shown(init)}"
         )
     try:
         model.load_state_dict(made.state_dict())

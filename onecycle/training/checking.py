@@ -23,6 +23,7 @@ from onecycle.data.loaders import TensorLoader
 from onecycle.errors import CancelValid
 from onecycle.explanations import describe
 from onecycle.record.metrics import MetricSet
+from onecycle.training.loss_means import weight_findings
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -97,7 +98,8 @@ class FirstBatch(Callback):
             f"input {describe(learn.xb)}, target {describe(learn.yb)}, loss {float(learn.loss):.4g}"
         )
         with torch.no_grad():
-            self.check = Check(seen, self._valid, tuple(findings(learn)))
+            found = [*findings(learn), *weight_findings(learn, partial(_fields_of, learn))]
+            self.check = Check(seen, self._valid, tuple(found))
         if learn.running == "fit":
             for finding in self.check.findings:
                 log.warning("check: %s", finding)
@@ -113,6 +115,22 @@ def _fields_of(learn: Loop) -> Capture:
         if hasattr(part, "__dict__") and not isinstance(part, type):
             kept.add(vars(part))
     return kept
+
+
+def check_between_updates(event: str) -> None:
+    """Refuse to change the weights, if only for a while, where a backward pass still needs them.
+
+    Args:
+        event: The event of a fit from which that is asked.
+
+    Raises:
+        RuntimeError: If it lies between the forward and the backward pass of a batch.
+    """
+    if event in ("after_pred", "after_loss", "before_backward"):
+        raise RuntimeError(
+            f"a range test in {event} would change the weights that the backward pass of "
+            "this batch still needs: call lr_find between two updates, as in after_step"
+        )
 
 
 def warn_of_bad_parameters(learn: Loop) -> None:
@@ -161,8 +179,7 @@ def measure(learn: Loop, dl: Iterable[Any], n_batches: int | None = None) -> dic
     means.reset()
 
     def collect(learn: Loop) -> None:
-        if learn.pred is not None:
-            means.update(learn.pred, learn.yb, learn.loss, learn.batch_size(learn.batch))
+        learn.measure_batch(means)
         if learn.iter + 1 == n_batches:
             raise CancelValid
 
@@ -233,13 +250,6 @@ def _of_prediction(pred: Tensor, yb: Tensor, loss: float, loss_func: Any) -> Ite
         yield (
             f"the first loss is {loss:.4g}, and guessing among {n_classes} classes has "
             f"{guess:.3g}: the inputs or the first weights are too large"
-        )
-    ignored = getattr(loss_func, "ignore_index", -100)
-    if not yb.is_floating_point() and bool((yb == ignored).any()):
-        yield (
-            f"targets of ignore_index={ignored} are left out of the loss, a mean over the others; "
-            "batches are weighted by their samples, in validation and in accumulation: override "
-            "batch_size(self, batch) of the Learner to return the number of the others"
         )
     are_many = not yb.is_floating_point() and yb.numel() >= SAMPLES_PER_CLASS * n_classes
     if are_many and int(yb.min()) == 1:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from onecycle.arguments import check_flag, check_is, shown
 from onecycle.optim.build import norm_parameters, ready_state
 from onecycle.optim.groups import MORE_GROUPS
 from onecycle.optim.loss_module import named_parts
@@ -46,8 +47,11 @@ def freeze(learn: Trainer, *, train_bn: bool) -> None:
 def freeze_to(learn: Trainer, n: int, *, train_bn: bool) -> None:
     """Freeze the groups before one of them: see `Learner.freeze_to`."""
     count = len(learn.groups)
+    check_flag("train_bn", train_bn)
     if not isinstance(n, int) or isinstance(n, bool):
-        raise TypeError(f"freeze_to takes the number of a parameter group; got {n!r}")
+        raise TypeError(
+            f"freeze_to takes the number of a parameter group: n must be an integer; got {shown(n)}"
+        )
     if not -count <= n < count:
         raise ValueError(
             f"cannot freeze to parameter group {n}: expected {-count} to {count - 1}, since the "
@@ -133,6 +137,7 @@ def head_splitter(model: nn.Module) -> list[list[nn.Parameter]]:
         >>> len(body), [tuple(p.shape) for p in head]
         (60, [(5, 512), (5,)])
     """
+    check_is("model", model, nn.Module)
     in_head = {id(module) for part in _head_parts(model) for module in part.modules()}
     # What both use, such as embeddings, is the body's.
     in_body = {

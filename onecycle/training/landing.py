@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_count, check_text
 from onecycle.callbacks.landing import land_running, landing_plan
 from onecycle.core.callback import Callback, Stage
+from onecycle.core.checks import checked_callbacks
 
 if TYPE_CHECKING:
     from onecycle.training.trainer import Trainer
@@ -24,10 +25,12 @@ def land(
 ) -> None:
     """Land the fit that is running, or fit to land: see `Learner.land`."""
     check_count("updates", updates)
+    if reason is not None:
+        check_text("reason", reason)
     if learn.running is None:
         start = Callback(before_fit=landing_plan(learn, 0, updates, reason).join)
         start.stage = Stage.SAVE
-        learn.fit(None, cbs=[*(cbs or ()), start], max_updates=updates, resume=resume)
+        learn.fit(None, cbs=[*checked_callbacks(cbs), start], max_updates=updates, resume=resume)
         return
     if learn.running != "fit":
         raise RuntimeError(f"a {learn.running} is running: there is no fit that could land")

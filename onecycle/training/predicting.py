@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from onecycle.arguments import check_flags, shown
 from onecycle.core.callback import Callback
 from onecycle.core.state import LoopState
 from onecycle.data.calls import input_of, target_of
@@ -40,6 +41,10 @@ def valid_or(learn: Loop, dl: Iterable[Any] | None) -> Iterable[Any]:
     """
     if dl is None and learn.dls.valid is None:
         raise ValueError("this learner has no validation loader: pass one as dl")
+    if dl is not None and (
+        not isinstance(dl, Iterable) or isinstance(dl, str | bytes | Mapping | Tensor | type)
+    ):
+        raise TypeError(f"dl must be an iterable of batches, as a DataLoader; got {shown(dl)}")
     return learn.dls.valid if dl is None else dl  # type: ignore[return-value]
 
 
@@ -62,6 +67,7 @@ def predict_loader(
         with_inputs: Keep the inputs.
         inference_mode: As for `Loop.infer`.
     """
+    check_flags(with_loss=with_loss, with_inputs=with_inputs, inference_mode=inference_mode)
     kept = _Kept(with_loss, with_inputs)
     learn.infer(dl, kept.add, cbs=cbs, with_loss=False, inference_mode=inference_mode)
     return kept.predictions()

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from onecycle.errors import CancelValid
 from onecycle.optim.compiled import uncompiled
-from onecycle.optim.stepper import Stepper
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -58,7 +57,8 @@ class Summary:
         n_bytes: What parameters and buffers take in memory.
         groups: The parameter groups, as a table.
         optimizer: Its class, whether it is fused, and what momentum it can cycle.
-        step: Which step makes the updates, and why where it is torch's own.
+        step: Which step makes the updates, of the fit that runs or of one with the learner's
+            callbacks, and why where it is torch's own.
         loss_func: The name of the loss function.
         device: Where the model is.
         callbacks: For each stage the names of its callbacks, in their order.
@@ -195,8 +195,11 @@ def _describe_optimizer(learn: Loop) -> str:
 
 
 def _describe_step(learn: Loop) -> str:
-    stepper = learn.make_stepper(learn.opt)
-    return stepper.kind if stepper.reason is None else f"{Stepper.kind}: {stepper.reason}"
+    if learn.running == "fit":
+        return learn.stepper.describe()
+    chosen = (callback.describe_step(learn) for callback in learn.cbs)
+    said = next((step for step in chosen if step is not None), None)
+    return said or learn.make_stepper(learn.opt).describe()
 
 
 def _name_of(loss_func: Any) -> str:

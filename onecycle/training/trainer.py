@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, Literal, overload
@@ -13,39 +14,56 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onecycle.arguments import Default, check_budget, check_count
+from onecycle.arguments import (
+    Default,
+    check_budget,
+    check_count,
+    check_flag,
+    check_flags,
+    check_not_negative,
+    check_path,
+    shown,
+)
+from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.resume import resuming, whole_or_undone
+from onecycle.callbacks.run_bar import bars
 from onecycle.checkpoints.fit_plan import Extend
+from onecycle.checkpoints.folder_lock import locked
 from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
-from onecycle.core.checks import check_between_updates, check_callbacks, check_parts
+from onecycle.core.checks import checked_callbacks
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
-from onecycle.optim.groups import GroupValues
+from onecycle.optim.groups import GroupValues, ParamGroups
 from onecycle.optim.loss_module import loss_module
 from onecycle.range_test.asked import Asked, as_rules
+from onecycle.range_test.knee import knee
 from onecycle.range_test.result import LRFindResult
-from onecycle.range_test.rules import minimum, valley
-from onecycle.range_test.sweeps import RangeTests, range_tests
+from onecycle.range_test.rules import valley
+from onecycle.range_test.sweeps import RangeTests, one_varied, range_tests
 from onecycle.record.metrics import as_metrics
 from onecycle.record.predictions import Predictions
+from onecycle.record.weights import LossWeights, Weight
 from onecycle.schedules.shapes import Schedule
 from onecycle.training.checking import (
     Check,
     FirstBatch,
+    check_between_updates,
     measure,
     warn_of_bad_parameters,
     warn_of_other_processes,
 )
+from onecycle.training.options import check_options
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
+from onecycle.training.rate_finding import RateSearch
 
 log = logging.getLogger("onecycle")
 
@@ -77,12 +95,12 @@ class Trainer(Loop):
         fast_step: bool = True,
         compile: bool | str = False,
         check: bool = True,
+        loss_weight: Callable[[Any, Any], Weight] | None = None,
     ) -> None:
-        check_parts(model, loss_func, cbs)
+        check_options(model, loss_func, cbs, opt, wd, moms, splitter, n_inp, seed, check)
+        weights = LossWeights(loss_func, loss_weight, type(self).compute_loss is Loop.compute_loss)
         move_to(device, model, loss := loss_module(model, loss_func))
-        groups = param_groups(model, loss, opt, opt_func, wd, splitter, wd_bn_bias)
-        self.lr = groups.own_rates() if lr is None else groups.expand("lr", lr)
-        groups.set("lr", self.lr)
+        groups, self.lr = _grouped(model, loss, lr, opt, opt_func, wd, splitter, wd_bn_bias)
         self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
         super().__init__(
             as_dataloaders(dls),
@@ -91,9 +109,9 @@ class Trainer(Loop):
             groups,
             cbs=_with_defaults(cbs),
             metrics=list(as_metrics(metrics).values()),
-            device=next(model.parameters()).device,
             seed=int(torch.randint(2**62, ())) if seed is None else seed,
             n_inp=n_inp,
+            loss_weights=weights,
             make_stepper=choose_stepper(model, groups.opt, fast_step, compile),
         )
 
@@ -137,7 +155,8 @@ class Trainer(Loop):
 
         Raises:
             ValueError, TypeError: For what cannot work, before the first batch.
-            CheckpointError: If no checkpoint can be read, or the model is another one.
+            CheckpointError: If no checkpoint can be read, or the model is another one; if another
+                process writes its checkpoints to the same folder.
 
         Example:
             >>> from onecycle.testing import toy_learner
@@ -147,10 +166,12 @@ class Trainer(Loop):
             True
         """
         check_budget(n_epoch, steps_per_epoch, max_updates)
-        check_callbacks(cbs or ())
+        own = checked_callbacks(cbs)
+        wd = None if wd is None else check_not_negative("wd", wd)
         resumed = resuming(resume, extend, self._given_seed)
         rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
-        with whole_or_undone(self, resumed), self.groups.lent("momentum"):
+        folders = [cb.folder for cb in [*self.cbs, *(cbs or ())] if isinstance(cb, Checkpoint)]
+        with locked(folders), whole_or_undone(self, resumed), self.groups.lent("momentum"):
             if wd is not None:
                 self.groups.set("weight_decay", wd)
             self.groups.set("lr", rates)
@@ -161,7 +182,7 @@ class Trainer(Loop):
             looks = [look] if look is not None and look.check is None and not resumed else []
             self.run_fit(
                 n_epoch,
-                cbs=[*(cbs or ()), *looks, *resumed],
+                cbs=[*own, *looks, *resumed],
                 steps_per_epoch=steps_per_epoch,
                 max_updates=max_updates,
             )
@@ -223,14 +244,14 @@ class Trainer(Loop):
             >>> lrs[0] == 0.1 / 25, lrs[-1] == 0.1 / 1e5
             (True, True)
         """
-        check_callbacks(cbs or ())
+        own = checked_callbacks(cbs)
         peaks = self.groups.expand("lr_max", self.lr if lr_max is Default.OWN else lr_max)
         cycle = OneCycleSchedule(peaks, div, div_final, pct_start, policy=policy)
         both = [cycle, *self._momentum_cycle(moms, pct_start, policy)]
         self.fit(
             n_epoch,
             wd=wd,
-            cbs=[*both, *(cbs or ())],
+            cbs=[*both, *own],
             steps_per_epoch=steps_per_epoch,
             max_updates=max_updates,
             resume=resume,
@@ -270,6 +291,7 @@ class Trainer(Loop):
         *,
         linear: bool = ...,
         valid: bool = ...,
+        confirm: int = ...,
     ) -> LRFindResult: ...
 
     @overload
@@ -296,19 +318,27 @@ class Trainer(Loop):
         num_it: int = 100,
         stop_div: bool = True,
         show_plot: bool = True,
-        suggest_funcs: Asked = (minimum, valley),
+        suggest_funcs: Asked = (knee, valley),
         *,
         linear: bool = False,
         valid: bool = False,
         wds: Sequence[float] | None = None,
         moms: Sequence[float] | None = None,
         batch_sizes: Sequence[int] | None = None,
+        confirm: int = 0,
     ) -> LRFindResult | RangeTests:
         """Run the learning-rate range test: the rate rises from batch to batch until the loss does.
 
         It leaves nothing behind: afterwards, also after an error or Ctrl-C, everything that
         training changes is bit for bit as before. With several parameter groups the rate is that
         of the last one, and the others keep their ratios to it.
+
+        Where the test shows a valley, that is all. Where it does not (the fall is as small as the
+        noise, or the loss breaks before it falls, or still falls at the last rate), the rule
+        `knee` lets short cycles decide, of half as many updates as the test and at most six; where
+        the loss neither falls nor breaks, a second test goes on to higher rates first. A line of
+        the result says what was done, and how many updates it took: by default at most 400. Tests
+        of fewer than 50 updates, linear ones, and the sweeps do without.
 
         Args:
             start_lr: The first rate, above 0.
@@ -317,8 +347,8 @@ class Trainer(Loop):
             stop_div: Stop when the smoothed loss is over four times its best. A loss that is not
                 finite always stops.
             show_plot: Draw the curve with the suggestions, as ``learn.recorder.plot_lr_find()``.
-            suggest_funcs: A rule or several: ``minimum, valley, slide, steep``, their names, or
-                functions ``(lrs, smoothed losses) -> rate``. The first gives
+            suggest_funcs: A rule or several: ``knee, minimum, valley, slide, steep``, their names,
+                or functions ``(lrs, smoothed losses) -> rate``. The first gives
                 ``result.suggestion``.
             linear: Let the rate rise linearly instead of exponentially.
             valid: After each update, measure loss and metrics on the next validation batch too:
@@ -328,6 +358,11 @@ class Trainer(Loop):
             moms: Run one test for each of these momenta.
             batch_sizes: Run one test for each of these batch sizes of the training loader: a
                 `TensorLoader`, or a DataLoader made with ``batch_size=``.
+            confirm: Confirm the suggestion by short cycles of so many updates, 50 say: to five
+                peaks around it, half a decade apart, and to more where the best of them lies at
+                an edge, at most ten. The loss at the end of each is that over as many validation
+                batches, or without a loader the mean of its last training losses. Half of the
+                best peak is the suggestion; ``result.cycles`` is the table.
 
         Returns:
             Rates, losses, suggestions, and why the test stopped; of several tests a `RangeTests`,
@@ -336,7 +371,8 @@ class Trainer(Loop):
         Raises:
             ValueError: If the rates do not rise; if ``valid`` is asked for without a validation
                 loader; if more than one of ``wds``, ``moms`` and ``batch_sizes`` is given, or
-                one of them is nothing that the optimizer or the loader can have.
+                one of them is nothing that the optimizer or the loader can have; if ``confirm``
+                is given with one of them, or is below 10 and not 0.
             RuntimeError: In a callback, between the forward and the backward pass of a batch, or
                 in validation.
 
@@ -347,36 +383,42 @@ class Trainer(Loop):
 
         Example:
             >>> from onecycle.testing import toy_learner
-            >>> learn = toy_learner()
+            >>> learn = toy_learner(batch_size=32)
             >>> result = learn.lr_find(start_lr=1e-4, show_plot=False)
-            >>> result.suggestion == result.suggestions["minimum"]
+            >>> result.suggestion == result.suggestions["knee"]
             True
         """
         if self._run is not None and self.training:
             check_between_updates(self.event)
+        check_flags(show_plot=show_plot)
         warn_of_bad_parameters(self)
-        rules = as_rules(suggest_funcs)
-        sweeps = {"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes}
-        asked = [(name, settings) for name, settings in sweeps.items() if settings is not None]
-        if len(asked) > 1:
-            raise ValueError("one thing is varied at a time: give wds, moms or batch_sizes")
-
-        def test() -> LRFindResult:
-            finder = LRFinder(
-                start_lr, end_lr, num_it, stop_div=stop_div, linear=linear, valid=valid
-            )
-            with preserved(self):
-                self._run = None  # a range test may also run between two updates of a fit
-                self.run_fit(None, cbs=[finder], run="range_test", max_updates=num_it)
-            return finder.result(rules)
-
-        result = range_tests(self, *asked[0], test) if asked else test()
+        varied = one_varied({"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes})
+        _check_one_test(confirm, varied)
+        search = RateSearch(
+            self,
+            self._run_test,
+            partial(LRFinder, num_it=num_it, stop_div=stop_div, linear=linear, valid=valid),
+            as_rules(suggest_funcs),
+            self.moms if self.groups.momentum_is_on() else None,
+        )
+        result: LRFindResult | RangeTests
+        n = len(varied[1]) if varied is not None and isinstance(varied[1], Sized) else 1
+        with self.added_cbs(bars(self, "range test", n)):
+            if varied is None:
+                result = search.find(start_lr, end_lr, confirm=confirm)
+            else:
+                result = range_tests(self, *varied, partial(search.test, start_lr, end_lr))
         for callback in self.cbs:
             if isinstance(callback, Recorder):
                 callback.lr_find_result = result
         if show_plot:
             result.plot()
         return result
+
+    def _run_test(self, cbs: Sequence[Callback], n_updates: int) -> None:
+        """Run updates whose effect is taken back by the caller."""
+        self._run = None  # a range test may also run between two updates of a fit
+        self.run_fit(None, cbs=cbs, run="range_test", max_updates=n_updates)
 
     @kept_grad_mode()  # copying the metrics may switch gradients off for a moment
     def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
@@ -417,8 +459,7 @@ class Trainer(Loop):
         if self._run is not None and self.training:
             check_between_updates(self.event)
         with preserved(self):
-            self._run = None  # as for a range test
-            self.run_fit(None, cbs=[look], run="range_test", max_updates=batches)
+            self._run_test([look], batches)
         if look.check is None:
             raise RuntimeError("every batch was cancelled by a callback: nothing to look at")
         return look.check
@@ -508,6 +549,10 @@ class Trainer(Loop):
     @contextmanager
     def removed_cbs(self, *kinds: type[Callback] | Callback) -> Iterator[None]:
         """Run a block without some callbacks: given as objects or as types."""
+        for kind in kinds:
+            is_kind = isinstance(kind, type) and issubclass(kind, Callback)
+            if not is_kind and not isinstance(kind, Callback):
+                raise TypeError(f"kinds must be callbacks, or classes of them; got {shown(kind)}")
         types = tuple(kind for kind in kinds if isinstance(kind, type))
         before = self.cbs
         try:
@@ -537,7 +582,7 @@ class Trainer(Loop):
         Raises:
             TypeError: If the model or the optimizer has state that could not be read again.
         """
-        save_learner(self, path)
+        save_learner(self, check_path("path", path))
 
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:
         """Load what `save` wrote; runs no code from the file.
@@ -553,7 +598,8 @@ class Trainer(Loop):
                 then unchanged.
             OSError: If the file cannot be opened.
         """
-        load_learner(self, path, with_opt=with_opt)
+        check_flag("with_opt", with_opt)
+        load_learner(self, check_path("path", path), with_opt=with_opt)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of, by ``copy.deepcopy`` and ``pickle``."""
@@ -571,6 +617,21 @@ class Trainer(Loop):
         if isinstance(self.make_stepper, CompiledSteps):
             self.make_stepper.compile_again(self.model)
         self.stepper = self.make_stepper(self.opt)
+
+
+def _grouped(
+    model: nn.Module, loss: nn.Module | None, lr: GroupValues | None, *how: Any
+) -> tuple[ParamGroups, list[float]]:
+    """Return the parameter groups of model and loss, and their rates, which they have from here."""
+    groups = param_groups(model, loss, *how)
+    rates = groups.own_rates() if lr is None else groups.expand("lr", lr)
+    groups.set("lr", rates)
+    return groups, rates
+
+
+def _check_one_test(confirm: int, varied: object) -> None:
+    if confirm and varied is not None:
+        raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
 
 
 def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:

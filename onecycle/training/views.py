@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from onecycle.arguments import check_count, check_fraction
+from onecycle.arguments import check_count, check_fraction, check_list, shown
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import preserved_rng
-from onecycle.data.passes import order_seed
+from onecycle.data.generators import order_seed
 from onecycle.explanations import describe
 from onecycle.training.predicting import predict_loader, valid_or
 from onecycle.vision.augment import Augmentation, require_method
@@ -129,19 +129,24 @@ def shifted(images: Tensor, down: int, right: int) -> Tensor:
 
 def _check_choice(learn: Trainer, transforms: Sequence[Transform] | None, n: int | None) -> None:
     """Refuse views that are none, before anything runs."""
-    if transforms is not None and n is not None:
-        raise ValueError("give transforms, or n for the learner's own augmentations, not both")
     if n is not None:
         check_count("n", n)
+        if transforms is not None:
+            raise ValueError(
+                f"give transforms, or n for the learner's own augmentations, not both; got n={n}"
+            )
         if not _augmentations(learn):
             raise ValueError(
                 "n= predicts with the training augmentations among the learner's cbs, and there "
                 "are none: make the Learner with cbs=[RandomFlip(), ...], or leave n out"
             )
-    if transforms is not None and not (transforms and all(map(_is_transform, transforms))):
+    if transforms is None:
+        return
+    given = check_list("transforms", transforms, "functions of a batch of inputs, or pairs")
+    if not (given and all(map(_is_transform, given))):
         raise ValueError(
             "transforms must be functions of a batch of inputs, or pairs of one and of what turns "
-            f"predictions back, one or more; got {transforms!r}"
+            f"predictions back, one or more; got {shown(transforms)}"
         )
 
 

@@ -33,6 +33,7 @@ def lenet(n_classes: int = 10, in_channels: int = 1) -> nn.Sequential:
         >>> lenet()(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
+    _check_counts(n_classes=n_classes, in_channels=in_channels)
     model = nn.Sequential(
         nn.Conv2d(in_channels, 20, 5),
         nn.MaxPool2d(2),
@@ -67,6 +68,7 @@ def digits_cnn(n_classes: int = 10, in_channels: int = 1) -> nn.Sequential:
         >>> digits_cnn()(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
+    _check_counts(n_classes=n_classes, in_channels=in_channels)
     model = nn.Sequential(
         *_conv_bn_relu(in_channels, 32),
         *_conv_bn_relu(32, 64),
@@ -102,7 +104,7 @@ def resnet9(n_classes: int = 10, in_channels: int = 3, width: int = 64) -> nn.Se
         >>> resnet9()(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    check_count("width", width)
+    _check_counts(n_classes=n_classes, in_channels=in_channels, width=width)
     model = nn.Sequential(
         *_conv_bn_relu(in_channels, width),
         *_conv_bn_relu(width, 2 * width),
@@ -142,7 +144,13 @@ def resnet56(n_classes: int = 10) -> nn.Sequential:
         >>> resnet56()(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
+    _check_counts(n_classes=n_classes)
     return _resnet_cifar(9, n_classes)
+
+
+def _check_counts(**given: int) -> None:
+    for name, value in given.items():
+        check_count(name, value)
 
 
 def _resnet_cifar(n: int, n_classes: int) -> nn.Sequential:

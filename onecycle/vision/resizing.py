@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from onecycle.arguments import check_count
+from onecycle.arguments import check_count, check_is, shown
 from onecycle.core.callback import Callback, Stage
 from onecycle.schedules.shapes import Schedule
 from onecycle.vision.targets import Move, TargetPlans, Words, check_words, move_targets
@@ -58,8 +58,7 @@ class ProgressiveResizing(Callback):
     runs_in = frozenset(("fit",))
 
     def __init__(self, sizes: Schedule, *, multiple: int = 4, target: Words = "auto") -> None:
-        if not isinstance(sizes, Schedule):
-            raise TypeError(f"sizes must be a Schedule, such as linear(16, 32); got {sizes!r}")
+        check_is("sizes", sizes, Schedule, "linear(16, 32)")
         check_words(target)
         self.sizes, self.multiple = sizes, check_count("multiple", multiple)
         self.target, self._plans = target, TargetPlans(type(self).__name__)
@@ -68,7 +67,7 @@ class ProgressiveResizing(Callback):
         if planned.min() < self.multiple:
             raise ValueError(
                 f"the smallest size is {planned.min():g} pixels, less than multiple={multiple}: "
-                "let sizes begin higher"
+                f"let sizes begin higher; got {shown(sizes)}"
             )
 
     def side(self, pos: float) -> int:

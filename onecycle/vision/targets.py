@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from onecycle.arguments import check_one_of
+from onecycle.arguments import check_one_of, shown
 from onecycle.data.nested import map_tensors
 from onecycle.explanations import describe
 from onecycle.vision.images import check_images
@@ -95,13 +95,13 @@ def check_words(words: Any) -> None:
     """Refuse what does not say what becomes of targets."""
     if isinstance(words, str):
         check_one_of("target", words, ("auto", "map", "keep"))
-    elif isinstance(words, tuple | list | Mapping):
+    elif isinstance(words, tuple | list | Mapping) and words:
         for part in words.values() if isinstance(words, Mapping) else words:
             check_words(part)
     else:
         raise TypeError(
             'target must be "auto", "map" or "keep", or a tuple or dict of these for targets of '
-            f"several parts; got {words!r}"
+            f"several parts; got {shown(words)}"
         )
 
 

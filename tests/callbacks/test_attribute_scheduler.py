@@ -79,7 +79,7 @@ def test_it_takes_no_part_in_a_range_test():
     ("obj", "name", "schedule", "error", "words"),
     [
         (nn.Dropout(), "pp", linear(0, 1), ValueError, "Dropout has no attribute 'pp': did you me"),
-        (nn.Dropout(), "p", 0.5, TypeError, "expected a Schedule"),
+        (nn.Dropout(), "p", 0.5, TypeError, "must be a Schedule, such as"),
         (nn.Dropout(), "inplace", linear(0, 1), TypeError, "must be a number or a tensor of fl"),
         (nn.Dropout(), "forward", linear(0, 1), TypeError, "Dropout.forward must be a number"),
     ],

@@ -129,8 +129,8 @@ class TestRates:
         [
             ({"start_lr": 0.0}, "0 < start_lr < end_lr"),
             ({"start_lr": 1.0, "end_lr": 1.0}, "0 < start_lr < end_lr"),
-            ({"end_lr": math.inf}, "0 < start_lr < end_lr"),
-            ({"start_lr": math.nan}, "0 < start_lr < end_lr"),
+            ({"end_lr": math.inf}, "end_lr must be finite; got inf"),
+            ({"start_lr": math.nan}, "start_lr must be finite; got nan"),
             ({"num_it": 1}, "num_it must be at least 2; got 1"),
         ],
     )

@@ -134,7 +134,7 @@ def test_validation_loss_and_a_finite_fit_do_not_stop():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"action": "stopp"}, "action must be 'stop' or 'skip'; got 'stopp'"),
+        ({"action": "stopp"}, "action must be one of .'stop', 'skip'.; got 'stopp'"),
         ({"max_skips": 0}, "max_skips must be at least 1; got 0"),
         ({"max_skips": 1.5}, "max_skips must be an integer"),
     ],

@@ -93,7 +93,7 @@ def test_fp16_has_its_gradient_scaler() -> None:
 
 @pytest.mark.parametrize("precision", ["fp8", "float32", "", 16, torch.bfloat16, True])
 def test_another_precision_is_refused(precision: Any) -> None:
-    with pytest.raises(ValueError, match="precision must be 'fp32', 'bf16', 'fp16' or None; got"):
+    with pytest.raises(ValueError, match=r"precision must be one of .*; got "):
         speed_profile(precision)
 
 

@@ -142,7 +142,7 @@ def test_state_goes_on_after_a_restart():
         (EarlyStopping, {"patience": True}, "patience must be an integer"),
         (ReduceLROnPlateau, {"factor": 1.0}, "factor must be"),
         (ReduceLROnPlateau, {"factor": 0.0}, "factor must be"),
-        (ReduceLROnPlateau, {"min_lr": -1e-3}, "min_lr must be"),
+        (ReduceLROnPlateau, {"min_lr": -1e-3}, "min_lr must not be negative"),
         (ReduceLROnPlateau, {"cooldown": -1}, "cooldown must be at least 0"),
         (ReduceLROnPlateau, {"threshold": 5.0}, r"threshold is a fraction .* \(did you mean 0.05"),
     ],

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onecycle import TensorLoader
-from onecycle.core.restore import Capture, RngState, hold_loaders, preserved_rng
+from onecycle.core.restore import Capture, RngState, preserved_rng
 
 
 class TestCapture:
@@ -150,36 +149,6 @@ class TestBlocks:
             first = draw()
             raise KeyError
         assert draw() == first
-
-    def test_holding_no_loader_does_nothing(self) -> None:
-        batches = [1, 2]
-        hold_loaders()()
-        hold_loaders(batches, None)()
-        assert batches == [1, 2]
-
-
-class TestHeldLoaders:
-    def test_data_that_change_meanwhile_stay_changed(self) -> None:
-        loader = TensorLoader(torch.zeros(4), batch_size=2)
-        put_back = hold_loaders(loader)
-        loader.tensors[0].fill_(1)
-        put_back()
-        assert loader.tensors[0].tolist() == [1, 1, 1, 1]
-
-    def test_a_loader_of_ones_own_keeps_its_fields_meanwhile(self) -> None:
-        class Own:
-            def __init__(self) -> None:
-                self._iterator = [1, 2]
-
-        loader = Own()
-        kept = loader._iterator
-        put_back = hold_loaders(loader)
-        assert loader._iterator is kept
-        loader._iterator = []
-        loader.more = 1
-        put_back()
-        assert vars(loader) == {"_iterator": kept}
-        assert loader._iterator is kept
 
 
 class Device:

@@ -139,6 +139,32 @@ def test_other_schedules_reach_the_graph(opt_func, schedules, captures, stand_in
     assert stand_in.captures == captures
 
 
+@pytest.mark.parametrize(
+    ("opt_func", "change"),
+    [
+        (damped, {"momentum": 0.0}),
+        (nesterov, {"nesterov": False}),
+        (partial(AdamW, weight_decay=0.5), {"decoupled_weight_decay": False}),
+        (AdamW, {"maximize": True}),
+    ],
+    ids=["no momentum", "no nesterov", "coupled decay", "maximize"],
+)
+def test_an_option_that_is_set_in_a_fit_reaches_the_update(opt_func, change, stand_in) -> None:
+    def set_option(learn: Learner) -> None:
+        if learn.n_updates == 7:
+            for group in learn.opt.param_groups:
+                group.update(change)
+
+    def fit(learn: Learner, cbs: list[Callback]) -> None:
+        learn.fit(3, 0.01, cbs=[*cbs, Callback(after_step=set_option)])
+
+    options: dict[str, Any] = {"opt_func": opt_func}
+    plain = result([], fit, **options)
+    agree(result([CudaGraph(step=True)], fit, **options), plain)
+    with pytest.raises(AssertionError):
+        agree(result([], lambda learn, cbs: learn.fit(3, 0.01, cbs=cbs), **options), plain)
+
+
 def test_a_schedule_of_a_number_that_no_graph_takes_leaves_the_step_outside(
     stand_in, caplog
 ) -> None:

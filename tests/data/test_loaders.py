@@ -156,7 +156,7 @@ def test_tensor_loader_moves_as_a_new_loader():
     [
         ((), {}, "expected at least one tensor; got none"),
         ((torch.zeros(3), torch.zeros(4)), {}, r"got the lengths \[3, 4\]"),
-        ((torch.zeros(3),), {"batch_size": 0}, "expected a batch_size of at least 1; got 0"),
+        ((torch.zeros(3),), {"batch_size": 0}, "batch_size must be at least 1; got 0"),
     ],
 )
 def test_tensor_loader_refuses_what_it_cannot_batch(tensors, kwargs, message):

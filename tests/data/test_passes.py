@@ -24,7 +24,8 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
 from onecycle import Learner
-from onecycle.data.passes import can_skip, order_seed, start_pass
+from onecycle.data.generators import order_seed
+from onecycle.data.passes import can_skip, start_pass
 
 
 def test_order_seed_is_two_rounds_of_splitmix64():

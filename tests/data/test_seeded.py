@@ -189,9 +189,11 @@ def learner(workers: int, *, seeded: bool = True, persistent: bool = False) -> L
     return Learner((train, None), model, nn.functional.cross_entropy, device="cpu", seed=0)
 
 
-def resumed_differs(folder: Path, workers: int, *, seeded: bool) -> list[str]:
+def resumed_differs(
+    folder: Path, workers: int, *, seeded: bool, persistent: bool = False
+) -> list[str]:
     """Stop a fit in the middle of its second epoch, resume it, compare with one left alone."""
-    whole = learner(workers, seeded=seeded)
+    whole = learner(workers, seeded=seeded, persistent=persistent)
     torch.manual_seed(2), random.seed(2), np.random.seed(2)
     with whole.no_bar():
         whole.fit(2, 0.1)
@@ -201,14 +203,14 @@ def resumed_differs(folder: Path, workers: int, *, seeded: bool) -> list[str]:
         if learn.n_updates == 10:  # the checkpoint is that of update 9, 3 of 6 batches
             raise CancelFit("killed here")
 
-    stopped = learner(workers, seeded=seeded)
+    stopped = learner(workers, seeded=seeded, persistent=persistent)
     torch.manual_seed(2), random.seed(2), np.random.seed(2)
     with stopped.no_bar():
         stopped.fit(
             2, 0.1, cbs=[Checkpoint(folder, "3 updates", keep=9), Callback(after_step=stop)]
         )
     newest = fit_files.find(folder)[0]
-    again = learner(workers, seeded=seeded)
+    again = learner(workers, seeded=seeded, persistent=persistent)
     torch.manual_seed(9), random.seed(9), np.random.seed(9)
     with again.no_bar():
         again.fit(2, 0.1, resume=newest)
@@ -220,8 +222,21 @@ def test_a_fit_resumed_within_an_epoch_ends_in_the_same_bits_with_a_worker(tmp_p
     assert resumed_differs(tmp_path, 1, seeded=True) == []
 
 
-def test_without_the_wrapper_a_fit_resumed_within_an_epoch_differs(tmp_path: Path) -> None:
-    assert "model.0.weight" in resumed_differs(tmp_path, 1, seeded=False)
+def test_without_the_wrapper_the_batches_before_are_drawn_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert resumed_differs(tmp_path, 1, seeded=False) == []
+    assert "its first 3 batches are drawn and dropped" in caplog.text
+
+
+def test_without_the_wrapper_workers_that_live_on_end_in_other_bits_and_it_is_said_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    differs = resumed_differs(tmp_path, 1, seeded=False, persistent=True)
+    assert "model.0.weight" in differs
+    said = [each.getMessage() for each in caplog.records]
+    warned = [i for i, each in enumerate(said) if "Noisy draws random numbers in worker" in each]
+    assert len(warned) == 2, said  # at the first checkpoint, and at the resume
 
 
 def test_a_range_test_within_an_epoch_changes_no_sample_of_it() -> None:

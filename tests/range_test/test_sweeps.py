@@ -190,7 +190,7 @@ class TestTheTable:
             first, suggestion, spread, lr_max, lowest, stop = re.split(r"\s{2,}", line.strip())
             assert float(first) == decay
             assert float(suggestion) == pytest.approx(test.suggestion, rel=0.005)
-            interval = pytest.approx(test.spreads["minimum"], rel=0.005)
+            interval = pytest.approx(test.spreads["knee"], rel=0.005)
             assert tuple(map(float, spread.split(" to "))) == interval
             assert float(lr_max) == pytest.approx(test.lr_max, rel=0.005)
             assert float(lowest) == pytest.approx(np.nanmin(test.smoothed), rel=5e-4)

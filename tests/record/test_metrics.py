@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onecycle.record.means import WeightedMean
 from onecycle.record.metrics import (
     RESERVED_NAMES,
     MeanMetric,
     Metric,
     MetricFunction,
     MetricSet,
-    WeightedMean,
     accuracy,
     as_metric,
     as_metrics,

@@ -253,7 +253,7 @@ def test_what_cannot_be_drawn_is_refused():
         plot_schedule([linear(0, 1), scheduler])
     with pytest.raises(TypeError, match="ReduceLROnPlateau follows a metric"):
         plot_schedule(lr_scheduler.ReduceLROnPlateau(opt))
-    with pytest.raises(TypeError, match=r"a schedule is called with positions; got 0\.1"):
+    with pytest.raises(TypeError, match=r"must be a function of \(positions\); got 0\.1"):
         plot_schedule(0.1)
     assert plt.get_fignums() == []
 

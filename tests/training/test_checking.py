@@ -8,7 +8,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from onecycle import Callback, GradientAccumulation, Learner, accuracy
+from onecycle.core.events import EVENTS
 from onecycle.testing import toy_learner
+from onecycle.training.checking import check_between_updates
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(64) % 3
@@ -57,7 +59,7 @@ WRONG = {
     "labels from 1": (lambda: classifier(y=Y % 2 + 1), "no label is 0"),
     "targets that are left out": (
         lambda: classifier(y=torch.where(torch.arange(64) % 5 == 0, -100, Y)),
-        "override batch_size(self, batch)",
+        "give the Learner loss_weight=token_weight()",
     ),
     "a layer that is not used": (lambda: classifier(model=Head()), "does not reach unused.weight"),
     "NaN in the data": (lambda: classifier(x=X.log()), "holds NaN"),
@@ -251,3 +253,17 @@ def test_one_of_several_processes_says_that_each_trains_its_own_copy(caplog, mon
     toy_learner().fit(1)
     (message,) = caplog.messages
     assert message.startswith("this is one of 2 processes, and each trains a copy of its own")
+
+
+BETWEEN = ("after_pred", "after_loss", "before_backward")
+
+
+@pytest.mark.parametrize("event", BETWEEN)
+def test_between_the_passes_of_a_batch_nothing_may_change_the_weights(event):
+    with pytest.raises(RuntimeError, match=f"a range test in {event} would change the weights"):
+        check_between_updates(event)
+
+
+@pytest.mark.parametrize("event", [event for event in EVENTS if event not in BETWEEN])
+def test_everywhere_else_the_weights_may_be_changed(event):
+    check_between_updates(event)

@@ -1,15 +1,32 @@
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from graph_stand_in import seeded
 from torch import Tensor, nn
+from torch.optim import adam as adam_module
+from torch.optim import sgd as sgd_module
+from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from onecycle import Callback, Learner, Progress, Recorder, TensorLoader
+from onecycle import (
+    Callback,
+    CudaGraph,
+    GradientAccumulation,
+    GradientClip,
+    Learner,
+    MixedPrecision,
+    Progress,
+    Recorder,
+    TensorLoader,
+    TorchScheduler,
+)
 from onecycle.callbacks.one_cycle import OneCycleSchedule
+from onecycle.optim.compiled import CompiledSteps
 from onecycle.testing import toy_learner
 from onecycle.training.summary import Layer, summarize
 
@@ -263,3 +280,136 @@ def test_the_check_of_what_is_left_behind_sees_a_forward_pass() -> None:
     before = state_of(learn, generator)
     learn.model(torch.ones(4, 3))
     assert state_of(learn, generator) != before
+
+
+# Which step is taken ---------------------------------------------------------------------------
+
+STEPS = {torch.optim.SGD: (sgd_module, "sgd"), torch.optim.AdamW: (adam_module, "adam")}
+
+
+def hooked(learn: Learner) -> None:
+    learn.opt.register_step_post_hook(lambda *_: None)
+
+
+def scheduled(learn: Learner) -> None:
+    StepLR(learn.opt, 100)  # by hand: it wraps the step
+
+
+def compiled_loss(learn: Learner) -> None:
+    learn.loss_func = torch.compile(nn.functional.mse_loss, backend="eager")
+
+
+def compiled_layer(learn: Learner) -> None:
+    learn.model[0].compile(backend="eager")
+
+
+def compiled_in_the_fit(learn: Learner) -> None:
+    learn.cbs.append(Callback(before_fit=lambda learn: compiled_layer(learn)))
+
+
+def compiled_step(learn: Learner) -> None:
+    learn.make_stepper = CompiledSteps(backend="eager")
+
+
+def with_amsgrad(learn: Learner) -> None:
+    learn.opt.param_groups[0]["amsgrad"] = True
+
+
+def with_cbs(*make: Callable[[], Callback]) -> Callable[[Learner], None]:
+    return lambda learn: learn.cbs.extend(each() for each in make)
+
+
+OWN = "torch's own step"
+HOOKS = f"{OWN}: the optimizer's step has hooks, or was wrapped or replaced"
+SCALED = f"{OWN}: a gradient scaler decides whether it is made"
+sgd = partial(torch.optim.SGD, momentum=0.9)
+half, half_too = partial(MixedPrecision, "fp16"), partial(MixedPrecision, "bf16")
+CASES: dict[str, tuple[dict[str, Any], Callable[[Learner], None], str]] = {
+    "default": ({}, with_cbs(), "fast step"),
+    "SGD": ({"opt_func": sgd}, with_cbs(), "fast step"),
+    "fast_step=False": ({"fast_step": False}, with_cbs(), f"{OWN}: fast_step=False"),
+    "fp16": ({}, with_cbs(half), SCALED),
+    "fp16, not fast": ({"fast_step": False}, with_cbs(half), SCALED),
+    "fp16 beside a scheduler of torch": (
+        {},
+        with_cbs(lambda: TorchScheduler(lambda opt: StepLR(opt, 2)), half),
+        SCALED,
+    ),
+    "bf16": ({}, with_cbs(half_too), "fast step"),
+    "accumulation": ({}, with_cbs(partial(GradientAccumulation, 2)), "fast step"),
+    "clipping": ({}, with_cbs(partial(GradientClip, 0.1)), "fast step"),
+    "a scheduler of torch": (
+        {},
+        with_cbs(lambda: TorchScheduler(lambda opt: StepLR(opt, 2))),
+        "fast step",
+    ),
+    "a scheduler of torch by hand": ({}, scheduled, HOOKS),
+    "a hook": ({}, hooked, HOOKS),
+    "a hook, compiled step": ({}, lambda learn: (compiled_step(learn), hooked(learn)), HOOKS),
+    "not fused": ({"opt_func": partial(sgd, fused=False)}, with_cbs(), f"{OWN}: SGD is not fused"),
+    "amsgrad": ({}, with_amsgrad, f"{OWN}: AdamW has amsgrad=True"),
+    "a compiled model": ({}, compiled_layer, f"{OWN}: the model is compiled"),
+    "a model compiled in the fit": ({}, compiled_in_the_fit, "fast step"),
+    "a compiled loss": ({}, compiled_loss, "fast step"),
+    "a compiled step": ({"opt_func": sgd}, compiled_step, "compiled step"),
+    "no graph here": ({}, with_cbs(partial(CudaGraph, step=True)), "fast step"),
+}
+
+
+def fit_watched(
+    learn: Learner, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], list[str], int]:
+    """Fit for two epochs; return what the summary said, the stepper, and torch's own steps."""
+    own: list[int] = []
+    module, name = STEPS[type(learn.opt)]
+    function = getattr(module, name)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        own.append(learn.n_updates)
+        return function(*args, **kwargs)
+
+    def look(learn: Learner) -> None:
+        steppers.append(learn.stepper.describe())
+        if learn.n_updates == 4:
+            said.append(learn.summary().step)
+
+    said, steppers = [learn.summary().step], []
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, counted)
+        learn.fit(2, cbs=[Callback(before_step=look)])
+    return said, steppers, sum(n >= 4 for n in own)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, when it compiles a loss
+@pytest.mark.parametrize("case", CASES)
+def test_the_step_that_is_announced_is_the_one_that_is_taken(case, monkeypatch, caplog) -> None:
+    options, change, step = CASES[case]
+    learn = toy_learner(6, **({"opt_func": torch.optim.AdamW, "check": False} | options))
+    change(learn)
+    said, steppers, n_own = fit_watched(learn, monkeypatch)
+    assert [*said, *set(steppers[4:])] == [step] * 3
+    made = (learn.n_updates - 4) * len(learn.opt.param_groups)
+    assert n_own == (made if step.startswith(OWN) else 0)
+
+
+@pytest.mark.parametrize(("step", "said"), [(True, "captured step"), (False, "fast step")])
+def test_with_graphs_the_captured_step_is_announced_where_it_is_taken(
+    step, said, stand_in, monkeypatch
+) -> None:
+    learn = seeded(toy_learner, n_batches=6, check=False, cbs=(CudaGraph(step=step),))
+    summaries, steppers, n_own = fit_watched(learn, monkeypatch)
+    assert [*summaries, *set(steppers[4:])] == [said] * 3
+    assert n_own == 0
+    assert stand_in.captures == 1 + step
+
+
+def test_an_optimizer_that_is_not_known_is_named() -> None:
+    learn = toy_learner(2, opt_func=torch.optim.Adamax)
+    assert learn.summary().step == f"{OWN}: Adamax is not SGD, Adam or AdamW of torch"
+
+
+def test_a_profiler_that_looks_on_is_said() -> None:
+    learn = toy_learner(2)
+    with torch.profiler.profile():
+        assert learn.summary().step.endswith("a profiler, anomaly mode or another mode looks on")
+    assert learn.summary().step == "fast step"

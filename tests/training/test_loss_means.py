@@ -1,0 +1,141 @@
+"""A loss that is no mean over samples is told before the first update, whatever it is made of."""
+
+import logging
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onecycle import Learner, token_weight
+
+X = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(12) % 3
+VALUES = X.sum(1, keepdim=True)
+
+
+def said(caplog: pytest.LogCaptureFixture, loss: Any, y: Any, out: int, **options: Any) -> str:
+    torch.manual_seed(0)
+    kind = options.pop("kind", Learner)
+    learn = kind(([(X, y)], None), nn.Linear(5, out), loss, device="cpu", seed=0, **options)
+    with caplog.at_level(logging.WARNING, "onecycle"), learn.no_bar():
+        learn.fit(1, 0.01)
+    return "\n".join(message for message in caplog.messages if message.startswith("check: "))
+
+
+def summed(pred: Tensor, target: Tensor) -> Tensor:
+    return (pred - target).square().sum()
+
+
+def halved(pred: Tensor, target: Tensor) -> Tensor:
+    return (pred - target).square().sum() / 2
+
+
+def mean(pred: Tensor, target: Tensor) -> Tensor:
+    return (pred - target).square().mean()
+
+
+def by_class(pred: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(pred, target, torch.tensor([1.0, 5.0, 20.0]))
+
+
+def without_zero(pred: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(pred, target, ignore_index=0)
+
+
+def dropped(pred: Tensor, target: Tensor) -> Tensor:
+    return F.dropout(pred - target).square().mean()
+
+
+class Summed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        return summed(pred, target)
+
+
+UNEVEN = torch.tensor([0, 0, 0, 0, 0, 1, 2, 1, 2, 1, 1, 2])
+
+
+@pytest.mark.parametrize("loss", [summed, halved, Summed()])
+def test_a_sum_is_told_by_its_growth(caplog: pytest.LogCaptureFixture, loss: Any) -> None:
+    assert "grows with the batch, as a sum" in said(caplog, loss, VALUES, 1)
+
+
+@pytest.mark.parametrize("loss", [by_class, without_zero])
+def test_a_mean_over_something_else_is_told(caplog: pytest.LogCaptureFixture, loss: Any) -> None:
+    assert "is not the mean of the losses of its halves" in said(caplog, loss, UNEVEN, 3)
+
+
+def test_ignored_targets_of_a_loss_of_ones_own_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Own(Learner):
+        def compute_loss(self, pred: Any, batch: Any) -> Tensor:
+            return F.cross_entropy(pred, batch[1])
+
+    y = torch.where(LABELS == 1, -100, LABELS)
+    assert "some targets are -100" in said(caplog, None, y, 3, kind=Own)
+    caplog.clear()
+    assert said(caplog, None, y, 3, kind=Own, loss_weight=token_weight()) == ""
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "out"),
+    [
+        (mean, VALUES, 1),
+        (nn.MSELoss(), VALUES, 1),
+        (nn.CrossEntropyLoss(), LABELS, 3),
+        (dropped, VALUES, 1),  # drawn at random: nothing can be told
+        (nn.MSELoss(), torch.full((12, 1), -100), 1),
+    ],
+)
+def test_means_over_samples_are_not_told(
+    caplog: pytest.LogCaptureFixture, loss: Any, y: Tensor, out: int
+) -> None:
+    assert said(caplog, loss, y, out) == ""
+
+
+def test_what_the_loss_keeps_is_as_after_one_call(caplog: pytest.LogCaptureFixture) -> None:
+    loss, calls = Summed(), count(1)
+    said(caplog, loss, VALUES, 1)
+    assert float(loss.calls) == 1
+
+    def counted(pred: Tensor, target: Tensor) -> Tensor:
+        next(calls)
+        return mean(pred, target)
+
+    said(caplog, counted, VALUES, 1)
+    assert next(calls) == 2
+
+
+class Recurrent(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.cells, self.out = nn.GRU(5, 4, batch_first=batch_first), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.cells(x)[0])
+
+
+class TimeFirst(Learner):
+    def batch_size(self, batch: Any) -> int:
+        return int(batch[1].size(1))
+
+
+@pytest.mark.parametrize(
+    ("batch_first", "kind", "is_told"),
+    [(False, Learner, True), (True, Learner, False), (False, TimeFirst, False)],
+)
+def test_time_that_may_come_first_is_told_unless_the_samples_are_counted(
+    caplog: pytest.LogCaptureFixture, batch_first: bool, kind: type[Learner], is_told: bool
+) -> None:
+    x = torch.randn(7, 3, 5, generator=torch.Generator().manual_seed(0))
+    batches = [(x, x[..., :1])]
+    learn = kind((batches, None), Recurrent(batch_first), F.mse_loss, device="cpu", seed=0)
+    with caplog.at_level(logging.WARNING, "onecycle"), learn.no_bar():
+        learn.fit(1)
+    assert ("'cells' takes sequences with time first" in caplog.text) is is_told
