@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis.configuration
+import nonsense
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nonsense import VALUES, Outcome, calls, is_nonsense, outcome, subjects
+from nonsense import VALUES, Outcome, Subject, calls, is_nonsense, outcome, subjects
 
 hypothesis.configuration.set_hypothesis_home_dir(tempfile.mkdtemp())
 
@@ -84,3 +86,43 @@ def test_every_kind_of_nonsense_at_every_place_is() -> None:
     found = [outcome(who, name, label, VALUES[label]()) for who, name, label in calls()]
     assert len(found) > 15_000
     assert [str(each) for each in found if each.verdict != "ok"] == []
+
+
+def taken(n: int) -> None:
+    """Take anything."""
+
+
+def failing(n: int) -> None:
+    n.bit_length()  # of a line that checks nothing
+
+
+def silent(n: int) -> None:
+    raise ValueError("something is wrong")
+
+
+def writing(n: int) -> None:
+    Path("file").write_text("half")
+    raise TypeError(f"n must be an integer; got {n!r}")
+
+
+def hanging(n: int) -> None:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("careless", "verdict"),
+    [
+        (taken, "taken without a word"),
+        (failing, "another kind of error"),
+        (silent, "names no argument or no value"),
+        (writing, "wrote ['file']"),
+        (hanging, "too slow"),
+    ],
+)
+def test_what_is_unclear_is_found(
+    careless: Callable[[int], None], verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nonsense, "LIMIT", 0.05)
+    subject = Subject("careless", careless, {}, inspect.signature(careless).parameters)
+    assert outcome(subject, "n", "text", "abc").verdict == verdict

@@ -50,14 +50,13 @@ def check_options(
     """
     _check_parts(model, loss_func)
     check_callbacks(cbs)
-    several = opt if isinstance(opt, list | tuple) else [] if opt is None else [opt]
-    for each in several:
-        is_optimizer = hasattr(each, "param_groups") and hasattr(each, "step")
-        if isinstance(each, type) or not is_optimizer:
-            raise TypeError(
-                f"opt must be an optimizer that exists, or a list of them; got {shown(each)}: a "
-                "class is given as opt_func="
-            )
+    is_optimizer = hasattr(opt, "param_groups") and hasattr(opt, "step")
+    is_other = isinstance(opt, type) or not (is_optimizer or isinstance(opt, list | tuple))
+    if opt is not None and is_other:
+        raise TypeError(
+            f"opt must be an optimizer that exists, or a list of them; got {shown(opt)}: a class "
+            "is given as opt_func="
+        )
     check_momenta(moms)
     if wd is not None:
         check_not_negative("wd", wd)

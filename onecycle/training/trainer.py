@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Polic
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.resume import resuming, whole_or_undone
+from onecycle.callbacks.run_bar import bars
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.checkpoints.folder_lock import locked
 from onecycle.checkpoints.learner_files import load_learner, save_learner
@@ -401,13 +402,14 @@ class Trainer(Loop):
             self.moms if self.groups.momentum_is_on() else None,
         )
         result: LRFindResult | RangeTests
-        if varied is None:
-            result = search.find(start_lr, end_lr, confirm=confirm)
-        else:
-            result = range_tests(self, *varied, partial(search.test, start_lr, end_lr))
-        for callback in self.cbs:
-            if isinstance(callback, Recorder):
-                callback.lr_find_result = result
+        n = len(varied[1]) if varied is not None and isinstance(varied[1], Sized) else 1
+        with self.added_cbs(bars(self, "range test", n)):
+            if varied is None:
+                result = search.find(start_lr, end_lr, confirm=confirm)
+            else:
+                result = range_tests(self, *varied, partial(search.test, start_lr, end_lr))
+        for recorder in (callback for callback in self.cbs if isinstance(callback, Recorder)):
+            recorder.lr_find_result = result
         if show_plot:
             result.plot()
         return result
