@@ -388,8 +388,7 @@ class Trainer(Loop):
             >>> result.suggestion == result.suggestions["knee"]
             True
         """
-        if self._run is not None and self.training:
-            check_between_updates(self.event)
+        self._check_moment()
         check_flags(show_plot=show_plot)
         warn_of_bad_parameters(self)
         varied = one_varied({"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes})
@@ -418,6 +417,10 @@ class Trainer(Loop):
         """Run updates whose effect is taken back by the caller."""
         self._run = None  # a range test may also run between two updates of a fit
         self.run_fit(None, cbs=cbs, run="range_test", max_updates=n_updates)
+
+    def _check_moment(self) -> None:
+        if self._run is not None and self.training:
+            check_between_updates(self.event)
 
     @kept_grad_mode()  # copying the metrics may switch gradients off for a moment
     def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
@@ -455,8 +458,7 @@ class Trainer(Loop):
             ()
         """
         look = FirstBatch(check_count("batches", batches))
-        if self._run is not None and self.training:
-            check_between_updates(self.event)
+        self._check_moment()
         with preserved(self):
             self._run_test([look], batches)
         if look.check is None:
