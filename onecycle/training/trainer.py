@@ -402,19 +402,23 @@ class Trainer(Loop):
             as_rules(suggest_funcs),
             self.moms if self.groups.momentum_is_on() else None,
         )
-        result: LRFindResult | RangeTests
-        n = len(varied[1]) if varied is not None and isinstance(varied[1], Sized) else 1
-        with self.added_cbs(bars(self, "range test", n)):
-            if varied is None:
-                result = search.find(start_lr, end_lr, confirm=confirm)
-            else:
-                result = range_tests(self, *varied, partial(search.test, start_lr, end_lr))
+        result = self._search(search, varied, (start_lr, end_lr), confirm)
         for callback in self.cbs:
             if isinstance(callback, Recorder):
                 callback.lr_find_result = result
         if show_plot:
             result.plot()
         return result
+
+    def _search(
+        self, search: RateSearch, varied: Any, ends: tuple[float, float], confirm: int
+    ) -> LRFindResult | RangeTests:
+        """Make one test, or one for each setting, with a bar."""
+        n = len(varied[1]) if varied is not None and isinstance(varied[1], Sized) else 1
+        with self.added_cbs(bars(self, "range test", n)):
+            if varied is None:
+                return search.find(*ends, confirm=confirm)
+            return range_tests(self, *varied, partial(search.test, *ends))
 
     def _run_test(self, cbs: Sequence[Callback], n_updates: int) -> None:
         """Run updates whose effect is taken back by the caller."""
