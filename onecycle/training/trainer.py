@@ -334,11 +334,11 @@ class Trainer(Loop):
         of the last one, and the others keep their ratios to it.
 
         Where the test shows a valley, that is all. Where it does not (the fall is as small as the
-        noise, or the loss breaks before it falls, or still falls at the last rate), the rule
-        `knee` lets short cycles decide, of half as many updates as the test and at most six; where
-        the loss neither falls nor breaks, a second test goes on to higher rates first. A line of
-        the result says what was done, and how many updates it took: by default at most 400. Tests
-        of fewer than 50 updates, linear ones, and the sweeps do without.
+        noise, or the loss breaks before it falls), the rule `knee` lets short cycles decide, of
+        half as many updates as the test and at most six; where the loss neither fell nor broke, a
+        second test goes on to higher rates first. A line of the result says what was done, and
+        how many updates it took: by default at most 400. Tests of fewer than 50 updates, linear
+        ones, and the sweeps do without.
 
         Args:
             start_lr: The first rate, above 0.
@@ -388,11 +388,13 @@ class Trainer(Loop):
             >>> result.suggestion == result.suggestions["knee"]
             True
         """
-        self._check_moment()
+        if self._run is not None and self.training:
+            check_between_updates(self.event)
         check_flags(show_plot=show_plot)
         warn_of_bad_parameters(self)
         varied = one_varied({"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes})
-        _check_one_test(confirm, varied)
+        if confirm and varied is not None:
+            raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
         search = RateSearch(
             self,
             self._run_test,
@@ -400,27 +402,32 @@ class Trainer(Loop):
             as_rules(suggest_funcs),
             self.moms if self.groups.momentum_is_on() else None,
         )
-        result: LRFindResult | RangeTests
-        n = len(varied[1]) if varied is not None and isinstance(varied[1], Sized) else 1
-        with self.added_cbs(bars(self, "range test", n)):
-            if varied is None:
-                result = search.find(start_lr, end_lr, confirm=confirm)
-            else:
-                result = range_tests(self, *varied, partial(search.test, start_lr, end_lr))
-        for recorder in (callback for callback in self.cbs if isinstance(callback, Recorder)):
-            recorder.lr_find_result = result
+        result = self._search(search, varied, (start_lr, end_lr), confirm)
+        for callback in self.cbs:
+            if isinstance(callback, Recorder):
+                callback.lr_find_result = result
         if show_plot:
             result.plot()
         return result
+
+    def _search(
+        self,
+        search: RateSearch,
+        varied: tuple[str, Any] | None,
+        ends: tuple[float, float],
+        confirm: int,
+    ) -> LRFindResult | RangeTests:
+        """Make one test, or one for each setting, with a bar."""
+        n = len(varied[1]) if varied is not None and isinstance(varied[1], Sized) else 1
+        with self.added_cbs(bars(self, "range test", n)):
+            if varied is None:
+                return search.find(*ends, confirm=confirm)
+            return range_tests(self, *varied, partial(search.test, *ends))
 
     def _run_test(self, cbs: Sequence[Callback], n_updates: int) -> None:
         """Run updates whose effect is taken back by the caller."""
         self._run = None  # a range test may also run between two updates of a fit
         self.run_fit(None, cbs=cbs, run="range_test", max_updates=n_updates)
-
-    def _check_moment(self) -> None:
-        if self._run is not None and self.training:
-            check_between_updates(self.event)
 
     @kept_grad_mode()  # copying the metrics may switch gradients off for a moment
     def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
@@ -458,7 +465,8 @@ class Trainer(Loop):
             ()
         """
         look = FirstBatch(check_count("batches", batches))
-        self._check_moment()
+        if self._run is not None and self.training:
+            check_between_updates(self.event)
         with preserved(self):
             self._run_test([look], batches)
         if look.check is None:
@@ -628,11 +636,6 @@ def _grouped(
     rates = groups.own_rates() if lr is None else groups.expand("lr", lr)
     groups.set("lr", rates)
     return groups, rates
-
-
-def _check_one_test(confirm: int, varied: object) -> None:
-    if confirm and varied is not None:
-        raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
 
 
 def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:
