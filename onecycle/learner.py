@@ -29,6 +29,7 @@ from onecycle.studies.comparison import NAMES, Compared, Comparison, compare
 from onecycle.studies.diagnosis import Diagnosis, diagnose
 from onecycle.studies.regularization import RegularizationReport, regularization_report
 from onecycle.studies.trials import Init
+from onecycle.training.fine_tuning import FineTuneStage, found_stage
 from onecycle.training.freezing import freeze, freeze_to, require_body_and_head, unfreeze
 from onecycle.training.landing import land
 from onecycle.training.summary import Summary, summarize
@@ -300,14 +301,14 @@ class Learner(Trainer):
         *,
         wd: float | None = None,
         cbs: Sequence[Callback] | None = None,
+        resume: str | Path | None = None,
     ) -> None:
         """Train the last parameter group of a pretrained model, then all of them.
 
         First one cycle with all groups frozen but the last, as `freeze` does; then one with all
         of them, at half the rate, and smaller rates for the earlier groups. What was frozen by hand
-        stays so. There must be two groups or more: see `head_splitter`. These are two fits:
-        to be able to resume, call `freeze`, `fit_one_cycle`, `unfreeze` and `fit_one_cycle`, with
-        a `Checkpoint` folder and ``resume=`` for each fit.
+        stays so. There must be two groups or more: see `head_splitter`. These are two fits; a
+        `Checkpoint` among ``cbs`` serves both of them, with one folder.
 
         Args:
             epochs: The epochs with all groups.
@@ -319,9 +320,12 @@ class Learner(Trainer):
             div: Of the second cycle.
             wd: The weight decay from here on; by default unchanged.
             cbs: Callbacks for both fits.
+            resume: As in `fit`: the stage that the checkpoint was taken in goes on, and the next
+                one follows.
 
         Raises:
             ValueError, TypeError: For what cannot work, before the first batch.
+            CheckpointError: If no checkpoint can be read, or the model is another one.
 
         Example:
             >>> from onecycle.testing import toy_learner
@@ -341,11 +345,17 @@ class Learner(Trainer):
         OneCycleSchedule(rates, div, pct_start=pct_start)  # refuses before the first stage has run
         checked_callbacks(cbs)
         require_body_and_head(self, "fine_tune")
+        stage, path = found_stage(resume)
         self.freeze()
-        if freeze_epochs:
-            self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, wd=wd, cbs=cbs)
+        if freeze_epochs and stage == 1:
+            both = [FineTuneStage(1), *(cbs or ())]
+            self.fit_one_cycle(
+                freeze_epochs, slice(base_lr), pct_start=0.99, wd=wd, cbs=both, resume=path
+            )
+            path = None  # the second stage begins where this one has ended
         self.freeze_to(0)
-        self.fit_one_cycle(epochs, rates, div, pct_start=pct_start, wd=wd, cbs=cbs)
+        both = [FineTuneStage(2), *(cbs or ())]
+        self.fit_one_cycle(epochs, rates, div, pct_start=pct_start, wd=wd, cbs=both, resume=path)
 
     def land(
         self,

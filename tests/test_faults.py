@@ -32,6 +32,7 @@ from onecycle import (
     files,
 )
 from onecycle.callbacks import progress
+from onecycle.callbacks.tables import TerminalTable
 from onecycle.core.events import EVENTS
 
 CANCELS = (CancelStep, CancelBatch, CancelTrain, CancelValid, CancelEpoch, CancelFit)
@@ -180,10 +181,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     tables: list[Any] = []
 
     def new_table(n_epoch: int | None) -> Any:
-        tables.append(progress._TerminalTable())
+        tables.append(TerminalTable())
         return tables[-1]
 
-    monkeypatch.setattr(progress, "_new_table", new_table)
+    monkeypatch.setattr(progress, "new_table", new_table)
     monkeypatch.setattr(progress, "REFRESH", 0.0)
     monkeypatch.setattr(files, "_sync", lambda path: None)  # slow, and no power fails here
     with contextlib.redirect_stdout(None):

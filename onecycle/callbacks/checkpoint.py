@@ -6,15 +6,18 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 
-from onecycle.arguments import check_count, check_path, shown
+from onecycle.arguments import check_count, check_flag, check_path, shown
 from onecycle.callbacks.signals import EXIT_CODE, signals_of
 from onecycle.checkpoints import fit_files as files
+from onecycle.checkpoints.background import BackgroundWriter, copied
 from onecycle.checkpoints.fit_plan import plan_of
 from onecycle.checkpoints.source_state import Sources
+from onecycle.checkpoints.unseen import Unseen
 from onecycle.core.callback import Callback, During, Stage
 from onecycle.core.restore import RngState
 from onecycle.data.nested import map_tensors
@@ -39,7 +42,11 @@ class Checkpoint(Callback):
     are random states within the worker processes of a loader; a `SeededDataset` needs none.
 
     A file is whole or not there, and read without running code. If one cannot be written (a full
-    disk), the fit goes on and a warning says so, at once and at the end.
+    disk), the fit goes on and a warning says so, at once and at the end. What training changes and
+    no file holds is named in a warning when the first one is taken, as far as it can be seen.
+
+    What else trains in the fields of a subclass of `Learner` is in the files too: optimizers,
+    modules, and whatever has ``state_dict`` and ``load_state_dict``.
 
     Args:
         folder: Where the files go, one folder for each fit; made where it is missing.
@@ -54,6 +61,9 @@ class Checkpoint(Callback):
             when the fit ends. Costs a copy of the state for each validation.
         on_error: Whether an exception, Ctrl-C included, leaves a checkpoint of the last whole
             update. Costs a copy of the state for each update.
+        background: Copy the state, and write it in a thread while training goes on. That takes
+            memory for the copy, on the CPU. A checkpoint that is due before the last one is
+            written waits for it; so does the end of the fit.
 
     Raises:
         ValueError: For arguments that are none of these.
@@ -83,10 +93,12 @@ class Checkpoint(Callback):
         every: str = "1 epoch",
         keep: int = 3,
         *,
+        background: bool = False,
         on_signal: bool | Signals | Sequence[Signals] = False,
         on_error: bool = False,
     ) -> None:
         self.folder, self.keep = check_path("folder", folder), check_count("keep", keep)
+        self._writer = BackgroundWriter() if check_flag("background", background) else None
         self._number, self._unit = _parse(every)
         if self.folder.is_file():
             raise ValueError(f"expected a folder for checkpoints; {str(folder)!r} is a file")
@@ -103,12 +115,14 @@ class Checkpoint(Callback):
         self._pass_sources: dict[str, Any] = {}
         self._sources: Sources | None = None
         self._lost: list[str] | None = None  # looked for at the first checkpoint
+        self._unseen: Unseen | None = None  # until the first checkpoint
         self._n_tried = self._n_failed = 0
         self._is_full = False  # older files could not be removed
 
     def before_fit(self, learn: Loop) -> None:
         """Begin anew."""
-        self._plan, self._sources, self._lost = plan_of(learn), Sources(learn), None
+        self._plan, self._unseen = plan_of(learn), Unseen(learn)
+        self._sources, self._lost = Sources(learn), None
         self._saved_at = self._n_tried = self._n_failed = 0
         self._saved_when = time.monotonic()
         self._last = None
@@ -152,6 +166,7 @@ class Checkpoint(Callback):
 
     def after_fit(self, learn: Loop) -> None:
         """Say again what could not be written."""
+        self.wait_for_write()
         if self._n_failed:
             log.warning(
                 "Checkpoint: %d of %d checkpoints could not be written to %s",
@@ -167,6 +182,7 @@ class Checkpoint(Callback):
         """After an error, save the last whole update where that is asked; put handlers back."""
         last, self._last = self._last, None
         try:
+            self.wait_for_write()
             if last is not None and self.on_error:
                 self._write(last)
         finally:
@@ -175,6 +191,7 @@ class Checkpoint(Callback):
     def _leave_if_asked(self) -> None:
         """Leave a validation, with what stood before it."""
         if self._signals.came and self._last is not None:
+            self.wait_for_write()
             self._write(self._last)
             self._leave()
 
@@ -188,6 +205,11 @@ class Checkpoint(Callback):
         if (self.on_error or is_last) and not learn.is_cancelled:
             state = self._captured(learn, batches)
             self._last = map_tensors(lambda t: t.detach().to("cpu", copy=True), state)
+
+    def wait_for_write(self) -> None:
+        """Wait until the checkpoint that is being written in the background is there."""
+        if self._writer is not None:
+            self._writer.wait()
 
     def _save_if_due(self, learn: Loop, batches: int | None) -> None:
         self._keep_last(learn, batches)
@@ -206,12 +228,18 @@ class Checkpoint(Callback):
 
     def _save(self, learn: Loop, batches: int | None) -> None:
         self._saved_at, self._saved_when = learn.n_updates, time.monotonic()
-        self._write(self._captured(learn, batches))
+        self._tell_unseen(learn)
+        state = self._captured(learn, batches)
+        if self._writer is None:
+            self._write(state)
+        else:
+            self._writer.wait()  # before there are two copies
+            self._writer.start(partial(self._write, copied(state)))
 
     def _captured(self, learn: Loop, batches: int | None) -> dict[str, Any]:
         state = files.capture(learn, self._plan, batches, self._pass_rng)
         state["extra"] |= self._of_sources(learn, batches)
-        return state
+        return files.readable_parts(state)
 
     def _write(self, state: dict[str, Any]) -> None:
         self._n_tried += 1
@@ -243,6 +271,17 @@ class Checkpoint(Callback):
                 log.warning("Checkpoint: a resumed fit may end in other bits: %s", sentence)
         parts = {"pass": self._sources.for_file(begun), "now": self._sources.for_file(now)}
         return {"sources": parts, "lost": self._lost}
+
+    def _tell_unseen(self, learn: Loop) -> None:
+        """Say at the first checkpoint what is in none."""
+        found = self._unseen.found(learn) if self._unseen is not None else []
+        self._unseen = None
+        if found:
+            log.warning(
+                "Checkpoint: training changes %s, and no checkpoint holds it: a resumed fit may "
+                "end in other bits (a buffer, get_extra_state or state_dict is the place for it)",
+                "; ".join(found),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the last checkpoint was taken, and how the training pass began."""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import math
-import shutil
-import sys
-from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +10,7 @@ import numpy as np
 
 from onecycle.callbacks.monitor import recorded_names
 from onecycle.callbacks.recorder import Recorder, recorder_of
+from onecycle.callbacks.tables import Table, new_table
 from onecycle.core.callback import Callback
 
 if TYPE_CHECKING:
@@ -22,11 +19,6 @@ if TYPE_CHECKING:
 #: Seconds between two refreshes of a bar. A refresh reads the loss, for which the device has to
 #: finish what it was given, and in a notebook it sends a message: five a second go unnoticed.
 REFRESH = 0.2
-
-#: Below this width a bar and its text do not fit on one line of a terminal.
-MIN_COLUMNS = 70
-
-_WIDTHS = {"epoch": 5, "time": 7}
 
 
 class Progress(Callback):
@@ -53,7 +45,7 @@ class Progress(Callback):
     requires: ClassVar[tuple[type[Callback], ...]] = (Recorder,)
 
     def __init__(self) -> None:
-        self._table = _Table()
+        self._table = Table()
         self._refresh_at = math.inf
         self._n_losses = 0  # recorded before this epoch
         self._epoch_began = 0.0
@@ -61,7 +53,7 @@ class Progress(Callback):
 
     def before_fit(self, learn: Loop) -> None:
         """Begin the table."""
-        self._table = _new_table(learn.n_epoch)
+        self._table = new_table(learn.n_epoch)
         self._refresh_at = perf_counter() if self._table.has_bars else math.inf
         self._names = recorded_names(learn)
         self._table.header(["epoch", *self._names, "time"])
@@ -118,7 +110,7 @@ class Progress(Callback):
         """End the table; a bar that is still open stays, so that one sees how far it came."""
         table = self._table
         # Another one for a fit in which before_fit of an earlier callback fails.
-        self._table, self._refresh_at = _Table(), math.inf
+        self._table, self._refresh_at = Table(), math.inf
         table.end("" if learn.stop_reason is None else f"stop_reason: {learn.stop_reason}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,140 +146,6 @@ class Progress(Callback):
                 if len(series) > self._lengths.get(name, 0) and series.width == 1:
                     values[name] = float(series.values[-1])
         return values
-
-
-class _Table:
-    """The table as plain lines, without bars."""
-
-    has_bars = False
-    bar_is_open = False
-
-    def header(self, names: Sequence[str]) -> None:
-        self._widths = [_WIDTHS.get(name, max(11, len(name))) for name in names]
-        self.row(names)
-
-    def row(self, cells: Sequence[str]) -> None:
-        aligned = [cell.rjust(width) for cell, width in zip(cells, self._widths, strict=True)]
-        print("  ".join(aligned), flush=True)
-
-    def end(self, note: str) -> None:
-        if note:
-            print(note, flush=True)
-
-    def open_bar(self, label: str, total: int | None, running_s: float) -> None:
-        pass
-
-    def update_bar(self, done: int, comment: str) -> None:
-        pass
-
-    def close_bar(self) -> None:
-        pass
-
-
-class _TerminalTable(_Table):
-    """The table as lines, and under it a bar for the pass that is running."""
-
-    has_bars = True
-
-    def open_bar(self, label: str, total: int | None, running_s: float) -> None:
-        from fastprogress.fastprogress import ConsoleProgressBar
-
-        self._bar = bar = ConsoleProgressBar(range(0), total or "noinfer", leave=False)
-        bar.cols = bar.length = min(bar.cols, 100) - 1  # some terminals wrap after the last column
-        bar.prefix = label
-        self.bar_is_open = True
-        _start(bar, running_s)
-
-    def update_bar(self, done: int, comment: str) -> None:
-        bar = self._bar
-        # fastprogress only ever shortens its bar. Made anew, each line has the full width, and
-        # covers the one before.
-        bar.length, bar.comment = bar.cols, comment
-        bar.update(done)
-
-    def close_bar(self) -> None:
-        if self.bar_is_open:
-            self.bar_is_open = False
-            self._bar.prefix = ""  # it would be left standing
-            self._bar.on_iter_end()
-
-    def end(self, note: str) -> None:
-        if self.bar_is_open:
-            self.bar_is_open = False
-            print(flush=True)
-        super().end(note)
-
-
-class _NotebookTable(_Table):
-    """The table in HTML between a bar of epochs and a bar for the pass that is running."""
-
-    has_bars = True
-
-    def __init__(self, n_epoch: int | None) -> None:
-        from fastprogress.fastprogress import NBMasterBar
-
-        self._n_rows = 0
-        self._master = NBMasterBar(range(0), n_epoch or "noinfer")
-        self._master.main_bar.update_every = 0
-        self._master.update(0)
-
-    def header(self, names: Sequence[str]) -> None:
-        self._master.lines[:1] = [[html.escape(name) for name in names]]
-
-    def row(self, cells: Sequence[str]) -> None:
-        self._master.lines.append(cells)
-        self._n_rows += 1
-
-    def open_bar(self, label: str, total: int | None, running_s: float) -> None:
-        from fastprogress.fastprogress import NBProgressBar
-
-        self._lay_out()
-        self._label = label
-        self._bar = NBProgressBar(range(0), total or "noinfer", parent=self._master)
-        self._bar.comment = label
-        self.bar_is_open = True
-        _start(self._bar, running_s)
-
-    def update_bar(self, done: int, comment: str) -> None:
-        self._bar.comment = f"{self._label} {comment}"
-        self._bar.update(done)
-
-    def close_bar(self) -> None:
-        self.bar_is_open = False
-
-    def end(self, note: str) -> None:
-        self._lay_out(note)
-        if self.bar_is_open:
-            self.bar_is_open = False
-            self._bar.on_interrupt()
-        else:
-            self._master.on_iter_end()
-
-    def _lay_out(self, note: str = "") -> None:
-        """Write the table for the next refresh: not at each row, as it grows with the rows."""
-        from fastprogress.core import text2html_table
-
-        self._master.update(self._n_rows)
-        self._master.text = text2html_table(self._master.lines) + html.escape(note)
-
-
-def _new_table(n_epoch: int | None) -> _Table:
-    # Imported when a fit begins: in a notebook fastprogress imports matplotlib.
-    from fastprogress.fastprogress import IN_NOTEBOOK
-
-    if IN_NOTEBOOK:
-        return _NotebookTable(n_epoch)
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    if is_terminal and shutil.get_terminal_size((100, 40)).columns >= MIN_COLUMNS:
-        return _TerminalTable()
-    return _Table()
-
-
-def _start(bar: Any, running_s: float) -> None:
-    """Start a bar of a pass that has been running for some seconds already."""
-    bar.update_every = 0  # when to refresh is decided here, not there
-    bar.update(0)
-    bar.start_t -= running_s
 
 
 def number(value: float) -> str:

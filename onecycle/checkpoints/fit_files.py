@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
+from onecycle.checkpoints.archives import Hashed, read_archive, write_archive
 from onecycle.checkpoints.fit_plan import callbacks_of
-from onecycle.checkpoints.model_files import check_fits
+from onecycle.checkpoints.learner_fields import check_fields, field_states, load_fields
+from onecycle.checkpoints.module_state import check_fits, growing, take_shapes
 from onecycle.checkpoints.opt_state import load_opt_state, opt_misfit, opt_state
 from onecycle.checkpoints.readable import readable
+from onecycle.checkpoints.well_formed import malformed
 from onecycle.core.restore import RngState
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write, remove_abandoned
@@ -45,20 +46,6 @@ _COUNTERS = (
     "n_updates_planned",
     "n_updates_scheduled",
 )
-_PARTS = {
-    "plan": dict,
-    "position": dict,
-    "counters": dict,
-    "modules": list,
-    "opt": dict,
-    "frozen": list,
-    "frozen_by_groups": list,
-    "frozen_norms": list,
-    "callbacks": list,
-    "pass_rng": dict,
-    "rng": dict,
-    "extra": dict,  # what a reader may pass over
-}
 
 
 # What is in a file ------------------------------------------------------------------------
@@ -100,7 +87,7 @@ def capture(
         "callbacks": [[name, state] for name, _, state in _callbacks(learn) if state],
         "pass_rng": pass_rng,
         "rng": RngState().state_dict(),
-        "extra": {},
+        "extra": {"buffers": learn.first_buffers, "fields": field_states(learn)[0]},
     }
 
 
@@ -110,21 +97,34 @@ def restore(learn: Loop, state: dict[str, Any]) -> None:
     Args:
         learn: A learner that `check_modules` and `check_opt` have accepted.
         state: What `capture` returned.
+
+    Raises:
+        CheckpointError: If an optimizer with a state of its own form does not take it.
     """
     restore_counters(learn, state)
     switch(learn.opt, training=state["position"]["training"])  # the weights are those of the mode
-    for module, found in zip(_modules(learn), state["modules"], strict=True):
+    free = growing(learn.first_buffers, state["extra"].get("buffers"))
+    for module, found, shapes in zip(_modules(learn), state["modules"], free, strict=False):
+        take_shapes(module, found["state"], shapes)
         module.load_state_dict(found["state"])
-        for name, value in found["buffers"].items():
+        for name in {**_other_buffers(module), **found["buffers"]}:
             owner, _, last = name.rpartition(".")
-            setattr(module.get_submodule(owner), last, value.to(learn.device))
+            value = found["buffers"].get(name)
+            kept = None if value is None else value.to(learn.device)
+            module.get_submodule(owner).register_buffer(last, kept, persistent=False)
     frozen = set(state["frozen"])
     for name, parameter in named_parts(learn.model, learn.loss_module).items():
         parameter.requires_grad_(name not in frozen)
         if name in state["frozen_by_groups"]:
             learn.groups.frozen.add(parameter)
     learn.freeze_norms(learn.model.get_submodule(name) for name in state["frozen_norms"])
-    load_opt_state(learn, state["opt"])
+    try:
+        load_opt_state(learn, state["opt"])
+    except ValueError as error:
+        raise CheckpointError(
+            f"the optimizer's state does not fit {type(learn.opt).__name__}: {error}"
+        ) from error
+    load_fields(learn, state["extra"].get("fields", {}))
     ready_state(learn.opt)
     _restore_callbacks(learn, state)
 
@@ -189,9 +189,16 @@ def check_modules(learn: Loop, state: dict[str, Any], path: Path) -> None:
     own = _modules(learn)
     if len(state["modules"]) != len(own):
         raise CheckpointError(f"{path}: only one of the two loss functions is a torch module")
-    for module, found in zip(own, state["modules"], strict=True):
+    free = growing(learn.first_buffers, state["extra"].get("buffers"))
+    for module, found, shapes in zip(own, state["modules"], free, strict=False):
         of = "model" if module is learn.model else "loss function"
-        check_fits(path, found["state"], module.state_dict(), of)
+        check_fits(path, found["state"], module.state_dict(), of, shapes)
+        buffers = _other_buffers(module)  # more of them may be made in training
+        known = {name: part for name, part in found["buffers"].items() if name in buffers}
+        check_fits(path, known, buffers, of, shapes)
+    norms = {name for name, _ in learn.model.named_modules()}
+    if unknown := set(state["frozen_norms"]) - norms:
+        raise CheckpointError(f"{path} holds another model: it has no layer {min(unknown)!r}")
 
 
 def check_opt(learn: Loop, state: dict[str, Any], path: Path) -> None:
@@ -210,21 +217,20 @@ def check_opt(learn: Loop, state: dict[str, Any], path: Path) -> None:
         raise CheckpointError(
             f"{path}: the optimizer's state does not fit {type(learn.opt).__name__}: {misfit}"
         )
+    check_fields(learn, state["extra"].get("fields", {}), path)
 
 
 # Files ------------------------------------------------------------------------------------
 
 
-def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all.
+def readable_parts(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a fit as a file can hold it.
 
     Args:
-        path: Where.
         state: What `capture` returned.
 
     Raises:
         TypeError: If it holds what could not be read again, naming what does.
-        OSError: If it cannot be written.
     """
     parts = {
         part: readable(value, f"{part} of the fit")
@@ -234,18 +240,41 @@ def write(path: Path, state: dict[str, Any]) -> None:
     parts["callbacks"] = [
         [name, readable(own, f"the state_dict of {name}")] for name, own in state["callbacks"]
     ]
-    buffer = io.BytesIO()
-    torch.save(parts, buffer)
+    return parts
+
+
+def write(path: Path, parts: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: Where.
+        parts: What `readable_parts` returned.
+
+    Raises:
+        OSError, RuntimeError: If it cannot be written.
+    """
+    digest = _digest(FORMAT)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        file.write(_header(buffer.getbuffer()))
-        file.write(buffer.getbuffer())
+        file.write(_line(FORMAT, "0" * 64))
+        write_archive(parts, Hashed(file, digest.update))
+        file.seek(0)
+        file.write(_line(FORMAT, digest.hexdigest()))
+
+
+def _digest(version: int) -> Any:
+    """Begin the checksum, which is over format and payload."""
+    return hashlib.sha256(b"%d\n" % version)
+
+
+def _line(version: int, digest: str) -> bytes:
+    return b"onecycle checkpoint %d %s\n" % (version, digest.encode())
 
 
 def _header(payload: Any, version: int = FORMAT) -> bytes:
-    """Make the first line: the format, and a checksum over format and payload."""
-    digest = hashlib.sha256(b"%d\n" % version)
+    """Make the first line: the format, and the checksum."""
+    digest = _digest(version)
     digest.update(payload)
-    return b"onecycle checkpoint %d %s\n" % (version, digest.hexdigest().encode())
+    return _line(version, digest.hexdigest())
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -275,16 +304,17 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} has format {version}; this onecycle reads {FORMAT}: {advice}"
         )
     try:
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        state = read_archive(payload)
     except Exception as error:
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values, which could run code"
+            f"{path} holds more than tensors and plain values, which could run code or fill the "
+            "memory"
         ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(state.get(part), kind) for part, kind in _PARTS.items()
-    ):
-        raise CheckpointError(f"{path} was not written by Checkpoint")
-    return state
+    wrong = malformed(state, _COUNTERS)
+    if wrong is not None:
+        raise CheckpointError(f"{path} was not written by Checkpoint: {wrong} has another form")
+    found: dict[str, Any] = state
+    return found
 
 
 class _OtherFormatError(CheckpointError):

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from onecycle.checkpoints.description import described, name_of, plain
-from onecycle.checkpoints.opt_state import opt_name, parameter_names
+from onecycle.checkpoints.opt_names import opt_name, parameter_names
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.loaders import n_batches
 from onecycle.optim.several import each_of

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from onecycle.checkpoints.opt_state import load_opt_state, opt_misfit, opt_state
+from onecycle.checkpoints.archives import Hashed, read_archive, write_archive
+from onecycle.checkpoints.module_state import (
+    check_fits,
+    differing,
+    growing,
+    renamed_state,
+    take_shapes,
+)
+from onecycle.checkpoints.opt_state import by_own_names, load_opt_state, opt_misfit, opt_state
 from onecycle.checkpoints.readable import readable
+from onecycle.core.restore import Capture
 from onecycle.errors import CheckpointError
 from onecycle.files import atomic_write
+from onecycle.optim.wrapped import with_inner
 
 if TYPE_CHECKING:
     from onecycle.core.state import LoopState
@@ -29,9 +39,14 @@ FORMAT = 2
 #: The length of the checksum that a file ends with: of SHA-256, in hexadecimal digits.
 _DIGITS = 64
 
+#: In place of an optimizer's state: why it is not there.
+_LEFT_OUT = "left out"
+
 
 def write_model(path: str | Path, learn: LoopState) -> str:
     """Write the states of a model, its loss function and its optimizer, as they are.
+
+    A state of the optimizer that could not be read again is left out, which a warning says.
 
     Args:
         path: Where to write; a file that is there is replaced.
@@ -41,21 +56,19 @@ def write_model(path: str | Path, learn: LoopState) -> str:
         The checksum of the file, by which it can be told from any other.
 
     Raises:
-        TypeError: If the model or the optimizer has state that could not be read again.
+        TypeError: If the model has state that could not be read again.
     """
     state = {
         "format": FORMAT,
         "model": readable(learn.model.state_dict(), "the state of the model"),
         "loss": readable(loss_state(learn.loss_module), "the state of the loss function"),
-        "opt": readable(opt_state(learn), "the state of the optimizer"),
-        "extra": {},  # what a reader may pass over
+        "opt": _readable_opt(path, learn),
+        "extra": {"buffers": learn.first_buffers},  # what a reader may pass over
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = _sealed(buffer.getvalue())
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
-    return content[-_DIGITS:].decode()
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        sealed = _Sealed(file)
+        write_archive(state, sealed)
+        return sealed.close()
 
 
 def checksum_of(path: str | Path) -> str:
@@ -69,14 +82,46 @@ def checksum_of(path: str | Path) -> str:
         return file.read().decode(errors="replace")
 
 
-def _sealed(archive: bytes) -> bytes:
-    """Put a checksum into the comment of a zip archive, which torch and others pass over.
+def _readable_opt(path: str | Path, learn: LoopState) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = readable(opt_state(learn), "the state of the optimizer")
+    except TypeError as error:
+        log.warning("save: %s holds the model without the optimizer: %s", path, error)
+        return {_LEFT_OUT: str(error)}
+    return found
+
+
+class _Sealed:
+    """A file with a checksum in the comment of a zip archive, which torch and others pass over.
 
     torch does not look at the checksums that an archive has for its parts: it would load a tensor
     with a flipped bit.
     """
-    body = archive[:-2] + _DIGITS.to_bytes(2, "little")  # the length of the comment comes last
-    return body + hashlib.sha256(body).hexdigest().encode()
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._digest, self._last = hashlib.sha256(), b""
+        self._file = Hashed(file, self._digest.update)
+
+    def write(self, data: Any) -> int:
+        """Write all but the last two bytes: the length of the comment, which comes last."""
+        n = len(data)
+        if n < 2:
+            data = self._last + bytes(data)
+        else:
+            self._file.write(self._last)
+        self._file.write(data[:-2])
+        self._last = bytes(data[-2:])
+        return n
+
+    def flush(self) -> None:
+        """Do nothing: the file is synced when it is whole."""
+
+    def close(self) -> str:
+        """Write the length of the comment, and the comment, which is returned."""
+        self._file.write(_DIGITS.to_bytes(2, "little"))
+        checksum = self._digest.hexdigest()
+        self._file.write(checksum.encode())
+        return checksum
 
 
 def read_model(
@@ -96,20 +141,51 @@ def read_model(
         OSError: If the file cannot be opened.
     """
     state = _read(path, checksum)
-    check_fits(path, state["model"], learn.model.state_dict())
-    differs = _differing(state["loss"], loss_state(learn.loss_module))
+    own, own_loss = learn.model.state_dict(), loss_state(learn.loss_module)
+    model, loss = renamed_state(state["model"], own), renamed_state(state["loss"], own_loss)
+    free, free_of_loss = growing(learn.first_buffers, state["extra"].get("buffers"))
+    check_fits(path, model, own, free=free)
+    differs = differing(loss, own_loss, free_of_loss)
     if differs and with_opt:
         raise CheckpointError(
             f"{path} holds another loss function: {differs}; load(path, with_opt=False) takes the "
             "model alone"
         )
-    if with_opt:
-        _load_opt(path, state["opt"], learn)
-    learn.model.load_state_dict(state["model"])
+    opt = _fitting_opt(path, state["opt"], learn) if with_opt else None
+    with _unchanged_by_failure(path, learn):
+        if opt is not None:
+            load_opt_state(learn, opt)
+        take_shapes(learn.model, model, free)
+        learn.model.load_state_dict(model)
+        if learn.loss_module is not None and not differs:
+            take_shapes(learn.loss_module, loss, free_of_loss)
+            learn.loss_module.load_state_dict(loss, strict=False)
     if differs:
         log.warning("%s holds another loss function, which is left out: %s", path, differs)
-    elif learn.loss_module is not None:
-        learn.loss_module.load_state_dict(state["loss"], strict=False)
+
+
+@contextmanager
+def _unchanged_by_failure(path: str | Path, learn: LoopState) -> Iterator[None]:
+    """Run a block that loads a file, and put the modules back if it fails.
+
+    What is compared before lets nothing fail that torch does; a module's own methods may.
+    """
+    modules = [m for root in (learn.model, learn.loss_module) if root for m in root.modules()]
+    lazy = [t for m in modules for t in (*m.parameters(), *m.buffers()) if is_lazy(t)]
+    held = Capture(ignored=lazy)
+    held.add([vars(module) for module in modules])
+    opt = Capture(ignored=[p for group in learn.opt.param_groups for p in group["params"]])
+    opt.add([vars(each) for each in with_inner(learn.opt)])
+    try:
+        yield
+    except BaseException as error:
+        held.restore()
+        opt.restore()
+        if not isinstance(error, Exception):
+            raise
+        raise CheckpointError(
+            f"{path} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def loss_state(loss: nn.Module | None) -> dict[str, Any]:
@@ -121,6 +197,7 @@ def loss_state(loss: nn.Module | None) -> dict[str, Any]:
         loss: The module of the loss function, if there is one.
 
     Example:
+        >>> import torch
         >>> loss_state(nn.CrossEntropyLoss(torch.ones(3)))
         {}
     """
@@ -140,75 +217,40 @@ def _read(path: str | Path, checksum: str | None) -> dict[str, Any]:
     if checksum is not None and content[-_DIGITS:] != checksum.encode():
         raise CheckpointError(f"{path} is not the file that was written: it has been replaced")
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = read_archive(content)
     except Exception as error:
         # torch's own words fill a page, and advise to switch the protection off.
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is damaged, of another kind, or holds "
-            "more than tensors and plain values, which could run code"
+            "more than tensors and plain values, which could run code or fill the memory"
         ) from error
     version = state.get("format") if isinstance(state, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise CheckpointError(f"{path} was not written by Learner.save")
     if version != FORMAT:
         advice = "update it" if version > FORMAT else "load it with an earlier one"
         raise CheckpointError(
             f"{path} has format {version}; this onecycle reads {FORMAT}: {advice}"
         )
-    if not all(isinstance(state.get(name), dict) for name in ("model", "loss", "opt")):
+    if not all(isinstance(state.get(name), dict) for name in ("model", "loss", "opt", "extra")):
         raise CheckpointError(f"{path} was not written by Learner.save")
-    if hashlib.sha256(content[:-_DIGITS]).hexdigest().encode() != content[-_DIGITS:]:
+    body = memoryview(content)[:-_DIGITS]
+    if hashlib.sha256(body).hexdigest().encode() != content[-_DIGITS:]:
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
     found: dict[str, Any] = state
     return found
 
 
-def _load_opt(path: str | Path, found: dict[str, Any], learn: LoopState) -> None:
-    try:
+def _fitting_opt(path: str | Path, found: dict[str, Any], learn: LoopState) -> dict[str, Any]:
+    """Return the state of the optimizer by the names of the learner, or refuse it."""
+    if _LEFT_OUT in found:
+        misfit: str | None = f"it was left out of the file: {found[_LEFT_OUT]}"
+    else:
+        found = by_own_names(learn, found)
         misfit = opt_misfit(learn, found)
-        if misfit is not None:
-            raise ValueError(misfit)
-        load_opt_state(learn, found)
-    except (ValueError, KeyError, TypeError) as error:
+    if misfit is not None:
         raise CheckpointError(
-            f"{path}: the optimizer's state does not fit {type(learn.opt).__name__}: {error}; "
+            f"{path}: the optimizer's state does not fit {type(learn.opt).__name__}: {misfit}; "
             "load(path, with_opt=False) takes the model alone"
-        ) from error
-
-
-def check_fits(
-    path: str | Path, found: dict[str, Any], own: dict[str, Any], of: str = "model"
-) -> None:
-    """Refuse a module's state before any of it is loaded: torch would load half of it.
-
-    Args:
-        path: The file it comes from, for the message.
-        found: The state.
-        own: What ``state_dict()`` of the module returns now.
-        of: What the module is.
-
-    Raises:
-        CheckpointError: Naming what differs.
-    """
-    differs = _differing(found, own)
-    if differs:
-        raise CheckpointError(f"{path} holds another {of}: {differs}")
-
-
-def _differing(found: dict[str, Any], own: dict[str, Any]) -> str:
-    """Say in what two states of modules differ; nothing where one can be loaded for the other."""
-    missing, unknown = own.keys() - found.keys(), found.keys() - own.keys()
-    other = [name for name in own.keys() & found.keys() if not _fits(own[name], found[name])]
-    if not (missing or unknown or other):
-        return ""
-    return (
-        f"missing {sorted(missing)[:3]}, unknown {sorted(unknown)[:3]}, "
-        f"of another shape {sorted(other)[:3]}"
-    )
-
-
-def _fits(own: Any, found: Any) -> bool:
-    """Compare shapes; a module's extra state has none, and a lazy layer none yet."""
-    if isinstance(own, Tensor) and isinstance(found, Tensor):
-        return is_lazy(own) or (not is_lazy(found) and own.shape == found.shape)
-    return isinstance(own, Tensor) == isinstance(found, Tensor)
+        )
+    return found

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from onecycle.checkpoints.archives import is_expanded, read_archive
+
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size)
 _TENSORS = (Tensor, nn.Parameter)
 
@@ -29,8 +31,10 @@ def readable(value: Any, where: str) -> Any:
         >>> readable({"best": np.float64(0.5), "shape": (1, 2)}, "the state")
         {'best': 0.5, 'shape': (1, 2)}
     """
-    if type(value) in _PLAIN or (type(value) in _TENSORS and value.layout == torch.strided):
+    if type(value) in _PLAIN:
         return value
+    if type(value) in _TENSORS and value.layout == torch.strided and not value.is_meta:
+        return value.contiguous() if is_expanded(value) else value
     if isinstance(value, np.generic):
         return readable(value.item(), where)
     if type(value) in (dict, OrderedDict) and all(type(key) in _PLAIN for key in value):
@@ -57,8 +61,7 @@ def _comes_back(value: Any) -> bool:
     buffer = io.BytesIO()
     try:
         torch.save(value, buffer)
-        buffer.seek(0)
-        torch.load(buffer, map_location="cpu", weights_only=True)
+        read_archive(buffer.getvalue())
     except Exception:
         return False
     return True

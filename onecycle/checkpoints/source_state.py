@@ -253,9 +253,9 @@ def _lost_by(loader: Any) -> list[str]:
         kind: Any = type(dl.dataset)
         if drawing := random_in_workers(dl):
             said.append(
-                f"{drawing} draws random numbers in worker processes that live on between epochs "
-                "(persistent_workers of the DataLoader), whose states no checkpoint can hold: wrap "
-                "the data set in SeededDataset, or leave persistent_workers out"
+                f"{drawing} draws random numbers or counts in worker processes that live on "
+                "between epochs (persistent_workers of the DataLoader), whose states no checkpoint "
+                "can hold: wrap a random data set in SeededDataset, or leave persistent_workers out"
             )
         elif isinstance(dl.dataset, IterableDataset) and changes_itself(kind):
             said.append(

@@ -18,6 +18,7 @@ from onecycle.explanations import (
     require_loss,
     tell_broadcast,
 )
+from onecycle.optim.buffers import buffer_shapes
 from onecycle.optim.loss_module import loss_module
 from onecycle.optim.modes import freeze_norms, put_in_training
 from onecycle.record.weights import LossWeights, Weight
@@ -42,6 +43,8 @@ class LoopState:
         opt: The optimizer; ``groups`` gives its hyperparameters by name.
         cbs: All callbacks that take part, those of this fit included.
         metrics: The metrics computed on validation.
+        first_buffers: The shapes that the buffers of model and loss function had when the learner
+            was made; some take shape in training.
         frozen_norms: The layers that stay in evaluation mode: see `freeze_norms`.
         eval_parts: The parts of the model that were put in evaluation mode by hand, and stay so.
         device: Where the model and the batches are.
@@ -102,6 +105,7 @@ class LoopState:
         self.opt, self.groups = groups.opt, groups
         self.make_stepper, self.stepper = make_stepper, make_stepper(groups.opt)
         self.cbs, self.metrics = list(cbs), list(metrics)
+        self.first_buffers = [buffer_shapes(model), buffer_shapes(self.loss_module)]
         self.frozen_norms: list[nn.Module] = []
         self.eval_parts: list[nn.Module] = []
         self.device, self.seed, self.n_inp = next(model.parameters()).device, seed, n_inp

@@ -29,7 +29,7 @@ from torch.utils.data import (
 from onecycle.data.generators import order_seed
 from onecycle.data.loaders import TensorLoader, n_batches
 from onecycle.data.seeded import SeededDataset, SeededIndex
-from onecycle.data.sources import draws
+from onecycle.data.sources import counts, data_sets, draws
 
 #: torch's samplers that draw from a `generator`, when the first index is asked for.
 _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -136,7 +136,7 @@ def _is_plain(dl: Iterable[Any]) -> bool:
 
 
 def random_in_workers(dl: DataLoader[Any]) -> str | None:
-    """Name what draws random numbers for the samples of a DataLoader, if anything does.
+    """Name what draws random numbers for the samples of a DataLoader, or counts them, if any does.
 
     Args:
         dl: The loader.
@@ -145,7 +145,9 @@ def random_in_workers(dl: DataLoader[Any]) -> str | None:
         A class or a function; ``None`` where samples have seeds of their own, or nothing is seen.
     """
     seeded = isinstance(dl.dataset, SeededDataset)
-    return draws([dl.collate_fn] if seeded else [dl.dataset, dl.collate_fn])
+    kinds = map(type, data_sets(dl).values())
+    counting = next((kind.__name__ for kind in kinds if counts(kind)), None)
+    return counting or draws([dl.collate_fn] if seeded else [dl.dataset, dl.collate_fn])
 
 
 def _to_its_end(batches: Iterator[Any], length: int | None) -> Iterator[Any]:

@@ -192,29 +192,6 @@ def _fields(value: Any) -> Mapping[str, Any]:
     return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
-def warn_of_time_first(model: nn.Module, xb: Any, yb: Any) -> None:
-    """Warn where targets for each time step may begin with the time: no shape can tell.
-
-    Args:
-        model: Where a recurrent layer takes sequences with time first, as torch's do by default.
-        xb: The inputs of a batch.
-        yb: Its targets.
-    """
-    for part in (yb, xb):
-        if not isinstance(part, Tensor) or part.ndim < 2 or part.size(0) != yb.size(0):
-            return
-    for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase) and not module.batch_first:
-            log.warning(
-                "the batch size is taken to be %d, the first dimension of inputs and targets; %r "
-                "takes sequences with time first: if these have it too, override "
-                "batch_size(self, batch) of the Learner, or use batch_first=True",
-                yb.size(0),
-                name or type(module).__name__,
-            )
-            return
-
-
 def warn_of_single_sample(model: nn.Module, dl: Any) -> None:
     """Warn if the last batch has one sample: batch norm mostly fails on it, an epoch from here.
 

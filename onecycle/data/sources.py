@@ -213,6 +213,19 @@ def changes_itself(kind: Any) -> bool:
     )
 
 
+@cache
+def counts(kind: Any) -> bool:
+    """Tell whether the methods of a class, but for its constructor, add to a field of an object."""
+    for method in _methods(kind):
+        for code in _codes(method.__code__):
+            steps = list(dis.get_instructions(code))
+            for i, step in enumerate(steps):
+                adds = step.opname == "BINARY_OP" and step.argrepr.endswith("=")
+                if adds and any(each.opname == "STORE_ATTR" for each in steps[i + 1 : i + 3]):
+                    return True
+    return False
+
+
 # The parts of a loader ----------------------------------------------------------------------
 
 

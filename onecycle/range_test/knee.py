@@ -50,6 +50,8 @@ class Reading:
         breaks: The rate at which the median rises above the start by as much as it fell, or the
             loss ceases to be finite, or the test was stopped; ``None`` where it never does.
         points: How many finite losses there are.
+        has_ended: Whether the fall has: not where it settles within half a decade of the last rate
+            and the loss does not break, so that the best rate may lie beyond.
     """
 
     start: float
@@ -59,6 +61,7 @@ class Reading:
     settles: float
     breaks: float | None
     points: int
+    has_ended: bool = True
 
     @property
     def is_clear(self) -> bool:
@@ -114,14 +117,16 @@ def read(lrs: npt.ArrayLike, losses: npt.ArrayLike, *, stopped: bool = False) ->
     below = (raw[:points] - medians)[: max(low, POINTS)]
     end = rates[points] if points < len(raw) else rates[-1]
     broken = float(end) if points < len(raw) or stopped else None
+    breaks = float(rates[over[0]]) if len(over) else broken
     return Reading(
         start=start,
         fall=fall,
         noise=abs(float(np.quantile(below, _ONE_DEVIATION))),
         falls=float(rates[down[0]]),
         settles=float(rates[settled[0]]),
-        breaks=float(rates[over[0]]) if len(over) else broken,
+        breaks=breaks,
         points=points,
+        has_ended=breaks is not None or math.sqrt(10) * rates[settled[0]] < rates[-1],
     )
 
 

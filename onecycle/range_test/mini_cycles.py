@@ -17,6 +17,9 @@ SAFETY = 2.0
 #: A loss is hardly worse than the best if it gives away less than this part of what that gained.
 HARDLY = 0.1
 
+#: Peaks whose losses differ by less than this part of what the best gained are alike.
+TIE = 0.01
+
 #: A cycle that lowers the loss by less than this part of it has trained nothing.
 LEAST = 0.01
 
@@ -46,8 +49,11 @@ class MiniCycles:
 
     @property
     def best(self) -> float:
-        """The peak of the lowest loss; of several the lowest peak."""
-        return self.peaks[self.losses.index(min(self.losses))]
+        """The peak of the lowest loss; of several that are alike the lowest peak."""
+        lowest = min(self.losses)
+        alike = lowest + TIE * max(self.before - lowest, 0.0) if math.isfinite(lowest) else lowest
+        pairs = zip(self.peaks, self.losses, strict=True)
+        return next(peak for peak, loss in pairs if loss <= alike)
 
     @property
     def lr(self) -> float | None:

@@ -1,4 +1,4 @@
-"""How noisy a curve is: three estimates, for what rises and falls, and for what is resampled."""
+"""How noisy a curve is: two estimates, for what rises and falls, and for what is resampled."""
 
 import math
 
@@ -26,19 +26,6 @@ def deviation(values: Array) -> float:
     """
     steps = np.diff(values)
     return math.sqrt(np.mean(steps**2) / 2) if len(steps) else math.inf
-
-
-def deviation_above(values: Array, start: float) -> float:
-    """Estimate the noise of values where more is better, without what breaks in at the end.
-
-    What is lost far below the start tells nothing about the noise.
-
-    Args:
-        values: Of shape ``(points,)``; NaN where nothing is known.
-        start: The value that the curve began with.
-    """
-    known = np.where(np.isnan(values), start, values)
-    return deviation(np.maximum(known, 2 * start - known.max()))
 
 
 def residuals(values: Array) -> Array:

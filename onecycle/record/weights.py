@@ -169,24 +169,25 @@ class LossWeights:
             yb: What the loss function compares with.
         """
         if self._given is not None:
-            weight = self._given(pred, batch)
-            if weight is None:  # which a function without a return gives, and does not mean
-                check_weight(weight)
-            return weight
+            given = self._given(pred, batch)
+            if given is None:  # which a function without a return gives, and does not mean
+                check_weight(given)
+            return given
         found = self._found if loss_func is self._loss_func else self._look_at(loss_func)
-        if found is None or not is_of_indices(yb):
+        if found is None or not isinstance(yb, Tensor):
             return None
-        weight = _option(found, "weight", None)
-        ignored = _option(found, "ignore_index", _IGNORED)
+        function, options = found
+        weight = options.get("weight", getattr(function, "weight", None))
+        ignored = options.get("ignore_index", getattr(function, "ignore_index", _IGNORED))
         # Labels of whole samples are hardly ever ignored, and counting them costs two operators.
         if yb.ndim < 2 and weight is None and ignored == _IGNORED:
             return None
-        return valid_sum(yb, ignored, weight)
+        return valid_sum(yb, ignored, weight) if is_of_indices(yb) else None
 
     def _look_at(self, loss_func: object) -> tuple[object, dict[str, Any]] | None:
         if self._given is not None or not self._sees_loss:
             return None
-        if _option(unwrapped(loss_func), "reduction", None) == "sum":
+        if _reduction(*unwrapped(loss_func)) == "sum":
             raise ValueError(
                 'the loss function has reduction="sum", and grows with the batch: validation, the '
                 "record and accumulation take means of batches that need not be of one size; use "
@@ -236,7 +237,7 @@ def mean_of_valid(loss_func: object) -> tuple[object, dict[str, Any]] | None:
     function, options = unwrapped(loss_func)
     asked = getattr(type(function), "forward", function)  # a subclass may have one of its own
     is_known = any(asked is known for known in _MEANS_OF_VALID)
-    is_mean = _option((function, options), "reduction", "mean") == "mean"
+    is_mean = _reduction(function, options) == "mean"
     return (function, options) if is_known and is_mean else None
 
 
@@ -249,7 +250,6 @@ def unwrapped(loss_func: object) -> tuple[object, dict[str, Any]]:
     return loss_func, options
 
 
-def _option(loss: tuple[object, Mapping[str, Any]], name: str, default: Any) -> Any:
-    function, options = loss
-    own = getattr(function, name, default) if isinstance(function, nn.Module) else default
-    return options.get(name, own)
+def _reduction(function: object, options: Mapping[str, Any]) -> Any:
+    own = getattr(function, "reduction", "mean") if isinstance(function, nn.Module) else "mean"
+    return options.get("reduction", own)

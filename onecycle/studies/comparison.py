@@ -182,9 +182,10 @@ def compare(
     name, better = judged_by(learn, metric, mode)
     if target is not None:
         check_finite("target", target)
+    n, total = len(found), len(found) * len(fits)
     runs = {
-        policy: run_trials(learn, fit, found, init=init, label=policy)
-        for policy, fit in fits.items()
+        policy: run_trials(learn, fit, found, init=init, label=policy, place=(1 + n * i, total))
+        for i, (policy, fit) in enumerate(fits.items())
     }
     return Comparison(runs, name, better == "min", target)
 

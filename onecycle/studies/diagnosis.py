@@ -12,7 +12,9 @@ import numpy as np
 from onecycle import plots
 from onecycle.arguments import check_count, check_list, check_positive
 from onecycle.callbacks.monitor import Mode, judged_by
+from onecycle.callbacks.run_bar import bars
 from onecycle.checkpoints.snapshot import preserved
+from onecycle.core.callback import Callback
 from onecycle.range_test.result import LRFindResult, written
 from onecycle.range_test.varied import check_settings, put_in_force
 from onecycle.schedules.shapes import Array
@@ -195,7 +197,8 @@ def _guess(
     """Say by range tests alone what fits would probably show."""
     name, less = metric
     own = wds[0]
-    found: LRFindResult = learn.lr_find(show_plot=False)
+    with learn.added_cbs(_bar(learn, 1, wds)):
+        found: LRFindResult = learn.lr_find(show_plot=False)
     suggested = found.suggestion
     usual = suggested if lr_usual is None else lr_usual
     if usual is None:
@@ -232,7 +235,8 @@ def _plateaus(
     plateaus = {}
     for i, wd in enumerate(wds):
         measured = Measured()
-        with preserved(learn), learn.added_cbs([FixedSample(sample, every, measured)]):
+        watching = [FixedSample(sample, every, measured), *_bar(learn, 2 + i, wds)]
+        with preserved(learn), learn.added_cbs(watching):
             if i:  # else as the learner has it, group by group
                 put_in_force(learn, "weight_decay", wd)
             lrs = _linear_test(learn, end_lr, num_it).lrs
@@ -247,6 +251,10 @@ def _plateaus(
             n_planned=num_it // every,
         )
     return plateaus
+
+
+def _bar(learn: Trainer, number: int, wds: Sequence[float]) -> list[Callback]:
+    return bars(learn, f"range test {number}/{1 + len(wds)}")
 
 
 def _linear_test(learn: Trainer, end_lr: float, num_it: int) -> LRFindResult:

@@ -192,8 +192,7 @@ class FixedSample(Callback):
         self._measured.values.append(self._means.compute())
 
     def _collect(self, learn: Loop) -> None:
-        if learn.pred is not None:
-            self._means.update(learn.pred, learn.yb, learn.loss, learn.batch_size(learn.batch))
+        learn.measure_batch(self._means)
 
 
 def draw_sample(learn: Loop) -> list[Any]:

@@ -125,10 +125,13 @@ def regularization_report(
     for kind, settings in plans.items():
         check_settings(learn, kind, settings, least=2)
     results: dict[str, dict[float, Array]] = {kind: {} for kind in plans}
+    done, total = 0, len(found) * sum(map(len, plans.values()))
     for kind, settings in plans.items():
         for setting in settings:
             fit, label = _fit(kind, setting, n_epoch, rates), f"{kind} {setting:g}"
-            records = run_trials(learn, fit, found, init=init, label=label)
+            place = (done + 1, total)
+            records = run_trials(learn, fit, found, init=init, label=label, place=place)
+            done += len(found)
             results[kind][setting] = last_values(records.values(), name)
     return RegularizationReport(results, name, less_is_better=better == "min")
 

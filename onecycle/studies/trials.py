@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from onecycle.arguments import check_callable, check_count, check_list, shown
-from onecycle.callbacks.progress import Progress, clock, number
+from onecycle.callbacks.progress import clock
+from onecycle.callbacks.progress import number as written
 from onecycle.callbacks.recorder import Recorder
+from onecycle.callbacks.run_bar import RunBar, is_watched
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Stage
 from onecycle.record.history import History
@@ -35,6 +37,7 @@ def run_trials(
     *,
     init: Init | None = None,
     label: str = "trial",
+    place: tuple[int, int] | None = None,
 ) -> dict[int, History]:
     """Run a fit once for each seed, each time from the same state; leave the learner as it was.
 
@@ -43,8 +46,8 @@ def run_trials(
     of a learner that has not been trained is, to the bit, the fit of a new one with that seed.
 
     The learner's callbacks take part, but for those that would write a trial into files or onto
-    the screen: the stages `Stage.RECORD` and `Stage.SAVE`, and `Progress`, in whose place a line
-    is printed for each trial that is done. ``with learn.no_bar():`` does without it.
+    the screen: the stages `Stage.RECORD` and `Stage.SAVE`, and `Progress`, in whose place there is
+    a bar for each trial, and a line when it is done. ``with learn.no_bar():`` does without it.
 
     Args:
         learn: The learner.
@@ -55,6 +58,8 @@ def run_trials(
             from its weights with an empty optimizer state. By default every trial starts from
             the weights and the optimizer state that the learner has.
         label: What the printed lines begin with.
+        place: The number of the first of these trials in a study, and how many that makes in all;
+            by default these are all.
 
     Returns:
         The record of each seed's trial.
@@ -72,15 +77,17 @@ def run_trials(
         >>> [len(history["train_loss"]) for history in trials.values()], learn.total_updates
         ([8, 8], 0)
     """
-    records = {}
-    is_watched = any(isinstance(callback, Progress) for callback in learn.cbs)
-    for seed in check_seeds(seeds):
+    records, first, total = dict[int, History](), *(place or (1, len(seeds)))
+    watched = is_watched(learn)
+    for number, seed in enumerate(check_seeds(seeds), first):
         began = perf_counter()
+        bar = [RunBar(f"fit {number}/{total}: {label}, seed {seed}")] if watched else []
         with preserved(learn), learn.no_bar():
             recorder = _begin(learn, seed, init)
-            fit(learn)
+            with learn.added_cbs(bar):
+                fit(learn)
         records[seed] = recorder.history
-        if is_watched:
+        if watched:
             ends = _ends(recorder)
             print(f"{label}, seed {seed}: {ends}{clock(perf_counter() - began)}", flush=True)
     return records
@@ -91,7 +98,7 @@ def _ends(recorder: Recorder) -> str:
     metrics = (name for names in recorder.metric_parts.values() for name in names)
     ends = {name: recorder.history.get(name) for name in ("valid_loss", *metrics)}
     return "".join(
-        f"{name} {number(series.values[-1])}, " for name, series in ends.items() if series
+        f"{name} {written(series.values[-1])}, " for name, series in ends.items() if series
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from onecycle.callbacks.progress import Progress
+from onecycle.callbacks.run_bar import is_watched
 from onecycle.data.loaders import n_batches
 from onecycle.range_test.varied import put_in_force
 from onecycle.schedules.shapes import Array
@@ -66,16 +66,17 @@ def verify(
     metric: str,
 ) -> dict[str, Array]:
     """Run each fit under each seed, and return by name what validation ended at."""
-    if any(isinstance(callback, Progress) for callback in learn.cbs):
+    n, total = len(seeds), len(seeds) * len(fits)
+    if is_watched(learn):
         print(
-            f"{len(fits) * len(seeds)} fits of {n_epoch} epoch(s): {len(fits)} kinds, "
-            f"{len(seeds)} seeds",
+            f"{total} fits of {n_epoch} epoch(s): {len(fits)} kinds, {n} seeds",
             flush=True,
         )
     found = {}
-    for fit in fits:
+    for i, fit in enumerate(fits):
         train = partial(fit.run, n_epoch=n_epoch)
-        records = run_trials(learn, train, seeds, init=init, label=fit.name)
+        place = (1 + n * i, total)
+        records = run_trials(learn, train, seeds, init=init, label=fit.name, place=place)
         found[fit.name] = last_values(records.values(), metric)
     return found
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from onecycle.core.restore import Capture, preserved_rng, surely
 from onecycle.core.state import LoopState
 from onecycle.data.nested import leaves, map_tensors
+from onecycle.explanations import accidental_broadcast
 from onecycle.record.weights import is_of_indices, mean_of_valid, targets_in, unwrapped
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def weight_findings(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str
         learn: The learner, which has just run a batch.
         capture: Remembers what a call of the loss function may change.
     """
+    yield from _of_time_first(learn)
     kind = type(learn)
     is_asked = kind.batch_size is LoopState.batch_size and kind.loss_weight is LoopState.loss_weight
     weight = learn.loss_weights(learn.loss_func, learn.pred, learn.batch, learn.yb)
@@ -50,6 +52,25 @@ def weight_findings(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str
         )
     elif kind.compute_loss is LoopState.compute_loss and _may_be_asked_again(function):
         yield from _of_halves(learn, capture)
+
+
+def _of_time_first(learn: Loop) -> Iterator[str]:
+    """Say where a batch may begin with the time, which no shape can tell: as in torch's layers."""
+    xb, yb = learn.xb, learn.yb
+    if type(learn).batch_size is not LoopState.batch_size:
+        return
+    for part in (xb, yb):
+        if not isinstance(part, Tensor) or part.ndim < 2 or part.size(0) != xb.size(0):
+            return
+    for name, module in learn.model.named_modules():
+        if isinstance(module, nn.RNNBase) and not module.batch_first:
+            yield (
+                f"the batch size is taken to be {yb.size(0)}, the first dimension of input and "
+                f"target; {name or type(module).__name__!r} takes sequences with time first: if "
+                "these have it too, override batch_size(self, batch) of the Learner, or use "
+                "batch_first=True"
+            )
+            return
 
 
 def _of_halves(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str]:
@@ -83,7 +104,7 @@ def _over_what(loss_func: Any, pred: Any, targets: tuple[Any, ...], n: int) -> s
     m = min(n, N_TRIED)
     tensors = [part for part in leaves((pred, targets)) if part is not None]
     have_rows = all(isinstance(t, Tensor) and t.ndim and t.size(0) == n for t in tensors)
-    if m < 2 or not have_rows:
+    if m < 2 or not have_rows or accidental_broadcast(pred, targets):  # which is told already
         return None
 
     def loss_of(rows: slice) -> float:

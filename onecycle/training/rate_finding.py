@@ -33,8 +33,9 @@ LEAST_UPDATES = 50
 #: come first.
 CYCLES_WITHOUT_VALLEY, FIRST_WITHOUT_VALLEY = 6, 3
 CYCLES_CONFIRMED, FIRST_CONFIRMED = 10, 5
-#: How far a second test goes on, where the loss neither fell nor broke.
-FARTHER = 1e4
+#: Where the loss neither fell nor broke, a second test begins at the last rate over the first of
+#: these, so that it sees the fall, and ends at so many times the last rate.
+BACK, FARTHER = 10.0, 1e4
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ class RateSearch:
         """Make a range test, and what else it takes.
 
         Where the rule `knee` is the first and sees no valley, short cycles decide: around the
-        breaking rate over `MARGIN`, which holds without a valley too. Where the loss neither fell
-        nor broke, a second test goes on to higher rates first.
+        breaking rate over `MARGIN`, which holds without a valley too; and around the last rate
+        where the loss still falls there. Where it neither falls nor breaks, a second test goes on
+        to higher rates first.
 
         Args:
             start_lr: The first rate.
@@ -80,28 +82,25 @@ class RateSearch:
         check_count("confirm", confirm, least=10 if confirm else 0)
         result = self.test(start_lr, end_lr)
         reading = read(result.lrs, result.losses, stopped=result.stopped)
-        goes_on = (
-            result.suggestion is None
-            and self.rules[:1] == (knee,)
-            and result.num_it >= LEAST_UPDATES
-            and not result.linear
-        )
-        if reading.points == 0 or not (confirm or goes_on):
+        goes_on = self.rules[:1] == (knee,) and result.num_it >= LEAST_UPDATES and not result.linear
+        if reading.points == 0 or not (confirm or (goes_on and not _is_enough(reading, result))):
             return result
         spent, centre = result.num_it, result.suggestion
-        if goes_on and reading.breaks is None:
-            second = self.test(end_lr, end_lr * FARTHER)
+        if goes_on and centre is None and reading.breaks is None:
+            second = self.test(end_lr / BACK, end_lr * FARTHER)
+            reading = read(second.lrs, second.losses, stopped=second.stopped)
             spent += second.num_it
-            farther = read(second.lrs, second.losses, stopped=second.stopped)
-            if farther.is_clear:
-                result, reading, centre = second, farther, second.suggestion
-        if centre is not None and not confirm:
-            return replace(result, note=_note("a second test, to higher rates", spent))
+            if second.suggestion is not None:
+                result, centre = second, second.suggestion
+                if not confirm:
+                    return replace(result, note=_note("a second test, to higher rates", spent))
+        elif goes_on and not reading.has_ended and not confirm:
+            centre = float(result.lrs[-1])
         return self._cycled(result, centre or self._guess(reading), confirm, spent)
 
     def _guess(self, reading: Reading) -> float:
         """Return the middle of the peaks that are tried where no rule names a rate."""
-        if reading.breaks is not None:
+        if reading.breaks is not None and reading.falls < reading.breaks:
             return reading.breaks / MARGIN
         return 0.1 if isinstance(self.learn.opt, SGD) else 0.01  # what often is good
 
@@ -114,7 +113,8 @@ class RateSearch:
             first, most = FIRST_CONFIRMED, CYCLES_CONFIRMED
         most -= math.ceil((spent - result.num_it) / length)
         cycles = self.cycles(centre, length, first=first, most=most)
-        why = "" if confirm else "the test shows no valley: "
+        what = "no valley" if result.suggestion is None else "no end of the fall"
+        why = "" if confirm else f"the test shows {what}: "
         note = _note(f"{why}{len(cycles.peaks)} cycles of {length} updates", spent + cycles.cost)
         if cycles.lr is None:
             return replace(result, cycles=cycles, note=f"{note}; none of them trained")
@@ -192,6 +192,10 @@ class _Losses(Callback):
 
     def after_step(self, learn: Any) -> None:
         self.losses.append(learn.update_loss)
+
+
+def _is_enough(reading: Reading, result: LRFindResult) -> bool:
+    return result.suggestion is not None and reading.has_ended
 
 
 def _few(length: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Polic
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.resume import resuming, whole_or_undone
+from onecycle.callbacks.run_bar import bars
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.checkpoints.folder_lock import locked
 from onecycle.checkpoints.learner_files import load_learner, save_learner
@@ -333,11 +334,11 @@ class Trainer(Loop):
         of the last one, and the others keep their ratios to it.
 
         Where the test shows a valley, that is all. Where it does not (the fall is as small as the
-        noise, or the loss breaks before it falls), the rule `knee` lets short cycles decide, of
-        half as many updates as the test and at most six; where the loss neither fell nor broke, a
-        second test goes on to higher rates first. A line of the result says what was done, and
-        how many updates it took: by default at most 400. Tests of fewer than 50 updates, linear
-        ones, and the sweeps do without.
+        noise, or the loss breaks before it falls, or still falls at the last rate), the rule
+        `knee` lets short cycles decide, of half as many updates as the test and at most six; where
+        the loss neither falls nor breaks, a second test goes on to higher rates first. A line of
+        the result says what was done, and how many updates it took: by default at most 400. Tests
+        of fewer than 50 updates, linear ones, and the sweeps do without.
 
         Args:
             start_lr: The first rate, above 0.
@@ -387,13 +388,11 @@ class Trainer(Loop):
             >>> result.suggestion == result.suggestions["knee"]
             True
         """
-        if self._run is not None and self.training:
-            check_between_updates(self.event)
+        self._check_moment()
         check_flags(show_plot=show_plot)
         warn_of_bad_parameters(self)
         varied = one_varied({"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes})
-        if check_count("confirm", confirm, least=0) and varied is not None:
-            raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
+        _check_one_test(check_count("confirm", confirm, least=0), varied)
         search = RateSearch(
             self,
             self._run_test,
@@ -402,10 +401,12 @@ class Trainer(Loop):
             self.moms if self.groups.momentum_is_on() else None,
         )
         result: LRFindResult | RangeTests
-        if varied is None:
-            result = search.find(start_lr, end_lr, confirm=confirm)
-        else:
-            result = range_tests(self, *varied, partial(search.test, start_lr, end_lr))
+        n = len(varied[1]) if varied is not None and isinstance(varied[1], Sized) else 1
+        with self.added_cbs(bars(self, "range test", n)):
+            if varied is None:
+                result = search.find(start_lr, end_lr, confirm=confirm)
+            else:
+                result = range_tests(self, *varied, partial(search.test, start_lr, end_lr))
         for recorder in (callback for callback in self.cbs if isinstance(callback, Recorder)):
             recorder.lr_find_result = result
         if show_plot:
@@ -416,6 +417,10 @@ class Trainer(Loop):
         """Run updates whose effect is taken back by the caller."""
         self._run = None  # a range test may also run between two updates of a fit
         self.run_fit(None, cbs=cbs, run="range_test", max_updates=n_updates)
+
+    def _check_moment(self) -> None:
+        if self._run is not None and self.training:
+            check_between_updates(self.event)
 
     @kept_grad_mode()  # copying the metrics may switch gradients off for a moment
     def validate(self, dl: Iterable[Any] | None = None) -> dict[str, float]:
@@ -453,8 +458,7 @@ class Trainer(Loop):
             ()
         """
         look = FirstBatch(check_count("batches", batches))
-        if self._run is not None and self.training:
-            check_between_updates(self.event)
+        self._check_moment()
         with preserved(self):
             self._run_test([look], batches)
         if look.check is None:
@@ -624,6 +628,11 @@ def _grouped(
     rates = groups.own_rates() if lr is None else groups.expand("lr", lr)
     groups.set("lr", rates)
     return groups, rates
+
+
+def _check_one_test(confirm: int, varied: object) -> None:
+    if confirm and varied is not None:
+        raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
 
 
 def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:

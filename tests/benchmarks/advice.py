@@ -31,6 +31,7 @@ from advice_tasks import TASKS, Task
 from onecycle import LRFindResult, minimum, slide, steep, valley
 
 SEEDS = (0, 1, 2)
+HALVES = ("develop", "unseen", "fresh")
 #: Where the grid begins, as a power of ten in thirds.
 CENTRE = {"SGD": -3, "AdamW": -6, "RMSprop": -6, "Muon": -5}
 
@@ -109,17 +110,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["grid", "fits", "table"])
     parser.add_argument("--out", type=Path, default=Path("advice.jsonl"))
-    parser.add_argument("--half", choices=["develop", "unseen", "both"], default="both")
+    parser.add_argument("--half", choices=HALVES, default=None)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("onecycle").setLevel(logging.ERROR)
     lines = Lines(options.out)
-    halves = {"develop": [False], "unseen": [True], "both": [False, True]}[options.half]
-    for is_unseen in halves:
-        tasks = [task for task in TASKS if task.is_unseen == is_unseen]
+    for half in HALVES if options.half is None else [options.half]:
+        tasks = [task for task in TASKS if task.half == half]
         if options.what == "table":
-            print(table(lines, tasks, options.seeds, "unseen" if is_unseen else "develop"))
+            print(table(lines, tasks, options.seeds, half))
             continue
         for task, seed in product(tasks, options.seeds):
             if options.what == "grid":

@@ -7,6 +7,14 @@ optimizer, record and random states are compared with those of a fit that nobody
 negative controls leave out one part of the state when they resume: their bits must differ.
 
     python tests/benchmarks/faults.py --kills 50
+    python tests/benchmarks/faults.py --settings 3
+    python tests/benchmarks/faults.py --sigterm 30
+    python tests/benchmarks/faults.py --hand-made
+
+The second line goes through all of `fault_settings.py`, each killed after batches that are drawn.
+The last one writes files by hand, with valid checksums over what no training could have left, and
+loads each in a process of its own. None may load, crash the interpreter, change the learner, or
+let memory grow by more than twice the file and 64 MB.
 """
 
 from __future__ import annotations
@@ -15,14 +23,19 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,9 +48,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
+import hand_made
+from fault_settings import SETTINGS, Setting
 from learner_state import trained
 
 from onecycle import (
+    Callback,
     Checkpoint,
     GradientAccumulation,
     GradientClip,
@@ -45,6 +61,7 @@ from onecycle import (
     MixedPrecision,
     accuracy,
 )
+from onecycle.callbacks.signals import EXIT_CODE
 from onecycle.checkpoints import fit_files, snapshot
 
 EPOCHS, BATCHES, BATCH = 4, 40, 16
@@ -226,15 +243,192 @@ def disturb(make: Callable[[], Learner], kills: int, rng: random.Random) -> tupl
     return row, seconds
 
 
+def load_by_hand(kind: str, path: Path) -> tuple[str, float]:
+    """Load a file in a process of its own; return what is wrong, and the megabytes it took."""
+    come, go = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with contextlib.suppress(BaseException):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            wrong = hand_made.outcome(kind, path)
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            os.write(go, json.dumps([wrong, grown]).encode())
+        os._exit(0)
+    os.close(go)
+    with open(come, "rb") as told:
+        said = told.read()
+    _, status = os.waitpid(pid, 0)
+    if status or not said:
+        return f"ended the process with status {status}", 0.0
+    wrong, grown = json.loads(said)
+    return wrong, grown
+
+
+def try_hand_made() -> bool:
+    """Load all files written by hand and print a table; tell whether none broke a rule."""
+    warnings.simplefilter("ignore")  # torch's, of sparse tensors
+    logging.getLogger("onecycle").setLevel(logging.CRITICAL)
+    print(f"{'files':24}{'number':>10}{'refused':>10}{'most MB beyond the file':>26}")
+    good = True
+    for kind in hand_made.KINDS:
+        folder = Path(tempfile.mkdtemp(prefix="hand-made-"))
+        state, path = hand_made.good(kind, folder), folder / "file"
+        contents = {
+            name: hand_made.archive(hand_made.edited(state, edit))
+            for name, edit in hand_made.edits(kind).items()
+        }
+        for title, files in ((kind, contents), (f"{kind}, bombs", hand_made.bombs(state))):
+            refused, most = 0, 0.0
+            for name, content in files.items():
+                path.write_bytes(hand_made.sealed(kind, content))
+                wrong, grown = load_by_hand(kind, path)
+                size = path.stat().st_size / 2**20
+                if not wrong and grown > 2 * size + 64:
+                    wrong = f"took {grown:.0f} MB of memory, and has {size:.1f}"
+                if wrong:
+                    print(f"  {title}, {name}: {wrong}")
+                refused, most = refused + (not wrong), max(most, grown - 2 * size)
+            print(f"{title:24}{len(files):>10}{refused:>10}{most:>26.1f}", flush=True)
+            good &= refused == len(files)
+        shutil.rmtree(folder)
+    return good
+
+
+# Many settings, each killed after updates that are drawn -------------------------------------
+
+
+def live_in(setting: Setting, folder: Path, kill_at: int | None) -> None:
+    """Live one life of a setting; SIGKILL comes after so many updates of this life, or never."""
+    torch.set_num_threads(1)
+    said = (folder / "said").open("a")
+    log = logging.getLogger("onecycle")
+    log.addHandler(logging.StreamHandler(said))
+    log.propagate = False
+    begun = any(folder.glob("**/*.pt"))
+    seed = os.getpid() if begun else 7
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+    learn, fit = setting(folder)
+    done = []
+
+    def count(learn: Learner) -> None:
+        done.append(0)
+        if len(done) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints = folder / "checkpoints"
+    cbs = [Checkpoint(checkpoints, "1 updates"), Callback(after_batch=count, during="train")]
+    with learn.no_bar():
+        fit(learn, cbs=cbs, resume=checkpoints)
+    parts = trained(learn)
+    bits = {n: hashlib.sha256(repr(part).encode()).hexdigest() for n, part in parts.items()}
+    (folder / "bits.json").write_text(json.dumps({**bits, "batches": str(len(done))}))
+
+
+def lives(setting: Setting, folder: Path, kill_at: int | None) -> bool:
+    """Run a life in a process of its own; tell whether it was killed."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                live_in(setting, folder, kill_at)
+            code = 0
+        except BaseException:
+            (folder / "error").write_text(traceback.format_exc())
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        return True
+    if status:
+        raise RuntimeError((folder / "error").read_text().strip().splitlines()[-1])
+    return False
+
+
+def kill_setting(setting: Setting, kills: int, rng: random.Random) -> tuple[str, int]:
+    """Return how a setting ends that is killed so often: same bits, warned, or silently other."""
+    root, n = Path(tempfile.mkdtemp(prefix="faults-")), 0
+    try:
+        for name in ("whole", "killed"):
+            (root / name).mkdir()
+        lives(setting, root / "whole", None)
+        whole = json.loads((root / "whole" / "bits.json").read_text())
+        batches = int(whole.pop("batches"))
+        while n < kills and lives(setting, root / "killed", rng.randint(1, batches - 1)):
+            n += 1
+        if n == kills:
+            lives(setting, root / "killed", None)
+        bits = json.loads((root / "killed" / "bits.json").read_text())
+        said = (root / "killed" / "said").read_text()
+    except RuntimeError as error:
+        return f"FAILS: {error}", n
+    finally:
+        shutil.rmtree(root)
+    differing = [name for name in whole if bits.get(name) != whole[name]]
+    warned = "a resumed fit may end in other bits" in said
+    if differing and not warned:
+        return f"SILENTLY OTHER: {', '.join(differing[:4])}", n
+    return ("other, warned" if differing else "same bits" + ", warned" * warned), n
+
+
+def settings(kills: int, rng: random.Random, only: str) -> bool:
+    """Print the table of all settings; tell whether none is silently other."""
+    outcomes, total = [], 0
+    for name, setting in SETTINGS.items():
+        if only in name:
+            outcome, n = kill_setting(setting, kills, rng)
+            outcomes.append(outcome)
+            total += n
+            print(f"{name:56}{n:>6}  {outcome}", flush=True)
+    for kind in sorted({each.partition(":")[0] for each in outcomes}):
+        print(f"{sum(each.partition(':')[0] == kind for each in outcomes):>6} {kind}")
+    print(f"{len(outcomes)} settings, {total} kills")
+    return all(each[0].islower() for each in outcomes)
+
+
+def asked_to_end(signals: int, rng: random.Random) -> bool:
+    """Send SIGTERM to fits at moments that are drawn; tell whether each can be resumed exactly."""
+    script = str(Path(__file__).resolve().parents[1] / "helpers" / "signalled_life.py")
+
+    def life(folder: Path, seconds: float | None) -> tuple[int, str]:
+        command = [sys.executable, script, str(folder), "" if seconds is None else str(seconds)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.returncode, done.stdout.strip()
+
+    root = Path(tempfile.mkdtemp(prefix="faults-"))
+    began = time.monotonic()
+    expected = life(root / "whole", None)
+    longest = 0.5 * (time.monotonic() - began)
+    codes = resumable = same = 0
+    for i in range(signals):
+        code, _ = life(root / str(i), rng.uniform(0.0, longest))
+        codes += code == EXIT_CODE
+        resumable += bool(fit_files.find(root / str(i)))
+        same += life(root / str(i), None) == expected
+    shutil.rmtree(root)
+    print(f"SIGTERM {signals}, exit code {EXIT_CODE} {codes}, resumable {resumable}, same {same}")
+    return codes == resumable == same == signals
+
+
 def main() -> int:
     """Run everything and print the tables; the exit status is 1 where a rule is broken."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="kills in each scenario")
     parser.add_argument("--controls", type=int, default=3, help="fits for each negative control")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--hand-made", action="store_true", help="files written by hand instead")
+    parser.add_argument("--settings", type=int, default=0, help="kills in each of all settings")
+    parser.add_argument("--sigterm", type=int, default=0, help="fits that are asked to end")
+    parser.add_argument("--only", default="", help="only settings whose name holds this text")
     args = parser.parse_args()
+    if args.hand_made:
+        return not try_hand_made()
     torch.set_num_threads(1)
     rng, good = random.Random(args.seed), True
+    if args.sigterm:
+        return not asked_to_end(args.sigterm, rng)
+    if args.settings:
+        return not settings(args.settings, rng, args.only)
     heads = ("fits", "kills", "while writing", "same bits")
     print(f"{'scenario':36}" + "".join(f"{head:>15}" for head in heads))
     controls = []

@@ -1,4 +1,3 @@
-import io
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -7,6 +6,7 @@ from contextlib import redirect_stdout
 import fastprogress.fastprogress as fastprogress
 import pytest
 import torch
+from screen import Clock, Terminal
 from torch import nn
 
 from onecycle import Callback, CancelEpoch, CancelFit, CancelValid, Learner, Progress, Recorder
@@ -19,34 +19,11 @@ from onecycle.testing import toy_learner
 Capture = pytest.CaptureFixture[str]
 
 
-class Clock:
-    """A clock that goes on by a fixed time with each batch, and not by itself."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def callback(self, seconds: float) -> Callback:
-        def go_on(learn: Learner) -> None:
-            self.now += seconds
-
-        return Callback(before_batch=go_on)
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(progress, "perf_counter", clock)
     return clock
-
-
-class Terminal(io.StringIO):
-    """What is written to a terminal; ``with redirect_stdout(terminal):`` writes to it."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A fit that was interrupted at any update and resumed ends in the bits of one that was not."""
 
 import csv
+import logging
 import random
 from functools import partial
 
@@ -645,3 +646,80 @@ def test_a_refused_resume_changes_no_rate_and_no_group(tmp_path):
         with pytest.raises(ValueError, match="cannot resume"):
             again.fit_one_cycle(**{"n_epoch": 2, "lr_max": 0.2, **options}, resume=tmp_path)
         assert before.changes(LearnerState(again)) == []
+
+
+def test_a_resume_says_where_it_goes_on_and_that_a_fit_is_complete(tmp_path, capfd):
+    # As a plain script shows it, where nobody has set up logging.
+    def killed(learn):
+        if learn.n_updates == 12:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        toy_learner().fit(2, cbs=[Checkpoint(tmp_path, "5 updates"), Callback(after_step=killed)])
+    handlers = logging.root.handlers[:]
+    logging.root.handlers.clear()
+    try:
+        toy_learner().fit(2, cbs=[Checkpoint(tmp_path)], resume=tmp_path)
+        first = capfd.readouterr().err
+        again = toy_learner()
+        again.fit(2, cbs=[Checkpoint(tmp_path)], resume=tmp_path)
+        second = capfd.readouterr().err
+    finally:
+        logging.root.handlers[:] = handlers
+    assert f"resume: from {tmp_path / 'checkpoint-000001.pt'}, epoch 1, after 10 updates" in first
+    assert "complete" not in first
+    assert "this fit is complete, nothing is trained" in second
+    assert again.total_updates == 16
+
+
+class Shifted(nn.Module):
+    """Has a buffer that is not saved."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+        self.register_buffer("shift", torch.zeros(size), persistent=False)
+
+    def forward(self, x):
+        return self.layer(x) + self.shift.mean()
+
+
+def a_run(data=TensorDataset, size=3, loss=nn.functional.cross_entropy, seed=3, **options):
+    torch.manual_seed(0)
+    loader = DataLoader(data(*data_of(options.pop("n", 36))), BATCH)
+    given = {"device": "cpu", "seed": seed, "check": False} | options
+    dtype = given.pop("dtype", torch.float32)
+    learn = Learner((loader, None), Shifted(size).to(dtype), loss, **given)
+    learn.cbs = [cb for cb in learn.cbs if not isinstance(cb, Progress)]
+    return learn
+
+
+def data_of(n):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 6, generator=generator), torch.zeros(n, dtype=torch.long)
+
+
+class OtherData(TensorDataset):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"seed": 4}, "seed was 3 and is 4"),
+        ({"size": 4}, r"buffers that are not saved was \['shift \[3\]'\] and is"),
+        ({"data": OtherData}, "training data set was TensorDataset and is"),
+        ({"n": 38}, "number of training samples was 36 and is 38"),
+        ({"loss": nn.functional.multi_margin_loss}, "the loss function was cross_entropy and is"),
+        ({"loss": partial(nn.functional.cross_entropy, label_smoothing=0.1)}, "label_smoothing"),
+        ({"opt_func": partial(torch.optim.AdamW, betas=(0.8, 0.999))}, "betas of the optimizer"),
+        ({"opt_func": partial(torch.optim.AdamW, eps=1e-3)}, "eps of the optimizer"),
+        ({"dtype": torch.float64}, "dtype of the parameters|dtype"),
+    ],
+)
+def test_a_run_knows_itself_and_refuses_to_be_another(other, words, tmp_path):
+    a_run().fit(1, cbs=[Checkpoint(tmp_path, "2 updates")])
+    learn = a_run(**other)
+    with pytest.raises((ValueError, CheckpointError), match=words):
+        learn.fit(1, resume=tmp_path)
+    assert learn.total_updates == 0

@@ -70,7 +70,8 @@ def test_the_rate_is_the_best_peak_with_a_margin() -> None:
 
 
 def test_of_equal_peaks_the_lower_is_the_best() -> None:
-    assert cycles(1.5, 1.0, 1.0).best == 0.01
+    assert cycles(1.5, 1.0, 1.0).best == cycles(1.5, 1.009, 1.0).best == 0.01
+    assert cycles(1.5, 1.011, 1.0).best == 0.1
 
 
 @pytest.mark.parametrize("losses", [(math.inf, math.inf), (2.5, 3.0), (1.999, 2.5)])

@@ -8,7 +8,7 @@ import pytest
 from scripted_loss import Scripted, scripted
 from torch.optim import SGD
 
-from onecycle import Learner, LRFindResult, minimum, slide, steep, valley
+from onecycle import Learner, LRFindResult, OneCycleSchedule, minimum, slide, steep, valley
 from onecycle.range_test.spreads import spread
 from onecycle.testing import toy_learner
 
@@ -154,6 +154,29 @@ class TestWhatIsAsked:
         learn = toy_learner(loss_func=Scripted([]))  # the first batch would fail
         with pytest.raises((TypeError, ValueError), match=message):
             learn.lr_find(show_plot=False, suggest_funcs=asked)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda learn, lr: learn.fit(1, lr),
+        lambda learn, lr: learn.fit_one_cycle(1, lr),
+        lambda learn, lr: learn.fit_one_cycle(1, slice(1e-4, lr)),
+        lambda learn, lr: learn.fit_flat_cos(1, lr),
+        lambda learn, lr: learn.fit_sgdr(1, 1, lr),
+        lambda learn, lr: learn.fit_clr_beta(1, lr, (10, 10)),
+        lambda learn, lr: learn.fine_tune(1, lr),
+        lambda learn, lr: learn.fit(1, cbs=[OneCycleSchedule(lr)]),
+        lambda learn, lr: learn.compare(1, lr, ["constant"], [0]),
+        lambda learn, lr: learn.regularization_report(lr, wds=[0.0, 0.1], seeds=[0, 1]),
+    ],
+)
+def test_nothing_trains_at_the_rate_of_a_test_that_found_nothing(train: Any) -> None:
+    learn = toy_learner(splitter=lambda model: [model[0].parameters(), model[2].parameters()])
+    found = learn.lr_find(1e-9, 1e-8, 20, show_plot=False)
+    with pytest.raises((TypeError, ValueError), match="a range test that found nothing gives None"):
+        train(learn, found.suggestion)
+    assert learn.total_updates == 0
 
 
 class TestText:

@@ -110,3 +110,32 @@ def test_what_the_loss_keeps_is_as_after_one_call(caplog: pytest.LogCaptureFixtu
 
     said(caplog, counted, VALUES, 1)
     assert next(calls) == 2
+
+
+class Recurrent(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.cells, self.out = nn.GRU(5, 4, batch_first=batch_first), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.cells(x)[0])
+
+
+class TimeFirst(Learner):
+    def batch_size(self, batch: Any) -> int:
+        return int(batch[1].size(1))
+
+
+@pytest.mark.parametrize(
+    ("batch_first", "kind", "is_told"),
+    [(False, Learner, True), (True, Learner, False), (False, TimeFirst, False)],
+)
+def test_time_that_may_come_first_is_told_unless_the_samples_are_counted(
+    caplog: pytest.LogCaptureFixture, batch_first: bool, kind: type[Learner], is_told: bool
+) -> None:
+    x = torch.randn(7, 3, 5, generator=torch.Generator().manual_seed(0))
+    batches = [(x, x[..., :1])]
+    learn = kind((batches, None), Recurrent(batch_first), F.mse_loss, device="cpu", seed=0)
+    with caplog.at_level(logging.WARNING, "onecycle"), learn.no_bar():
+        learn.fit(1)
+    assert ("'cells' takes sequences with time first" in caplog.text) is is_told

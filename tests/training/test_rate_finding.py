@@ -102,10 +102,20 @@ class TestWithoutAValley:
         seen = counted(learn)
         result = learn.lr_find(1e-7, 1e-2, show_plot=False)
         assert max(seen) > 1
-        assert result.lrs[0] == 1e-2
+        assert result.lrs[0] == 1e-2 / 10
         assert result.note == "a second test, to higher rates; 200 updates in all"
         assert result.suggestion is not None
         assert result.suggestion > 1
+
+    def test_where_the_loss_still_falls_at_the_last_rate_cycles_go_beyond_it(self) -> None:
+        learn = toy_learner(100, 32, opt_func=partial(SGD, momentum=0.9))
+        seen = counted(learn)
+        result = learn.lr_find(1e-7, 2e-2, show_plot=False)
+        assert result.cycles is not None
+        assert result.cycles.peaks[1] == pytest.approx(2e-2)
+        assert result.suggestion == result.cycles.lr
+        assert "the test shows no end of the fall" in str(result.note)
+        assert len(seen) == 100 + result.cycles.cost <= 400
 
     def test_where_no_cycle_trains_there_is_no_rate_and_a_reason(self) -> None:
         learn = toy_learner(8, 8, loss_func=lambda pred, yb: 0 * pred.sum() + 2.0)
