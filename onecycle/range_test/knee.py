@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
+from onecycle.range_test.noise import as_numbers
 from onecycle.schedules.shapes import Array
 
 #: The fewest points of the running median, and its share of all points where they are many.
@@ -95,7 +96,7 @@ def read(lrs: npt.ArrayLike, losses: npt.ArrayLike, *, stopped: bool = False) ->
         >>> found.is_clear, round(found.falls, 4), round(found.settles, 3), round(found.breaks, 2)
         (True, 0.0031, 0.033, 2.15)
     """
-    rates, raw = np.asarray(lrs, np.float64), np.asarray(losses, np.float64)
+    rates, raw = as_numbers("lrs", lrs), as_numbers("losses", losses)
     if rates.ndim != 1 or rates.shape != raw.shape or np.any(np.diff(rates) <= 0):
         raise ValueError(
             "lrs and losses are expected to have one shape (points,), and the rates to rise; "

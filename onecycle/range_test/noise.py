@@ -3,7 +3,9 @@
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from onecycle.arguments import shown
 from onecycle.schedules.shapes import Array
 
 
@@ -36,3 +38,11 @@ def residuals(values: Array) -> Array:
     found = np.zeros_like(values)
     found[1:-1] = values[1:-1] - (values[:-2] + values[1:-1] + values[2:]) / 3
     return found
+
+
+def as_numbers(name: str, values: ArrayLike) -> Array:
+    """Return what a person gives as one side of a curve, or refuse what is no numbers."""
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name} must be numbers of shape (points,); got {shown(values)}") from None

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onecycle.arguments import shown
 from onecycle.range_test.knee import knee, read, why_unclear
-from onecycle.range_test.noise import deviation
+from onecycle.range_test.noise import as_numbers, deviation
 from onecycle.schedules.shapes import Array
 
 Rule = Callable[[Array, Array], float]
@@ -233,16 +232,9 @@ def steep(lrs: npt.ArrayLike, losses: npt.ArrayLike) -> float:
     return float(lrs[np.argmin(np.diff(losses) / np.diff(np.log(lrs)))])
 
 
-def _as_numbers(name: str, values: npt.ArrayLike) -> Array:
-    try:
-        return np.asarray(values, np.float64)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise TypeError(f"{name} must be numbers of shape (points,); got {shown(values)}") from None
-
-
 def _as_curve(lrs: npt.ArrayLike, losses: npt.ArrayLike) -> tuple[Array, Array]:
     """Return both as arrays, or say why they are no curve."""
-    lrs, losses = _as_numbers("lrs", lrs), _as_numbers("losses", losses)
+    lrs, losses = as_numbers("lrs", lrs), as_numbers("losses", losses)
     if lrs.ndim != 1 or lrs.shape != losses.shape or len(lrs) < 2:
         raise ValueError(
             "lrs and losses are expected to have one shape (points,) with 2 points or more, "

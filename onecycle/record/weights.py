@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onecycle.arguments import check_count, check_flag, check_is
 from onecycle.data.nested import split_batch
 from onecycle.data.sizes import TARGET_NAMES
 
@@ -84,7 +85,12 @@ def token_weight(
         >>> rare(None, {"x": None, "labels": torch.tensor([0, 1, 1, -100])})
         tensor(21.)
     """
-    return TokenWeight(ignore_index, class_weight, target, shift)
+    check_count("ignore_index", ignore_index, least=-(2**63))
+    if class_weight is not None:
+        check_is("class_weight", class_weight, Tensor, "torch.ones(10)")
+    if target is not None and not isinstance(target, str):
+        check_count("target", target, least=0)
+    return TokenWeight(ignore_index, class_weight, target, check_flag("shift", shift))
 
 
 def valid_sum(target: Tensor, ignore_index: int, class_weight: Tensor | None) -> Tensor:

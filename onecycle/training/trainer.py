@@ -393,8 +393,7 @@ class Trainer(Loop):
         check_flags(show_plot=show_plot)
         warn_of_bad_parameters(self)
         varied = one_varied({"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes})
-        if confirm and varied is not None:
-            raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
+        _check_one_test(check_count("confirm", confirm, least=0), varied)
         search = RateSearch(
             self,
             self._run_test,
