@@ -641,3 +641,8 @@ def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:
     """Put a Recorder and a Progress before the callbacks, unless they have their own."""
     defaults: list[Callback] = [Recorder(), Progress()]
     return [new for new in defaults if not any(isinstance(cb, type(new)) for cb in cbs)] + [*cbs]
+
+
+def _check_one_test(confirm: int, varied: object) -> None:
+    if confirm and varied is not None:
+        raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
