@@ -102,7 +102,7 @@ class Checkpoint(Callback):
         self._number, self._unit = _parse(every)
         if self.folder.is_file():
             raise ValueError(f"expected a folder for checkpoints; {str(folder)!r} is a file")
-        self.on_signal, self.on_error = on_signal, on_error
+        self.on_signal, self.on_error = on_signal, check_flag("on_error", on_error)
         self._signals = signals_of(on_signal)
         if self._signals.wanted:
             self.during = "both"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onecycle.arguments import check_callable, check_text, shown
-from onecycle.core.callback import Callback, Stage
+from onecycle.core.callback import Callback, Run, Stage
 from onecycle.errors import ScheduleConflictError
 from onecycle.optim.groups import check_value
 from onecycle.schedules.shapes import Array, Schedule
@@ -104,11 +104,16 @@ class ParamScheduler(Callback):
             for name, each in self.schedules(learn).items()
         }
 
+    def _meets(self, other: Callback) -> bool:
+        """Tell whether both take part in one run: a short cycle of a range test does so alone."""
+        runs: tuple[Run, ...] = ("fit", "range_test")
+        return any(self.takes_part_in(run) and other.takes_part_in(run) for run in runs)
+
     def refuse_conflicts(self, learn: Loop) -> None:
         """Refuse another callback that schedules the same hyperparameter of the same group."""
         mine = self.targets(learn)
         for other in learn.cbs:
-            if isinstance(other, ParamScheduler) and other is not self:
+            if isinstance(other, ParamScheduler) and other is not self and self._meets(other):
                 for name, g in sorted(mine & other.targets(learn)):
                     raise ScheduleConflictError(
                         f"{type(self).__name__} and {type(other).__name__} both schedule {name!r} "

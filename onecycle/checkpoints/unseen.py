@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from onecycle.checkpoints.learner_fields import field_states
@@ -21,10 +21,9 @@ _Marks = dict[str, Any]
 class Unseen:
     """Remembers fields when a fit begins, to see which of them it changes.
 
-    Numbers and tensors that a model or an optimizer keeps in plain fields are state that a
-    checkpoint has no place for; so are buffers that are registered in training, and optimizers
-    that a callback holds. What the model keeps is not told from what it only looks at: where a
-    number or a tensor was there before and is another one now, it may be either.
+    Numbers and tensors that an optimizer keeps in plain fields are state that a checkpoint has no
+    place for; so are buffers that are registered in training, and optimizers that a callback
+    holds. What the model keeps in fields is looked at by `Sources`.
 
     Args:
         learn: The learner, before the first batch.
@@ -63,23 +62,10 @@ def _first_names(learn: LoopState) -> Iterator[str]:
 
 def _marks(learn: LoopState) -> _Marks:
     marks: _Marks = {}
-    for path, module in learn.model.named_modules():
-        if _keeps_fields(module):
-            where = f"learn.model.{path}" if path else "learn.model"
-            marks |= _of_fields(where, vars(module))
     for path, opt in {"": learn.opt, **optimizers_within(learn.opt)}.items():
         if type(opt).state_dict is Optimizer.state_dict:
             marks |= _of_fields(f"learn.opt.{path}".rstrip("."), vars(opt))
     return marks
-
-
-def _keeps_fields(module: nn.Module) -> bool:
-    """Tell whether a module is the user's, and does not save its fields by itself."""
-    kind = type(module)
-    return (
-        not kind.__module__.startswith("torch.")
-        and kind.get_extra_state is nn.Module.get_extra_state
-    )
 
 
 def _of_fields(where: str, fields: dict[str, Any]) -> _Marks:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onecycle.arguments import check_count, check_flag, check_is
+from onecycle.arguments import check_callable, check_count, check_flag, check_is
 from onecycle.data.nested import split_batch
 from onecycle.data.sizes import TARGET_NAMES
 
@@ -156,6 +156,8 @@ class LossWeights:
         given: Callable[[Any, Any], Weight] | None = None,
         sees_loss: bool = True,
     ) -> None:
+        if given is not None:
+            check_callable("loss_weight", given, "pred", "batch")
         self._given, self._sees_loss = given, sees_loss
         self._loss_func, self._found = loss_func, self._look_at(loss_func)
 

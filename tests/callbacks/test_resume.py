@@ -707,7 +707,7 @@ class OtherData(TensorDataset):
     ("other", "words"),
     [
         ({"seed": 4}, "seed was 3 and is 4"),
-        ({"size": 4}, r"buffers that are not saved was \['shift \[3\]'\] and is"),
+        ({"size": 4}, r"of another shape \['shift'\]"),
         ({"data": OtherData}, "training data set was TensorDataset and is"),
         ({"n": 38}, "number of training samples was 36 and is 38"),
         ({"loss": nn.functional.multi_margin_loss}, "the loss function was cross_entropy and is"),

@@ -337,7 +337,7 @@ def test_keys_are_short_and_stay(tmp_path):
         *("batches_per_update", "n_updates_planned", "n_inp", "loss_func", "dtype", "loader"),
         *("batch_size", "n_samples", "shuffled", "opt", "groups", "lr", "weight_decay", "options"),
         *("schedule.lr", "schedule.momentum", "cycle.lr_max", "cycle.policy"),
-        *("preparing", "callbacks"),
+        *("preparing", "callbacks", "buffers", "data"),
     }
     assert plan["callbacks"] == {"GradientClip": {"max_norm": 1.0, "max_value": None}}
     assert plan["groups"] == [["0.bias", "0.weight", "2.bias", "2.weight"]]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from onecycle import Callback, Checkpoint, CheckpointError, Learner
+from onecycle import Callback, CancelFit, Checkpoint, CheckpointError, Learner
 from onecycle.checkpoints.opt_state import load_opt_state, opt_misfit, opt_state
 from onecycle.testing import toy_learner
 
@@ -287,25 +287,30 @@ class Counts(nn.Linear):
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-def test_a_field_that_training_changes_is_named_at_the_first_checkpoint(keeps, tmp_path, caplog):
-    model = Counts(4, 1)
-    model.n_calls = 0
-    if keeps:
+def test_a_number_that_the_model_counts_goes_on_where_it_was(keeps, tmp_path, caplog):
+    class Keeps(Counts):
+        def get_extra_state(self):
+            return self.n_calls
 
-        class Keeps(Counts):
-            def get_extra_state(self):
-                return self.n_calls
+        def set_extra_state(self, state):
+            self.n_calls = state
 
-            def set_extra_state(self, state):
-                self.n_calls = state
+    def counted(*cbs, resume=None):
+        torch.manual_seed(0)
+        model = (Keeps if keeps else Counts)(4, 1)
+        model.n_calls = 0
+        learn = Learner(toy_learner().dls, model, mse_loss, device="cpu", seed=0, check=False)
+        with learn.no_bar():
+            learn.fit(2, 0.01, cbs=cbs, resume=resume)
+        return model.n_calls
 
-        model.__class__ = Keeps
-    learn = Learner(toy_learner().dls, model, mse_loss, device="cpu", seed=0)
-    with learn.no_bar():
-        learn.fit(1, 0.01, cbs=[Checkpoint(tmp_path, "2 updates")])
-    told = [line for line in caplog.messages if "no checkpoint holds it" in line]
-    assert len(told) == (0 if keeps else 1)
-    assert keeps or "learn.model.n_calls" in told[0]
+    def stop(learn):
+        if learn.n_updates == 3:
+            raise CancelFit("here")
+
+    counted(Checkpoint(tmp_path, "2 updates"), Callback(after_step=stop))
+    assert "no checkpoint holds it" not in caplog.text
+    assert counted(resume=tmp_path) == counted() > 4
 
 
 def test_an_optimizer_in_a_callback_is_named_at_the_first_checkpoint(tmp_path, caplog):
