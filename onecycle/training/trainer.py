@@ -80,7 +80,7 @@ class Trainer(Loop):
         model: nn.Module,
         loss_func: Callable[..., Tensor] | None = None,
         opt_func: OptFuncs = AdamW,
-        lr: GroupValues | None = None,
+        lr: GroupValues | Default = Default.OWN,
         metrics: Sequence[Any] = (),
         cbs: Sequence[Callback] = (),
         *,
@@ -628,11 +628,11 @@ class Trainer(Loop):
 
 
 def _grouped(
-    model: nn.Module, loss: nn.Module | None, lr: GroupValues | None, *how: Any
+    model: nn.Module, loss: nn.Module | None, lr: GroupValues | Default, *how: Any
 ) -> tuple[ParamGroups, list[float]]:
     """Return the parameter groups of model and loss, and their rates, which they have from here."""
     groups = param_groups(model, loss, *how)
-    rates = groups.own_rates() if lr is None else groups.expand("lr", lr)
+    rates = groups.own_rates() if lr is Default.OWN else groups.expand("lr", lr)
     groups.set("lr", rates)
     return groups, rates
 

@@ -10,6 +10,7 @@ from torch.nn.functional import mse_loss
 from torch.optim import SGD, AdamW
 
 from onecycle import EMA, CheckpointError, Learner, SaveModel
+from onecycle.arguments import Default
 from onecycle.optim.loss_module import loss_module, own_parameters
 from onecycle.testing import toy_learner
 
@@ -117,7 +118,7 @@ def test_its_biases_and_norms_do_not_decay():
 
 def test_an_optimizer_that_lacks_them_is_warned_of(caplog):
     toy, loss = toy_learner(), Uncertainty()
-    learn = learner(loss, toy.model, opt=SGD(toy.model.parameters(), lr=0.1), lr=None)
+    learn = learner(loss, toy.model, opt=SGD(toy.model.parameters(), lr=0.1), lr=Default.OWN)
     learn.fit(1)
     assert caplog.messages == [
         "the optimizer does not hold 'loss_func.log_var', which will not train: give opt= an "

@@ -26,6 +26,7 @@ from onecycle import (
     TorchScheduler,
     mse,
 )
+from onecycle.arguments import Default
 from onecycle.core.events import EVENTS
 from onecycle.testing import toy_learner
 
@@ -452,10 +453,14 @@ class TestConstruction:
                 fit(1, cbs=cbs)
         assert learn.total_updates == 0
 
+    def test_a_rate_of_none_is_refused_as_a_range_test_may_have_found_none(self) -> None:
+        with pytest.raises(TypeError, match=r"lr must be a number.*a range test that found nothing"):
+            learner(lr=None)
+
     def test_a_given_optimizer_is_used_as_it_is(self) -> None:
         model = nn.Linear(4, 1)
         opt = SGD(model.parameters(), lr=0.3)
-        learn = learner(model, opt=opt, lr=None)
+        learn = learner(model, opt=opt, lr=Default.OWN)
         assert learn.opt is opt
         assert learn.lr == [0.3]
         with pytest.raises(ValueError, match="used as it is"):
