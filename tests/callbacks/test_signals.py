@@ -167,6 +167,7 @@ def test_an_error_leaves_a_checkpoint_of_the_last_whole_update_where_asked(
     assert trained(resumed) == whole()
 
 
+@pytest.mark.slow
 def test_real_processes_leave_with_the_code_and_end_in_the_same_bits(tmp_path: Path) -> None:
     rng = random.Random(0)
 

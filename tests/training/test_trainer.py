@@ -454,7 +454,7 @@ class TestConstruction:
         assert learn.total_updates == 0
 
     def test_a_rate_of_none_is_refused_as_a_range_test_may_have_found_none(self) -> None:
-        with pytest.raises(TypeError, match=r"lr must be a number.*a range test that found nothing"):
+        with pytest.raises(TypeError, match=r"must be a number.*a range test that found nothing"):
             learner(lr=None)
 
     def test_a_given_optimizer_is_used_as_it_is(self) -> None:
