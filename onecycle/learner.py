@@ -600,7 +600,7 @@ class Learner(Trainer):
         for them.
 
         Then short fits of equal length prove it, under several seeds: the constant usual rate; one
-        cycle to the rate that `lr_find` suggests; one cycle to the diagnosed peak. "yes" only if
+        cycle to the rate that `minimum` suggests; one cycle to the diagnosed peak. "yes" only if
         the last is better than both by more than the spread over the seeds, "no" if it is not
         better, "unsure" in between. How many fits it will be is printed before they start. Where
         no rate is large, or none is found, there is nothing to fit.
@@ -618,7 +618,7 @@ class Learner(Trainer):
             metric: ``"valid_loss"`` or a metric's name; by default the first metric, or the loss
                 where there is none.
             mode: As in `compare`.
-            lr_usual: The constant rate of a usual fit; by default what `lr_find` suggests.
+            lr_usual: The constant rate of a usual fit; by default what `minimum` suggests.
             verify: Make the fits.
             n_epoch: The epochs of each fit; by default as many as make ``num_it`` updates.
             seeds: A fit of each kind for each, as in `compare`.

@@ -16,6 +16,7 @@ from onecycle.callbacks.run_bar import bars
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
 from onecycle.range_test.result import LRFindResult, written
+from onecycle.range_test.rules import minimum
 from onecycle.range_test.varied import check_settings, put_in_force
 from onecycle.schedules.shapes import Array
 from onecycle.studies.plateau import (
@@ -64,7 +65,7 @@ class Diagnosis:
         sentence: Why, in numbers.
         lr_usual: The rate of a usual fit, which the plateau is compared with; ``None`` where the
             range test found none.
-        lr_suggested: What `lr_find` suggests; ``None`` where it finds nothing.
+        lr_suggested: What the rule `minimum` suggests; ``None`` where it finds nothing.
         lr_max: A peak for one cycle; ``None`` where the answer is "no", or no rate was found.
         weight_decay: The weight decay that the answer is for: the learner's own, or another one
             whose plateau is clearly wider.
@@ -198,7 +199,7 @@ def _guess(
     name, less = metric
     own = wds[0]
     with learn.added_cbs(_bar(learn, 1, wds)):
-        found: LRFindResult = learn.lr_find(show_plot=False)
+        found: LRFindResult = learn.lr_find(show_plot=False, suggest_funcs=minimum)
     suggested = found.suggestion
     usual = suggested if lr_usual is None else lr_usual
     if usual is None:

@@ -77,9 +77,10 @@ def run_trials(
         >>> [len(history["train_loss"]) for history in trials.values()], learn.total_updates
         ([8, 8], 0)
     """
-    records, first, total = dict[int, History](), *(place or (1, len(seeds)))
+    found = check_seeds(seeds)
+    records, first, total = dict[int, History](), *(place or (1, len(found)))
     watched = is_watched(learn)
-    for number, seed in enumerate(check_seeds(seeds), first):
+    for number, seed in enumerate(found, first):
         began = perf_counter()
         bar = [RunBar(f"fit {number}/{total}: {label}, seed {seed}")] if watched else []
         with preserved(learn), learn.no_bar():

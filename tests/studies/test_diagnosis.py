@@ -125,9 +125,9 @@ class TestADiagnosis:
         assert found.plateaus[0.01].values == pytest.approx(by_hand, rel=1e-5)
         assert found.plateaus[0.01].span == again.span
 
-    def test_compares_with_the_rate_that_the_range_test_suggests(self) -> None:
+    def test_compares_with_the_rate_that_minimum_suggests(self) -> None:
         learn = toy_learner(64, 32)
-        suggested = learn.lr_find(show_plot=False).suggestion
+        suggested = learn.lr_find(show_plot=False).minimum
         found = learn.diagnose(num_it=20, wds=(), verify=False)
         assert found.lr_usual == found.lr_suggested == suggested
         assert suggested is not None
