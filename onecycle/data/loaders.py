@@ -245,6 +245,12 @@ class TensorLoader:
         self.drop_last = drop_last
         self.transform = transform
 
+    def __repr__(self) -> str:
+        """Show how many samples it has, and how it gives them."""
+        order = "shuffled" if self.shuffle else "in order"
+        n = len(self.tensors[0])
+        return f"TensorLoader({n} samples, {order}, in batches of {self.batch_size})"
+
     def __len__(self) -> int:
         full, rest = divmod(len(self.tensors[0]), self.batch_size)
         return full + (rest > 0 and not self.drop_last)

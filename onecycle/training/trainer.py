@@ -40,6 +40,7 @@ from onecycle.core.checks import checked_callbacks
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode
 from onecycle.data.loaders import DataLoaders, as_dataloaders
+from onecycle.data.unseen import warn_of_unseen
 from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues, ParamGroups
@@ -176,6 +177,7 @@ class Trainer(Loop):
                 self.groups.set("weight_decay", wd)
             self.groups.set("lr", rates)
             warn_of_other_processes()
+            warn_of_unseen(self.dls.train, steps_per_epoch)
             if not resumed:
                 warn_of_bad_parameters(self)
             look = self._first_batch
@@ -608,6 +610,12 @@ class Trainer(Loop):
         """
         check_flag("with_opt", with_opt)
         load_learner(self, check_path("path", path), with_opt=with_opt)
+
+    def __repr__(self) -> str:
+        """Show what is trained, by what, and how far."""
+        loss = getattr(self.loss_func, "__name__", type(self.loss_func).__name__)
+        kinds = f"{type(self.model).__name__}, {type(self.opt).__name__}, loss_func={loss}"
+        return f"{type(self).__name__}({kinds}: {self.total_updates} updates done)"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of, by ``copy.deepcopy`` and ``pickle``."""

@@ -188,3 +188,8 @@ def test_another_batch_size_is_a_loader_made_with_it(make):
 def test_another_batch_size_is_refused_where_batches_are_made_in_another_way(loader):
     with pytest.raises(TypeError, match="cannot change the batch size of a"):
         with_batch_size(loader, 7)
+
+
+def test_the_repr_of_a_loader_tells_its_samples_and_their_order():
+    loader = TensorLoader(torch.zeros(10, 2), batch_size=4, shuffle=True)
+    assert repr(loader) == "TensorLoader(10 samples, shuffled, in batches of 4)"

@@ -457,6 +457,11 @@ class TestConstruction:
         with pytest.raises(TypeError, match=r"must be a number.*a range test that found nothing"):
             learner(lr=None)
 
+    def test_its_repr_tells_what_is_trained_and_how_far(self) -> None:
+        learn = toy_learner(n_batches=4)
+        learn.fit(1)
+        assert repr(learn) == "Learner(Sequential, AdamW, loss_func=mse_loss: 4 updates done)"
+
     def test_a_given_optimizer_is_used_as_it_is(self) -> None:
         model = nn.Linear(4, 1)
         opt = SGD(model.parameters(), lr=0.3)
