@@ -12,7 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onecycle.arguments import Default, check_count, check_fraction, check_list, check_positive
+from onecycle.arguments import (
+    Default,
+    check_count,
+    check_flag,
+    check_fraction,
+    check_list,
+    check_positive,
+)
 from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.one_cycle import OneCycleSchedule
@@ -646,6 +653,7 @@ class Learner(Trainer):
             >>> found.answer, found.is_guess, found.plateaus[0.01].is_open
             ('yes', True, True)
         """
+        check_flag("verify", verify)
         if verify and self._run is not None:
             raise RuntimeError(
                 f"a {self._run} is running, in which no other fit can be made: verify=False gives "

@@ -27,7 +27,7 @@ from onecycle.studies.plateau import (
     draw_sample,
     find_plateau,
 )
-from onecycle.studies.trials import Init, check_seeds
+from onecycle.studies.trials import Init, check_init, check_seeds
 from onecycle.studies.verification import Answer, ShortFit, epochs_of, verdict, verify
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ def diagnose(
     name, better = judged_by(learn, metric, mode)
     end = None if end_lr is None else check_positive("end_lr", end_lr)
     lr_usual = None if lr_usual is None else check_positive("lr_usual", lr_usual)
+    check_init(init)
     found_seeds, length = check_seeds(seeds), 0
     if make_fits:
         length = epochs_of(learn, num_it) if n_epoch is None else check_count("n_epoch", n_epoch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from onecycle.arguments import check_path
 from onecycle.checkpoints.fit_files import read_newest
 from onecycle.core.callback import Callback
 
@@ -38,7 +39,7 @@ def found_stage(resume: str | Path | None) -> tuple[int, Path | None]:
     Raises:
         CheckpointError: If what is there cannot be read.
     """
-    found = None if resume is None else read_newest(resume)
+    found = None if resume is None else read_newest(check_path("resume", resume))
     if found is None:
         return 1, None if resume is None else Path(resume)
     path, state = found

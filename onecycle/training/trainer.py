@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -419,7 +419,7 @@ class Trainer(Loop):
         confirm: int,
     ) -> LRFindResult | RangeTests:
         """Make one test, or one for each setting, with a bar."""
-        n = len(varied[1]) if varied is not None and isinstance(varied[1], Sized) else 1
+        n = len(varied[1]) if varied is not None and isinstance(varied[1], Sequence) else 1
         with self.added_cbs(bars(self, "range test", n)):
             if varied is None:
                 return search.find(*ends, confirm=confirm)

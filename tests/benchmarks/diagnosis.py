@@ -2,7 +2,7 @@
 
 Each case is diagnosed, short fits under seeds 0 to 2 included. Then the same kinds of fit are made
 under seeds 10 to 14, which the diagnosis has not seen: at the constant usual rate; by one cycle to
-the rate that `lr_find` suggests; by one cycle to the diagnosed peak, or where there is none to
+the rate that `minimum` suggests; by one cycle to the diagnosed peak, or where there is none to
 three times the usual rate. The peak wins, or loses, where its mean lead over the better of the
 others, seed by seed, is over twice its standard error. A "yes" that loses is wrong, and a "no" that
 wins.
