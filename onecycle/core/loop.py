@@ -397,7 +397,7 @@ class Loop(LoopState):
             self.cbs = [*before, *cbs]
             yield
         finally:
-            self.cbs = before
+            surely(lambda: vars(self).update(cbs=before))
 
     def join_fit(self, callback: Callback, held: Sequence[Callback]) -> None:
         """Let a callback take part in the running fit, and schedulers set nothing any more."""

@@ -38,7 +38,7 @@ from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback
 from onecycle.core.checks import checked_callbacks
 from onecycle.core.loop import Loop
-from onecycle.core.restore import kept_grad_mode
+from onecycle.core.restore import kept_grad_mode, surely
 from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.data.unseen import warn_of_unseen
 from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
@@ -569,7 +569,7 @@ class Trainer(Loop):
             self.cbs = [cb for cb in before if not isinstance(cb, types) and cb not in kinds]
             yield
         finally:
-            self.cbs = before
+            surely(lambda: vars(self).update(cbs=before))
 
     @contextmanager
     def no_bar(self) -> Iterator[None]:
