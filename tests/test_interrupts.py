@@ -32,8 +32,8 @@ def fit(learn: Learner) -> None:
 
 
 INFERENCE: dict[str, Callable[[Learner], Any]] = {
-    "lr_find": lambda learn: learn.lr_find(num_it=10, show_plot=False),
-    "lr_find with validation": lambda learn: learn.lr_find(num_it=4, valid=True, show_plot=False),
+    "lr_find": lambda learn: learn.lr_find(num_it=4, show_plot=False),
+    "lr_find with validation": lambda learn: learn.lr_find(num_it=2, valid=True, show_plot=False),
     "validate": lambda learn: learn.validate(),
     "get_preds": lambda learn: learn.get_preds(learn.dls.train),
 }
