@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from math import isclose
 from typing import Any, cast
 
-import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -405,7 +404,9 @@ class ParamGroups:
         n = len(self)
         if isinstance(values, slice):
             values = _steps(name, values, n)
-        elif isinstance(values, str) or np.ndim(values) == 0:
+        elif isinstance(values, str | bytes) or not (
+            isinstance(values, Sequence) or bool(getattr(values, "ndim", False))
+        ):
             values = [values] * n  # type: ignore[list-item]
         result = [check_value(name, value) for value in cast("Sequence[float]", values)]
         if len(result) != n:

@@ -17,7 +17,7 @@ from torch.optim import SGD, AdamW
 from onecycle import Learner, token_weight
 
 # What these libraries do on their import is theirs.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 GENERATOR = torch.Generator().manual_seed(0)
 
 
