@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onecycle.arguments import check_count, shown
-from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.core.callback import Callback, Handler, Stage
 from onecycle.core.events import EVENTS
 
@@ -38,8 +36,9 @@ class When(Callback):
         **handlers: Functions that take the learner, by event.
 
     Raises:
-        TypeError: If there is no callback and no function, or both; for a scheduler and whatever
-            records, which must hear of every update.
+        TypeError: If there is no callback and no function, or both; for a callback that prepares,
+            records or saves, which must hear of every event: a schedule or an augmentation that
+            is to wait has a phase, or a strength that `AttributeScheduler` drives.
         ValueError: If a rule is out of its range.
 
     Example:
@@ -67,10 +66,10 @@ class When(Callback):
         self.callback = Callback(during=None, **handlers) if callback is None else callback
         if not isinstance(self.callback, Callback):
             raise TypeError(f"callback must be a Callback object; got {shown(callback)}")
-        if isinstance(self.callback, ParamScheduler) or self.callback.stage is Stage.RECORD:
+        if self.callback.stage is not Stage.REACT or isinstance(self.callback, When):
             raise TypeError(
-                f"{type(self.callback).__name__} must hear of every update: a schedule that waits "
-                "is one with a phase that holds its value"
+                f"{type(self.callback).__name__} must hear of every event, for what it does in one "
+                "it undoes or counts on in another: only what reacts (Stage.REACT) can be filtered"
             )
         if not isinstance(once, bool):
             raise TypeError(f"once must be True or False; got {shown(once)}")
@@ -102,14 +101,6 @@ class When(Callback):
             return False
         is_late = self.after is None or _place(self.after, learn) >= self.after
         return is_late and (self.before is None or _place(self.before, learn) < self.before)
-
-    def forward_context(self, learn: Any) -> AbstractContextManager[Any] | None:
-        """Return what the callback returns: contexts are no events, and not left out."""
-        return self.callback.forward_context(learn)
-
-    def as_validated(self, learn: Any) -> AbstractContextManager[Any]:
-        """Return what the callback returns."""
-        return self.callback.as_validated(learn)
 
     def plan(self, learn: Any) -> dict[str, Any]:
         """Return the rule, and what the callback returns."""

@@ -171,9 +171,13 @@ class LoopState:
 
     def measure_batch(self, means: MetricSet) -> None:
         """Add loss and metrics of the batch to the means of a pass, unless it was cancelled."""
-        if self.pred is not None:
-            n, weight = self.batch_size(self.batch), self.loss_weight(self.pred, self.batch)
-            means.update(self.pred, self.yb, self.loss, n, weight)
+        if self.pred is None:
+            return
+        if type(self).loss_weight is LoopState.loss_weight:  # whose default is asked once, below
+            weight = self.loss_weights(self.loss_func, self.pred, self.batch, self.yb)
+        else:
+            weight = self.loss_weight(self.pred, self.batch)
+        means.update(self.pred, self.yb, self.loss, self.batch_size(self.batch), weight)
 
     # The mode of the model ------------------------------------------------------------------
 

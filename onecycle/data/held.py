@@ -41,7 +41,7 @@ def hold_loaders(*loaders: Any) -> _Restore:
     cannot be put back, and is named in the log.
 
     Args:
-        *loaders: Any loaders; ``None`` is passed over.
+        *loaders: Any loaders; ``None`` and lists of batches are passed over.
 
     Returns:
         What puts them back.
@@ -58,8 +58,8 @@ def hold_loaders(*loaders: Any) -> _Restore:
     restores: list[_Restore] = []
     seen: set[int] = set()  # a loader that both trains and validates is held once
     for loader in loaders:
-        if loader is None or id(loader) in seen:
-            continue
+        if isinstance(loader, list | tuple) or loader is None or id(loader) in seen:
+            continue  # of batches as they are nothing changes, and there may be many
         if lost := iterators(loader):
             log.warning(
                 "%s is an iterator: what is drawn from it now does not come again, and the next "

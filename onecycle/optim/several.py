@@ -79,6 +79,10 @@ class Optimizers(Optimizer):
             if id(group) not in known:
                 self.members[group[OWNER]].add_param_group(group)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: torch's own would leave the optimizers out."""
+        return {**super().__getstate__(), "members": self.members}
+
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step each of the optimizers.
 
@@ -159,8 +163,9 @@ def muon_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
         for module in model.modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag)
     }
-    matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings]
-    hidden = {id(p) for p in matrices[:-1]}
+    # Where the head shares its matrix with an embedding, it comes last all the same.
+    every = [p for _, p in model.named_parameters(remove_duplicate=False) if p.ndim == 2]
+    hidden = {id(p) for p in every} - embeddings - {id(p) for p in every[-1:]}
     if not hidden:
         raise ValueError(
             f"{type(model).__name__} has no matrix but embeddings and its last layer: nothing is "

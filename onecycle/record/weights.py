@@ -179,6 +179,8 @@ class LossWeights:
         if found is None or not isinstance(yb, Tensor):
             return None
         function, options = found
+        if yb.ndim < 2 and function is F.cross_entropy and not options:  # the usual case, in short
+            return None
         weight = options.get("weight", getattr(function, "weight", None))
         ignored = options.get("ignore_index", getattr(function, "ignore_index", _IGNORED))
         # Labels of whole samples are hardly ever ignored, and counting them costs two operators.

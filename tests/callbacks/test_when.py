@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from onecycle import Callback, CancelFit, Checkpoint, OneCycleSchedule, Recorder, When
+from onecycle import (
+    Callback,
+    CancelFit,
+    Checkpoint,
+    GradientClip,
+    MixUp,
+    OneCycleSchedule,
+    Recorder,
+    When,
+)
 from onecycle.testing import toy_learner
 
 
@@ -89,8 +98,12 @@ def test_it_stands_where_the_callback_stands() -> None:
         ([], {}, TypeError, "give a callback, or functions"),
         ([Heard()], {"after_step": print}, TypeError, "not both"),
         ([Heard], {}, TypeError, "must be a Callback object"),
-        ([OneCycleSchedule(0.1)], {}, TypeError, "must hear of every update"),
-        ([Recorder()], {}, TypeError, "must hear of every update"),
+        ([OneCycleSchedule(0.1)], {}, TypeError, "must hear of every event"),
+        ([Recorder()], {}, TypeError, "must hear of every event"),
+        ([Checkpoint("runs")], {}, TypeError, "must hear of every event"),
+        ([MixUp()], {}, TypeError, "must hear of every event"),
+        ([GradientClip(1.0)], {}, TypeError, "must hear of every event"),
+        ([When(Heard())], {}, TypeError, "must hear of every event"),
         ([Heard()], {"every": 0}, ValueError, "every must be at least 1"),
         ([Heard()], {"after": -1}, ValueError, "after must be an epoch"),
         ([Heard()], {"before": 1.5}, ValueError, "before must be an epoch"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,19 @@ def test_what_save_writes_goes_on_as_the_learner_that_saved(tmp_path: Path) -> N
     assert equal(weights(other.model), weights(learn.model))
 
 
+@pytest.mark.parametrize("way", [deepcopy, lambda learn: pickle.loads(pickle.dumps(learn))])
+def test_a_copy_trains_to_the_same_bits_and_apart(way: Any) -> None:
+    learn = learner()
+    learn.fit(1)
+    other, before = way(learn), weights(learn.model)
+    other.fit(1)
+    assert equal(weights(learn.model), before)
+    assert not equal(weights(other.model), before)
+    learn.fit(1)
+    assert equal(weights(learn.model), weights(other.model))
+    assert all(each.state is other.opt.state for each in other.opt.members.values())
+
+
 def test_a_range_test_leaves_both_as_they_were() -> None:
     learn = learner()
     learn.fit(1)
@@ -243,8 +258,9 @@ def test_muon_gets_the_hidden_matrices_alone() -> None:
     tied = nn.Linear(4, 9, bias=False)
     embedding = nn.Embedding(9, 4)
     model = nn.Sequential(embedding, nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4), tied)
+    hidden = [model[1].weight, model[2].weight]
+    assert list(map(id, muon_groups(model)["matrices"])) == list(map(id, hidden))
     tied.weight = embedding.weight
-    groups = muon_groups(model)
-    assert [p is q for p, q in zip(groups["matrices"], [model[1].weight], strict=True)] == [True]
+    assert list(map(id, muon_groups(model)["matrices"])) == list(map(id, hidden))
     with pytest.raises(ValueError, match="nothing is for Muon"):
         muon_groups(nn.Linear(4, 4))
