@@ -83,10 +83,39 @@ class TerminalTable(Table):
         super().end(note)
 
 
-class NotebookTable(Table):
-    """The table in HTML between a bar of epochs and a bar for the pass that is running."""
+class NotebookBar(Table):
+    """A bar alone, which is gone when it is closed."""
 
     has_bars = True
+
+    def open_bar(self, label: str, total: int | None, running_s: float) -> None:
+        """Open a bar for what has been running for some seconds."""
+        self._label = label
+        self._bar = self.new_bar(total)
+        self._bar.comment = label
+        self.bar_is_open = True
+        _start(self._bar, running_s)
+
+    def new_bar(self, total: int | None) -> Any:
+        """Make the bar of fastprogress."""
+        from fastprogress.fastprogress import NBProgressBar
+
+        return NBProgressBar(range(0), total or "noinfer", leave=False)
+
+    def update_bar(self, done: int, comment: str) -> None:
+        """Show how much is done."""
+        self._bar.comment = f"{self._label} {comment}"
+        self._bar.update(done)
+
+    def close_bar(self) -> None:
+        """Take the bar away."""
+        if self.bar_is_open:
+            self.bar_is_open = False
+            self._bar.on_iter_end()
+
+
+class NotebookTable(NotebookBar):
+    """The table in HTML between a bar of epochs and a bar for the pass that is running."""
 
     def __init__(self, n_epoch: int | None) -> None:
         from fastprogress.fastprogress import NBMasterBar
@@ -105,21 +134,12 @@ class NotebookTable(Table):
         self._master.lines.append(cells)
         self._n_rows += 1
 
-    def open_bar(self, label: str, total: int | None, running_s: float) -> None:
-        """Open a bar for what has been running for some seconds."""
+    def new_bar(self, total: int | None) -> Any:
+        """Make the bar under the table."""
         from fastprogress.fastprogress import NBProgressBar
 
         self._lay_out()
-        self._label = label
-        self._bar = NBProgressBar(range(0), total or "noinfer", parent=self._master)
-        self._bar.comment = label
-        self.bar_is_open = True
-        _start(self._bar, running_s)
-
-    def update_bar(self, done: int, comment: str) -> None:
-        """Show how much is done."""
-        self._bar.comment = f"{self._label} {comment}"
-        self._bar.update(done)
+        return NBProgressBar(range(0), total or "noinfer", parent=self._master)
 
     def close_bar(self) -> None:
         """Take the bar away."""
@@ -140,33 +160,6 @@ class NotebookTable(Table):
 
         self._master.update(self._n_rows)
         self._master.text = text2html_table(self._master.lines) + html.escape(note)
-
-
-class NotebookBar(Table):
-    """A bar alone, which is gone when it is closed."""
-
-    has_bars = True
-
-    def open_bar(self, label: str, total: int | None, running_s: float) -> None:
-        """Open a bar for what has been running for some seconds."""
-        from fastprogress.fastprogress import NBProgressBar
-
-        self._label = label
-        self._bar = NBProgressBar(range(0), total or "noinfer", leave=False)
-        self._bar.comment = label
-        self.bar_is_open = True
-        _start(self._bar, running_s)
-
-    def update_bar(self, done: int, comment: str) -> None:
-        """Show how much is done."""
-        self._bar.comment = f"{self._label} {comment}"
-        self._bar.update(done)
-
-    def close_bar(self) -> None:
-        """Take the bar away."""
-        if self.bar_is_open:
-            self.bar_is_open = False
-            self._bar.on_iter_end()
 
 
 def new_table(n_epoch: int | None) -> Table:

@@ -66,9 +66,12 @@ class When(Callback):
         self.callback = Callback(during=None, **handlers) if callback is None else callback
         if not isinstance(self.callback, Callback):
             raise TypeError(f"callback must be a Callback object; got {shown(callback)}")
-        if self.callback.stage is not Stage.REACT or isinstance(self.callback, When):
+        kind = type(self.callback)
+        own = (kind.forward_context, kind.as_validated)  # contexts are no events
+        has_contexts = own != (Callback.forward_context, Callback.as_validated)
+        if self.callback.stage is not Stage.REACT or has_contexts or kind is When:
             raise TypeError(
-                f"{type(self.callback).__name__} must hear of every event, for what it does in one "
+                f"{kind.__name__} must hear of every event, for what it does in one "
                 "it undoes or counts on in another: only what reacts (Stage.REACT) can be filtered"
             )
         if not isinstance(once, bool):
