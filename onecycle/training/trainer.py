@@ -39,8 +39,8 @@ from onecycle.core.callback import Callback
 from onecycle.core.checks import checked_callbacks
 from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode, surely
+from onecycle.data.left_out import warn_of_left_out
 from onecycle.data.loaders import DataLoaders, as_dataloaders
-from onecycle.data.unseen import warn_of_unseen
 from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues, ParamGroups
@@ -177,7 +177,7 @@ class Trainer(Loop):
                 self.groups.set("weight_decay", wd)
             self.groups.set("lr", rates)
             warn_of_other_processes()
-            warn_of_unseen(self.dls.train, steps_per_epoch)
+            warn_of_left_out(self.dls.train, steps_per_epoch)
             if not resumed:
                 warn_of_bad_parameters(self)
             look = self._first_batch

@@ -13,7 +13,7 @@ from onecycle.data.loaders import TensorLoader, n_batches
 log = logging.getLogger("onecycle")
 
 
-def warn_of_unseen(dl: Iterable[Any], steps_per_epoch: int | None) -> None:
+def warn_of_left_out(dl: Iterable[Any], steps_per_epoch: int | None) -> None:
     """Warn where each epoch has the same first batches of a loader, and never the others.
 
     So it is where the order is fixed, and with a stream, which every epoch begins anew; not with
