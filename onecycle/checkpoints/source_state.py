@@ -315,9 +315,8 @@ def _set(owner: Any, name: str, value: Any) -> None:
 
 def _written(generator: Any) -> list[Any]:
     """Return the kind of a generator and its state, as a file holds them."""
-    if isinstance(generator, np.random.Generator):
-        return [type(generator.bit_generator).__name__, _plain(state_of(generator))]
-    return [type(generator).__name__, _plain(state_of(generator))]
+    kind = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+    return [type(kind).__name__, _plain(state_of(generator))]
 
 
 def _plain(value: Any) -> Any:
