@@ -142,9 +142,11 @@ class Group:
         self._kept = [(itemgetter(name), kept) for name, kept in self.kept.items()]
 
     def is_ready(self) -> bool:
-        """Tell whether there is all that an update needs, in plain tensors."""
+        """Tell whether there is all that an update needs, in plain tensors that fit."""
         return all(map(_is_plain, self.params)) and all(
-            type(tensor) is Tensor for kept in self.kept.values() for tensor in kept
+            type(tensor) is Tensor and (name == "step" or tensor.dtype == p.dtype)
+            for name, kept in self.kept.items()
+            for p, tensor in zip(self.params, kept, strict=True)
         )
 
     def gradients(self, now: dict[str, Any]) -> list[Tensor] | None:

@@ -335,6 +335,7 @@ class Wrapper(nn.Module):
         return self.module(x)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch.compile itself
 @pytest.mark.parametrize("wrap", [Wrapper, torch.compile])
 @pytest.mark.parametrize("back", [False, True])
 def test_a_wrapped_model_takes_the_file_of_a_bare_one_and_back(wrap, back, tmp_path):

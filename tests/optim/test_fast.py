@@ -320,6 +320,7 @@ class Profile(profile):
         return [event.name for event in self.events() if event.name.startswith(kept)]
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 @pytest.mark.parametrize("watch", [Functions, Operators, Profile])
 @pytest.mark.parametrize("opt_func", [partial(SGD, momentum=0.9), AdamW])
 def test_a_mode_or_a_profiler_that_comes_in_the_fit_sees_the_ordinary_step(watch, opt_func):

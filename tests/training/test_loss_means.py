@@ -90,7 +90,12 @@ def test_ignored_targets_of_a_loss_of_ones_own_are_told(caplog: pytest.LogCaptur
         (nn.MSELoss(), VALUES, 1),
         (nn.CrossEntropyLoss(), LABELS, 3),
         (dropped, VALUES, 1),  # drawn at random: nothing can be told
-        (nn.MSELoss(), torch.full((12, 1), -100), 1),
+        pytest.param(
+            *(nn.MSELoss(), torch.full((12, 1), -100), 1),
+            marks=pytest.mark.skipif(
+                torch.__version__.startswith("2.11"), reason="its MSELoss takes no integers"
+            ),
+        ),
     ],
 )
 def test_means_over_samples_are_not_told(
