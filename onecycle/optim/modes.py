@@ -45,9 +45,27 @@ def put_in_training(
         >>> put_in_training(model, kept, []) == kept
         True
     """
-    was_training = model.training
     in_training = [part for part in model.modules() if part.training]
     in_evaluation = [part for part in model.modules() if not part.training]
+    try:
+        kept = _put_in_training(model, in_training, in_evaluation, kept, frozen)
+    except BaseException:  # by Ctrl-C too: half of it would be taken for a wish by the next fit
+        for parts, flag in ((in_training, True), (in_evaluation, False)):
+            for part in parts:
+                part.training = flag
+        raise
+    _tell_moving(model)
+    return list(kept)
+
+
+def _put_in_training(
+    model: nn.Module,
+    in_training: Sequence[nn.Module],
+    in_evaluation: Sequence[nn.Module],
+    kept: Sequence[nn.Module],
+    frozen: Sequence[nn.Module],
+) -> Sequence[nn.Module]:
+    was_training = model.training
     model.train()
     trained = [part for part in model.modules() if part.training]
     if was_training:
@@ -63,8 +81,7 @@ def put_in_training(
     held = {id(part) for part in (*kept, *frozen)}
     for part in trained:  # what is within them, and trains all the same
         part.training = id(part) not in held
-    _tell_moving(model)
-    return list(kept)
+    return kept
 
 
 def freeze_norms(

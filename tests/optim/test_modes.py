@@ -312,3 +312,19 @@ def test_a_resumed_fit_ends_in_the_same_bits(every, valid, in_group, tmp_path):
     whole = run("whole")
     first, *_ = sorted((tmp_path / "whole").iterdir())
     assert all(map(torch.equal, run("resumed", resume=first), whole))
+
+
+def test_an_interrupt_in_between_leaves_every_part_in_the_mode_it_had():
+    class Interrupts(nn.Linear):
+        def train(self, mode=True):
+            if mode:
+                raise KeyboardInterrupt
+            return super().train(mode)
+
+    model = nn.Sequential(nn.Dropout(), Interrupts(2, 2), nn.Dropout(), nn.Dropout())
+    model.eval()
+    model[3].training = True
+    before = [part.training for part in model.modules()]
+    with pytest.raises(KeyboardInterrupt):
+        put_in_training(model, [], [])
+    assert [part.training for part in model.modules()] == before
