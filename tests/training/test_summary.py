@@ -410,6 +410,6 @@ def test_an_optimizer_that_is_not_known_is_named() -> None:
 
 def test_a_profiler_that_looks_on_is_said() -> None:
     learn = toy_learner(2)
-    with torch.profiler.profile():
+    with torch.profiler.profile(acc_events=True):
         assert learn.summary().step.endswith("a profiler, anomaly mode or another mode looks on")
     assert learn.summary().step == "fast step"
