@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
 )
 
 from onecycle.arguments import check_callable, check_count, check_flags, shown
+from onecycle.data.parts import Part, PartSampler, Unpadded
 
 #: What a DataLoader of another batch size has in common with the one it is made from.
 _KEPT_OPTIONS = (
@@ -244,6 +247,7 @@ class TensorLoader:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.transform = transform
+        self._part: Part | None = None
 
     def __repr__(self) -> str:
         """Show how many samples it has, and how it gives them."""
@@ -276,12 +280,36 @@ class TensorLoader:
             order = torch.randperm(len(self.tensors[0]), generator=generator)
             order = order.to(self.tensors[0].device)
         for i in range(skip, len(self)):
-            chunk = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            chunk = self._rows(i)
             if order is None:
                 batch = tuple(tensor[chunk] for tensor in self.tensors)
             else:
                 batch = tuple(tensor.index_select(0, order[chunk]) for tensor in self.tensors)
             yield batch if self.transform is None else self.transform(batch)
+
+    def _rows(self, i: int) -> slice:
+        start = i * self.batch_size
+        stop = start + self.batch_size
+        if self._part is None:
+            return slice(start, stop)
+        rows = self._part.or_some(min(stop, len(self.tensors[0])) - start, self.batch_size)
+        return slice(start + rows.start, start + rows.stop)
+
+    def shared(self, batch_size: int, part: Part) -> TensorLoader:
+        """Return a loader of one process's part of batches that several share.
+
+        Args:
+            batch_size: Samples in a batch of all processes.
+            part: The process.
+
+        Example:
+            >>> loader = TensorLoader(torch.arange(5)).shared(4, Part(1, 2))
+            >>> [x.tolist() for x, in loader]  # the last row stands in: it is the first one's
+            [[2, 3], [4]]
+        """
+        other = copy(self)
+        other.batch_size, other._part = batch_size, part
+        return other
 
     def to(self, device: torch.device | str) -> TensorLoader:
         """Return a loader of the same data on a device; what is there already is shared.
@@ -323,6 +351,30 @@ def with_batch_size(dl: Iterable[Any], batch_size: int) -> TensorLoader | DataLo
         f"cannot change the batch size of a {type(dl).__name__}: it is known how for a "
         "TensorLoader, and for a DataLoader of a map-style data set made with batch_size="
     )
+
+
+def shared_loader(dl: DataLoader[Any], batch_size: int | None, items: int, part: Part) -> Any:
+    """Return a DataLoader of one process's part of the batches that several share.
+
+    Args:
+        dl: A DataLoader of torch itself over a map-style data set, which is unchanged.
+        batch_size: Samples in a batch of all processes; ``None`` for ``items`` times its own.
+        items: How many of its own batches make a batch of all.
+        part: The process.
+    """
+    own = dl.batch_sampler
+    if dl.batch_size is None and type(own) is not BatchSampler:
+        sampler = PartSampler(own or (), items, False, part, of_lists=True)
+    else:
+        order: Any = dl.sampler
+        size, drop_last = dl.batch_size, dl.drop_last
+        if type(own) is BatchSampler:
+            order, size, drop_last = own.sampler, own.batch_size, own.drop_last
+        order = Unpadded(order) if type(order) is DistributedSampler else order
+        sampler = PartSampler(order, batch_size or (size or 1) * items, drop_last, part)
+    left_out = ("sampler", "drop_last", "in_order")  # one not in order could not be counted
+    kept = {name: getattr(dl, name) for name in _KEPT_OPTIONS if name not in left_out}
+    return DataLoader(batch_sampler=sampler, **kept)
 
 
 def _batches_by_size(dl: DataLoader[Any]) -> bool:

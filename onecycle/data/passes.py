@@ -28,6 +28,7 @@ from torch.utils.data import (
 
 from onecycle.data.generators import order_seed
 from onecycle.data.loaders import TensorLoader, n_batches
+from onecycle.data.parts import PartSampler, Unpadded
 from onecycle.data.seeded import SeededDataset, SeededIndex
 from onecycle.data.sources import counts, data_sets, draws
 
@@ -129,8 +130,11 @@ def _is_plain(dl: Iterable[Any]) -> bool:
     """Tell whether only torch's code and ours decides which batch comes next."""
     if isinstance(dl, DataLoader):
         # Exact types: a subclass may count, cache or filter in its own way.
-        own = (*_RANDOM_SAMPLERS, SequentialSampler, DistributedSampler)
-        known = type(dl.batch_sampler) is BatchSampler and type(_index_sampler(dl)) in own
+        own = (*_RANDOM_SAMPLERS, SequentialSampler, DistributedSampler, Unpadded)
+        known = (
+            type(dl.batch_sampler) in (BatchSampler, PartSampler)
+            and type(_index_sampler(dl)) in own
+        )
         return known and type(dl) is DataLoader
     return isinstance(dl, (TensorLoader, list, tuple))
 
@@ -176,7 +180,7 @@ def _index_sampler(dl: DataLoader[Any]) -> Sampler[Any] | Iterable[Any]:
 def _check_seeded(dl: DataLoader[Any]) -> bool:
     """Tell whether the samples need seeds; refuse a loader by which they would not get them."""
     if isinstance(dl.dataset, SeededDataset):
-        if type(dl.batch_sampler) is not BatchSampler:
+        if type(dl.batch_sampler) not in (BatchSampler, PartSampler):
             raise ValueError(
                 "a SeededDataset gets its seeds with the indices of torch's own BatchSampler; this "
                 f"DataLoader has {type(dl.batch_sampler).__name__}: make it with batch_size="
