@@ -58,6 +58,7 @@ from onecycle.errors import (
 )
 from onecycle.learner import Learner
 from onecycle.optim.several import muon_groups
+from onecycle.parallel.launching import launch
 from onecycle.range_test.knee import knee
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import minimum, slide, steep, valley
@@ -199,6 +200,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "join",
     "join_steps",
     "knee",
+    "launch",
     "lenet",
     "linear",
     "mae",

@@ -29,6 +29,7 @@ from onecycle.core.callback import Callback
 from onecycle.core.checks import checked_callbacks
 from onecycle.core.handlers import draw_loop
 from onecycle.optim.groups import GroupValues, check_value
+from onecycle.processes import is_follower
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
 from onecycle.schedules.shapes import Schedule
@@ -109,12 +110,15 @@ class Learner(Trainer):
             see `CompiledSteps`. The first batches take seconds to minutes; a batch of another
             size, such as the last one of an epoch, has the model compiled once more. Results
             agree with those of the plain learner to rounding.
-
         check: Look at the first batch of the first fit before its first update, and at one batch
             of validation, and log what looks wrong: see `check`.
         loss_weight: ``(pred, batch) -> number``, or a tensor of one: what the loss of a batch is a
             mean over, such as `token_weight`, where that is neither samples nor what
             `loss_weight` sees by itself. A method of a subclass does the same.
+        parallel: How the processes that a launcher such as ``torchrun`` started train. ``"ddp"``,
+            the default there: one model together, each update over the batches of all, with the
+            same answer for any number of processes; see `onecycle.parallel`. ``None``: each its
+            own. In one process it changes nothing.
 
     Raises:
         TypeError, ValueError: For what cannot work, with what to do.
@@ -509,7 +513,8 @@ class Learner(Trainer):
 
     def show_training_loop(self) -> None:
         """Print the loop with the callbacks of this learner at their events."""
-        print(draw_loop(self.cbs))
+        if not is_follower():
+            print(draw_loop(self.cbs))
 
     def compare(
         self,

@@ -21,6 +21,7 @@ from onecycle.checkpoints.unseen import Unseen
 from onecycle.core.callback import Callback, During, Stage
 from onecycle.core.restore import RngState
 from onecycle.data.nested import map_tensors
+from onecycle.processes import is_follower
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -147,7 +148,7 @@ class Checkpoint(Callback):
     def after_batch(self, learn: Loop) -> None:
         """Save, if it is time and no gradients wait for an update."""
         if not learn.training:
-            self._leave_if_asked()
+            self._leave_if_asked(learn)
             return
         self._n_heard = learn.iter + 1
         if learn.batches_in_window == 0:
@@ -155,6 +156,7 @@ class Checkpoint(Callback):
 
     def after_epoch(self, learn: Loop) -> None:
         """Save, if it is time."""
+        self._hear_of_signals(learn)
         if self._signals.came and not learn.is_cancelled:
             self._save(learn, None)
             self._leave()
@@ -175,6 +177,7 @@ class Checkpoint(Callback):
                 self.folder,
             )
         self._last = None
+        self._hear_of_signals(learn)
         if self._signals.came:
             self._leave()
 
@@ -188,12 +191,19 @@ class Checkpoint(Callback):
         finally:
             self._signals.give_back()
 
-    def _leave_if_asked(self) -> None:
+    def _leave_if_asked(self, learn: Loop) -> None:
         """Leave a validation, with what stood before it."""
+        self._hear_of_signals(learn)
         if self._signals.came and self._last is not None:
             self.wait_for_write()
             self._write(self._last)
             self._leave()
+
+    def _hear_of_signals(self, learn: Loop) -> None:
+        """Let a signal to one of several processes be one to all, at the same update."""
+        if learn.processes is not None and self._signals.wanted:
+            came = learn.processes.most(self._signals.came or 0)
+            self._signals.came = Signals(came) if came else None
 
     def _leave(self) -> None:
         came, self._signals.came, self._last = self._signals.came, None, None
@@ -212,6 +222,7 @@ class Checkpoint(Callback):
             self._writer.wait()
 
     def _save_if_due(self, learn: Loop, batches: int | None) -> None:
+        self._hear_of_signals(learn)
         self._keep_last(learn, batches)
         if self._signals.came and not learn.is_cancelled:
             self._save(learn, batches)
@@ -223,6 +234,7 @@ class Checkpoint(Callback):
             due = learn.n_updates // self._number > self._saved_at // self._number
         else:
             due = time.monotonic() - self._saved_when >= 60 * self._number
+            due = due if learn.processes is None else learn.processes.any(due)
         if due:
             self._save(learn, batches)
 
@@ -239,9 +251,12 @@ class Checkpoint(Callback):
     def _captured(self, learn: Loop, batches: int | None) -> dict[str, Any]:
         state = files.capture(learn, self._plan, batches, self._pass_rng)
         state["extra"] |= self._of_sources(learn, batches)
+        state["extra"] |= learn.stored_beside(state)
         return files.readable_parts(state)
 
     def _write(self, state: dict[str, Any]) -> None:
+        if is_follower():  # the first process writes for all
+            return
         self._n_tried += 1
         try:
             files.write(files.next_path(self.folder), state)
@@ -267,7 +282,7 @@ class Checkpoint(Callback):
         begun = now if batches is None else self._pass_sources
         if self._lost is None:
             self._lost = self._sources.lost(learn)
-            for sentence in self._lost:
+            for sentence in () if is_follower() else self._lost:
                 log.warning("Checkpoint: a resumed fit may end in other bits: %s", sentence)
         parts = {"pass": self._sources.for_file(begun), "now": self._sources.for_file(now)}
         return {"sources": parts, "lost": self._lost}
@@ -276,7 +291,7 @@ class Checkpoint(Callback):
         """Say at the first checkpoint what is in none."""
         found = self._unseen.found(learn) if self._unseen is not None else []
         self._unseen = None
-        if found:
+        if found and not is_follower():
             log.warning(
                 "Checkpoint: training changes %s, and no checkpoint holds it: a resumed fit may "
                 "end in other bits (a buffer, get_extra_state or state_dict is the place for it)",

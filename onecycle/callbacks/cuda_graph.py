@@ -100,9 +100,13 @@ class CudaGraph(Callback):
         return CapturedStepper.kind if is_captured and why_not(learn) is None else None
 
     def before_fit(self, learn: Loop) -> None:
-        """Refuse a second one."""
+        """Refuse a second one, and several processes."""
         if sum(isinstance(callback, CudaGraph) for callback in learn.cbs) > 1:
             raise ValueError("two CudaGraph would capture the same batches: keep one in cbs")
+        if learn.processes is not None:
+            raise ValueError(
+                "CudaGraph replays the steps of one process: leave it out where several train"
+            )
         self._is_off = False
 
     def before_train(self, learn: Loop) -> None:

@@ -64,13 +64,14 @@ class GradientAccumulation(Callback):
 
     def before_backward(self, learn: Loop) -> None:
         """Weight the batch as one of a window whose batches all count as its first."""
-        weight = self._weight = weight_beside(
-            learn.loss, learn.loss_weight(learn.pred, learn.batch)
-        )
+        whole = learn.whole_weight  # of several processes the same in each
+        asked = learn.loss_weight(learn.pred, learn.batch) if whole is None else whole
+        weight = self._weight = weight_beside(learn.loss, asked)
         if learn.batches_in_window == 0:
             first = weight
             if isinstance(weight, Tensor):  # which may be 0
-                first = weight.where(weight > 0, learn.batch_size(learn.batch))
+                size = learn.batch_size(learn.batch) if whole is None else 1
+                first = weight.where(weight > 0, size)
             self._full, self._total, self._loss = self.n_batches * first, 0, 0.0
         learn.loss_grad = learn.loss_grad * (weight / self._full)
 

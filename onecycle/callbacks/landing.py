@@ -107,7 +107,9 @@ class LandOnInterrupt(Callback):
         self._is_installed = True
 
     def after_batch(self, learn: Loop) -> None:
-        """Land, if Ctrl-C was pressed."""
+        """Land, if Ctrl-C was pressed; of several processes in any."""
+        if learn.processes is not None:
+            self._is_asked = learn.processes.any(self._is_asked)
         if self._is_asked:
             self._is_asked = False
             land_running(learn, self.updates, "Ctrl-C")

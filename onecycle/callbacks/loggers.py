@@ -59,6 +59,7 @@ class CSVLogger(Callback):
 
     stage = Stage.RECORD
     requires = (Recorder,)
+    first_process_only = True
 
     def __init__(self, path: str | Path, *, append: bool = False) -> None:
         self.path, self.append = check_path("path", path), check_flag("append", append)

@@ -43,6 +43,7 @@ class Progress(Callback):
     """
 
     requires: ClassVar[tuple[type[Callback], ...]] = (Recorder,)
+    first_process_only = True
 
     def __init__(self) -> None:
         self._table = Table()

@@ -65,7 +65,7 @@ class Recorder(Callback):
         self._add_lr = self.history.series("lr", width=len(groups)).append
         if self._momenta:
             self._add_momentum = self.history.series("momentum", width=len(groups)).append
-        self._valid = MetricSet(learn.metrics)
+        self._valid = MetricSet(learn.metrics, learn.processes)
         self._has_warned = False
 
     def before_train(self, learn: Loop) -> None:

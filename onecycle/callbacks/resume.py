@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +30,8 @@ from onecycle.checkpoints.source_state import load_sources
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import Capture, RngState, surely
 from onecycle.data.passes import can_skip
+from onecycle.parallel.resumed import take_own_streams
+from onecycle.processes import Processes, is_follower
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -57,7 +60,7 @@ class Resume(Callback):
         extend: Extend | None = None,
         seed: int | None = None,
     ) -> None:
-        self.path, self.seed = path, seed
+        self.path, self.seed, self.stored = path, seed, state
         self._state: dict[str, Any] | None = state
         self._extend = extend
         self.before: Snapshot | None = None  # of the learner, until all is put back
@@ -148,7 +151,8 @@ class Resume(Callback):
             return
         position = self._state["position"]
         # At a level that is seen where nobody has set up logging.
-        log.warning(
+        log.log(
+            logging.INFO if is_follower() else logging.WARNING,
             "resume: from %s, epoch %d, after %d updates",
             self.path,
             position["epoch"],
@@ -261,8 +265,20 @@ class _Here(RngState):
         super().restore()
 
 
+def state_of(resumed: Sequence[Callback]) -> dict[str, Any] | None:
+    """Return what the checkpoint holds; ``None`` where there is none.
+
+    Args:
+        resumed: What `resuming` returned.
+    """
+    return next((each.stored for each in resumed if isinstance(each, Resume)), None)
+
+
 def resuming(
-    path: str | Path | None, extend: Extend | None = None, seed: int | None = None
+    path: str | Path | None,
+    extend: Extend | None = None,
+    seed: int | None = None,
+    processes: Processes | None = None,
 ) -> list[Callback]:
     """Return the callbacks that let a fit go on from a checkpoint.
 
@@ -271,6 +287,7 @@ def resuming(
             to begin at the beginning.
         extend: How to go on if the plan of the fit has changed: see `Learner.fit`.
         seed: The learner's seed, where it was asked for: another one is another fit.
+        processes: Those that train together: the first one reads for all.
 
     Returns:
         The callbacks, to come after all others; none where there is no checkpoint, which the log
@@ -289,10 +306,12 @@ def resuming(
                 "folder of its checkpoints"
             )
         return []
-    found = files.read_newest(check_path("resume", path))
+    read = partial(files.read_newest, check_path("resume", path))
+    found = read() if processes is None else processes.from_first(read)
     if found is None:
         log.warning("resume: no checkpoint in %s, the fit starts from the beginning", path)
         return []
+    take_own_streams(found[1], processes)
     resume = Resume(*found, extend, seed)
     check = Callback(before_fit=resume.check)
     check.stage = Stage.PREPARE  # the plan is known then, and no logger has begun a file

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from onecycle.callbacks.progress import REFRESH, Progress
 from onecycle.callbacks.tables import Table, new_bar
 from onecycle.core.callback import Callback
+from onecycle.processes import is_follower
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -28,6 +29,7 @@ class RunBar(Callback):
 
     during = "train"
     runs_in = frozenset(("fit", "range_test"))
+    first_process_only = True
 
     def __init__(self, label: str, runs: int = 1) -> None:
         self._label, self._runs = label, runs
@@ -66,4 +68,5 @@ def bars(learn: Loop, label: str, runs: int = 1) -> list[Callback]:
 
 def is_watched(learn: Loop) -> bool:
     """Return whether a learner shows progress."""
-    return any(isinstance(callback, Progress) for callback in learn.cbs)
+    shown = any(isinstance(callback, Progress) for callback in learn.cbs)
+    return shown and not is_follower()

@@ -6,6 +6,7 @@ import logging
 import math
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.model_files import checksum_of
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CheckpointError
+from onecycle.processes import is_follower
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -153,7 +155,7 @@ class SaveModel(Callback):
     def _drop_others(self) -> None:
         """Remember no more than are kept, and remove the files of the others where asked to."""
         self._kept, others = self._kept[: self.keep or 1], self._kept[self.keep or 1 :]
-        for saved in others if self.keep else ():
+        for saved in others if self.keep and not is_follower() else ():
             file = Path(self._file(saved.epoch))
             with suppress(OSError):
                 if checksum_of(file) == saved.checksum:
@@ -193,8 +195,9 @@ class SaveModel(Callback):
         with ExitStack() as weights:
             for callback in learn.cbs:
                 weights.enter_context(callback.as_validated(learn))
+            write = partial(save_learner, learn, file)
             try:
-                return save_learner(learn, file)
+                return write() if learn.processes is None else learn.processes.from_first(write)
             except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
                 self._n_failed += 1
                 if self._n_failed == 1:

@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import (
 
 from onecycle.arguments import check_callable, check_one_of, shown
 from onecycle.callbacks.param_scheduler import ParamScheduler
-from onecycle.data.loaders import n_batches
 from onecycle.errors import ScheduleConflictError
 from onecycle.optim.build import ready_state
 from onecycle.optim.groups import Slot
@@ -274,7 +273,8 @@ def _epochs(learn: Loop) -> int | None:
     """Return how many epochs the fit will have; ``None`` if that cannot be known."""
     if learn.max_updates is None:
         return learn.n_epoch
-    limits = [n for n in (n_batches(learn.dls.train), learn.steps_per_epoch) if n is not None]
+    lengths = learn.count_batches(learn.dls.train), learn.steps_per_epoch
+    limits = [n for n in lengths if n is not None]
     if not limits:
         return None
     needed = math.ceil(learn.max_updates / math.ceil(min(limits) / learn.batches_per_update))

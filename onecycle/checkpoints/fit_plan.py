@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from onecycle.checkpoints.description import described, name_of, plain
 from onecycle.checkpoints.opt_names import opt_name, parameter_names
 from onecycle.core.callback import Callback, Stage
-from onecycle.data.loaders import n_batches
 from onecycle.optim.several import each_of
 from onecycle.schedules.shapes import Schedule
 
@@ -81,7 +80,7 @@ def plan_of(learn: Loop) -> dict[str, Any]:
     """
     said = [(cb, cb.plan(learn)) for cb in learn.cbs if cb.takes_part_in("fit")]
     driven = {own[_DRIVES] for _, own in said if isinstance(own.get(_DRIVES), str)}
-    plan = _of_learner(learn, driven) | _of_data(learn.dls.train) | _of_optimizer(learn)
+    plan = _of_learner(learn, driven) | _of_data(learn) | _of_optimizer(learn)
     preparing: list[str] = []
     callbacks: dict[str, dict[str, Any]] = {}
     for callback, own in sorted(said, key=lambda each: each[0].stage):
@@ -126,7 +125,7 @@ def _of_learner(learn: Loop, driven: set[str]) -> dict[str, Any]:
         "n_epoch": learn.n_epoch,
         "steps_per_epoch": learn.steps_per_epoch,
         "max_updates": learn.max_updates,
-        "n_train_batches": n_batches(learn.dls.train),
+        "n_train_batches": learn.count_batches(learn.dls.train),
         "batches_per_update": learn.batches_per_update,
         "n_updates_planned": learn.n_updates_planned,
         "n_inp": learn.n_inp,
@@ -143,18 +142,19 @@ def _unsaved_buffers(learn: Loop) -> list[str]:
     return [f"{name} {list(each.shape)}" for name, each in named if name not in saved]
 
 
-def _of_data(loader: Any) -> dict[str, Any]:
-    """Say what the data are, as far as a loader tells."""
+def _of_data(learn: Loop) -> dict[str, Any]:
+    """Say what the data are, as far as the training loader tells."""
+    loader = learn.dls.train
     data = getattr(loader, "dataset", None)
     tensors = getattr(loader, "tensors", None)
-    size = getattr(loader, "batch_size", None)
+    size = learn.whole_batch_size(loader)
     shuffled = getattr(loader, "shuffle", None)
     if hasattr(loader, "sampler"):
         shuffled = name_of(type(loader.sampler))
     return {
         "loader": name_of(type(loader)),
         "data": None if data is None else name_of(type(getattr(data, "dataset", data))),
-        "batch_size": size if isinstance(size, int) else None,
+        "batch_size": size,
         "n_samples": _length(tensors[0] if isinstance(tensors, tuple) and tensors else data),
         "shuffled": shuffled if isinstance(shuffled, bool | str) else None,
     }
@@ -277,7 +277,7 @@ def updates_of(learn: Loop, tried: int, epoch: int, batches: int) -> int | None:
     Returns:
         The updates tried before and those to come; ``None`` if that cannot be known.
     """
-    lengths = [n_batches(learn.dls.train), learn.steps_per_epoch]
+    lengths = [learn.count_batches(learn.dls.train), learn.steps_per_epoch]
     known = [length for length in lengths if length is not None]
     if not known or learn.n_epoch is None:
         return learn.max_updates

@@ -13,6 +13,7 @@ from onecycle.arguments import check_one_of, shown
 from onecycle.core.events import EVENT_PREFIXES, EVENTS
 from onecycle.errors import UnknownEventError
 from onecycle.explanations import explain_foreign_name
+from onecycle.processes import is_follower
 
 #: What takes a method of a callback: it is called with the learner and returns nothing.
 Handler = Callable[[Any], None]
@@ -51,6 +52,8 @@ class Callback:
         during: Whether the batch events are for ``"train"``, ``"valid"`` or ``"both"``.
         runs_in: The runs it takes part in: ``"fit"``, ``"range_test"``, ``"inference"``.
             By default all for `Stage.PREPARE`, fits only for the others.
+        first_process_only: Whether, of several processes that train together, it is for the first
+            one alone: for what prints, draws or writes, and decides nothing.
 
     Args:
         during: As the attribute, for a callback made from functions.
@@ -77,6 +80,7 @@ class Callback:
     requires: ClassVar[tuple[type[Callback], ...]] = ()
     during: During = "both"
     runs_in: frozenset[Run] | None = None
+    first_process_only: bool = False
 
     def __init__(self, *, during: During | None = None, **handlers: Handler) -> None:
         if during is not None:
@@ -144,6 +148,8 @@ class Callback:
 
     def takes_part_in(self, run: Run) -> bool:
         """Tell whether this callback takes part in a run."""
+        if self.first_process_only and is_follower():
+            return False
         if self.runs_in is not None:
             return run in self.runs_in
         return run in (_ALL_RUNS if self.stage is Stage.PREPARE else _FITS)

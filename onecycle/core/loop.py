@@ -29,9 +29,8 @@ from onecycle.core.restore import (
 )
 from onecycle.core.state import LoopState
 from onecycle.data.held import hold_loaders
-from onecycle.data.loaders import n_batches
 from onecycle.data.nested import split_batch
-from onecycle.data.passes import set_epoch, start_pass
+from onecycle.data.passes import set_epoch
 from onecycle.data.sizes import warn_of_single_sample
 from onecycle.data.transfer import to_device
 from onecycle.errors import (
@@ -63,7 +62,7 @@ class Loop(LoopState):
 
     def plan_updates(self) -> None:
         """Set ``n_updates_planned`` from the loader, the limits and the accumulation."""
-        batches = _least(n_batches(self.dls.train), self.steps_per_epoch)
+        batches = _least(self.count_batches(self.dls.train), self.steps_per_epoch)
         planned = None
         if batches is not None and self.n_epoch is not None:
             planned = self.n_epoch * math.ceil(batches / self.batches_per_update)
@@ -74,7 +73,11 @@ class Loop(LoopState):
         left = self.updates_left()
         if left is not None:
             left = self.iter + left * self.batches_per_update - self.batches_in_window
-        self.n_iter = _least(n_batches(self.dl), self.steps_per_epoch, left)
+        self.n_iter = _least(self.count_batches(self.dl), self.steps_per_epoch, left)
+
+    def make_handlers(self, callbacks: Sequence[Callback]) -> tuple[Handlers, Handlers]:
+        """Return the tables of a run's handlers, for training and for validation."""
+        return Handlers(callbacks, "train"), Handlers(callbacks, "valid")
 
     # The loop -----------------------------------------------------------------------------
 
@@ -115,7 +118,7 @@ class Loop(LoopState):
         check_requirements(callbacks)
         check_trains(self.model, self.loss_module, self.opt, self.device)
         warn_of_single_sample(self.model, self.dls.train)
-        self._on, self._on_valid = Handlers(callbacks, "train"), Handlers(callbacks, "valid")
+        self._on, self._on_valid = self.make_handlers(callbacks)
         self._held: Sequence[Callback] = ()
         self._contexts = self._forward_contexts(callbacks)
         self.n_epoch, self.steps_per_epoch, self.max_updates = n_epoch, steps_per_epoch, max_updates
@@ -170,7 +173,7 @@ class Loop(LoopState):
         self.dl, self.training, self.iter = dl, training, 0
         self.set_mode(training)
         switch(self.opt, training=training)
-        self.n_iter = n_batches(dl)
+        self.n_iter = self.count_batches(dl)
         if training:
             set_epoch(dl, self.total_epochs)
             self.plan_pass()
@@ -266,7 +269,7 @@ class Loop(LoopState):
         while True:
             try:  # not around the yield: what comes while this is closed would be lost
                 if batches is None:
-                    batches = start_pass(self.dl, self.seed, self.total_epochs, skip=drawn)
+                    batches = self.start_batches(drawn)
                     self.go_on_with_rng()
                 # Asked for each batch: a landing may change n_iter; validation goes to the end.
                 batch = _END if self.training and drawn == self.n_iter else next(batches, _END)

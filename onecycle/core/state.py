@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onecycle.data.calls import call_model
+from onecycle.data.loaders import DataLoaders, n_batches
+from onecycle.data.passes import start_pass
 from onecycle.data.sizes import BatchSizes
 from onecycle.explanations import (
     BAD_CALL,
@@ -21,12 +23,12 @@ from onecycle.explanations import (
 from onecycle.optim.buffers import buffer_shapes
 from onecycle.optim.loss_module import loss_module
 from onecycle.optim.modes import freeze_norms, put_in_training
+from onecycle.processes import Processes
 from onecycle.record.weights import LossWeights, Weight
 
 if TYPE_CHECKING:
     from onecycle.core.callback import Callback, Run
     from onecycle.core.restore import RngState
-    from onecycle.data.loaders import DataLoaders
     from onecycle.optim.groups import ParamGroups
     from onecycle.optim.stepper import Stepper
     from onecycle.record.metrics import MetricSet
@@ -77,6 +79,8 @@ class LoopState:
         is_cancelled: Whether a callback before this one has answered the event that fires with a
             cancel, which acts when all have heard of it.
         loss_weights: What `loss_weight` asks.
+        processes: The processes that train together; ``None`` for one alone.
+        whole_weight: What `loss_weight` is for the batch of all processes; ``None`` in one.
     """
 
     batch: Any
@@ -86,6 +90,8 @@ class LoopState:
     loss: Any
     loss_grad: Any
     update_loss: Any
+    processes: Processes | None = None
+    whole_weight: Weight | None = None
 
     def __init__(
         self,
@@ -178,6 +184,25 @@ class LoopState:
         else:
             weight = self.loss_weight(self.pred, self.batch)
         means.update(self.pred, self.yb, self.loss, self.batch_size(self.batch), weight)
+
+    # The passes -----------------------------------------------------------------------------
+
+    def start_batches(self, skip: int) -> Iterator[Any]:
+        """Start the pass over ``dl``, at the batch of this number."""
+        return start_pass(self.dl, self.seed, self.total_epochs, skip=skip)
+
+    def count_batches(self, dl: Any) -> int | None:
+        """Return how many batches a pass over a loader has; ``None`` where it does not say."""
+        return n_batches(dl)
+
+    def whole_batch_size(self, dl: Any) -> int | None:
+        """Return how many samples a batch of a loader has, where the loader says it."""
+        size = getattr(dl, "batch_size", None)
+        return size if isinstance(size, int) else None
+
+    def stored_beside(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return what a checkpoint of the fit holds besides its state."""
+        return {}
 
     # The mode of the model ------------------------------------------------------------------
 

@@ -84,6 +84,17 @@ class WeightedMean:
         self._add_pairs()
         return torch.tensor(math.nan) if self._total is None else self._total / self.count
 
+    def parts(self) -> list[float]:
+        """Read the sum of the values by their weights, and the sum of the weights."""
+        self._add_kept()
+        self._add_pairs()
+        return [0.0 if self._total is None else float(self._total), float(self.count)]
+
+    def take(self, total: float, count: float) -> None:
+        """Take sums over more than this process in place of its own."""
+        kept = torch.tensor(0.0) if self._total is None else self._total
+        self._total, self.count = torch.tensor(total, dtype=_wide(kept), device=kept.device), count
+
     def _add_kept(self) -> None:
         if self._kept:
             kept, self._kept = torch.stack(self._kept), []
@@ -132,6 +143,10 @@ class NanWatch:
         self._kept.append((tensor.detach() if tensor.requires_grad else tensor).sum())
         if len(self._kept) == _KEPT:
             self.found()
+
+    def take(self, found: bool) -> None:
+        """Take what was found in more than this process."""
+        self._kept, self._found = [], torch.tensor(found)
 
     def found(self) -> Tensor:
         """Return the answer as a 0-dim tensor of bool, still on its device."""

@@ -13,7 +13,8 @@ Nothing here waits for the device until `MetricSet.compute`.
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, SupportsFloat, TypeVar, cast, runtime_checkable
 
 import torch
@@ -31,6 +32,7 @@ from onecycle.arguments import (
 )
 from onecycle.data.nested import map_tensors
 from onecycle.data.sizes import size_of
+from onecycle.processes import Processes
 from onecycle.record.directions import Direction, agreed, named_direction, stated_direction
 from onecycle.record.means import NanWatch, WeightedMean
 from onecycle.record.values import named_numbers, named_parts
@@ -359,6 +361,10 @@ class MeanMetric:
         mean = self._transformed(self._mean.compute())
         return torch.where(self._watch.found(), math.nan, mean) if self._compares else mean
 
+    def kept(self) -> tuple[list[WeightedMean], NanWatch]:
+        """Return the means of the batches so far, and what looked for NaN in them."""
+        return [*self._parts.values()] or [self._mean], self._watch
+
     def _transformed(self, mean: Tensor) -> Tensor:
         return mean if self.transform is None else self.transform(mean)
 
@@ -519,6 +525,8 @@ class MetricSet:
 
     Args:
         metrics: What `as_metrics` takes.
+        processes: Those that share the batches: the results are over all of them. Objects that are
+            no `MeanMetric` see every sample in every process.
 
     Attributes:
         metrics: The metrics by name.
@@ -533,8 +541,8 @@ class MetricSet:
         {'valid_loss': 0.25, 'accuracy': 0.5}
     """
 
-    def __init__(self, metrics: Any = ()) -> None:
-        self.metrics = as_metrics(metrics)
+    def __init__(self, metrics: Any = (), processes: Processes | None = None) -> None:
+        self.metrics, self._processes = as_metrics(metrics), processes
         self.parts: dict[str, list[str]] = {}
         self._is_empty = True
         self._loss = WeightedMean()
@@ -559,7 +567,7 @@ class MetricSet:
             target: What it should have given. Of several targets, which are a tuple, each is an
                 argument of its own, as for the loss function.
             loss: The mean loss of the batch, a 0-dim tensor without a graph.
-            n: How many samples the batch has.
+            n: How many samples the batch has; 0 where it only stands in for another process's.
             loss_weight: How much its loss counts, a number or a 0-dim tensor that is not read; by
                 default as many as it has samples.
 
@@ -571,6 +579,7 @@ class MetricSet:
         elif type(loss_weight) is not int or loss_weight < 0:
             check_weight(loss_weight)
         targets = target if type(target) is tuple else (target,)
+        seen: list[tuple[Any, ...]] = []
         for metric in self.metrics.values():
             if self._is_empty and hasattr(metric, "to"):
                 metric.to(loss.device)
@@ -578,11 +587,41 @@ class MetricSet:
                 weight = loss_weight if metric.weighted_by == "loss" else n
                 metric.update(pred, *targets, weight=weight)
             else:  # others take no weight
-                metric.update(pred, *targets)
+                seen = self._seen_by_all(seen, (pred, *targets), n, loss.device)
+                for each in seen:
+                    metric.update(*each)
         if self._others:
             self._look_at(pred, loss)
         self._loss.keep(loss, loss_weight)
         self._is_empty = False
+
+    def _seen_by_all(
+        self, seen: list[tuple[Any, ...]], own: tuple[Any, ...], n: int, device: torch.device
+    ) -> list[tuple[Any, ...]]:
+        """Return predictions and targets of each process with samples, asked for once a batch."""
+        if self._processes is None:
+            return [own]
+        if not seen:
+            parts = self._processes.gather(map_tensors(Tensor.cpu, own) if n else None)
+            seen = [map_tensors(lambda t: t.to(device), part) for part in parts if part]
+        return seen
+
+    def _add_up(self) -> None:
+        """Put the means over all processes in place of those over this one's samples."""
+        if self._processes is None:
+            return
+        means, watches = [self._loss], [self._watch]
+        for metric in self.metrics.values():
+            if isinstance(metric, MeanMetric) and type(metric).update is MeanMetric.update:
+                found, watch = metric.kept()
+                means += found
+                watches.append(watch)
+        own = [part for mean in means for part in mean.parts()]
+        sums = self._processes.sums([*own, *(float(watch.found()) for watch in watches)])
+        for mean, total, count in zip(means, sums[0::2], sums[1::2], strict=False):
+            mean.take(total, count)
+        for watch, found_in in zip(watches, sums[len(own) :], strict=True):
+            watch.take(found_in > 0)
 
     def _look_at(self, pred: Any, loss: Tensor) -> None:
         """Look for NaN in the predictions: in each tensor of floats."""
@@ -607,11 +646,13 @@ class MetricSet:
         """
         if self._is_empty:
             return {}
+        self._add_up()
         results = {"valid_loss": self._loss.compute().item()}
         # Where the loss is a number, what was NaN among the predictions was not meant to count.
         is_broken = math.isnan(results["valid_loss"]) and self._watch.found().item()
         for name, metric in self.metrics.items():
-            values = named_numbers(name, metric.compute())
+            with _alone(metric if self._processes else None):
+                values = named_numbers(name, metric.compute())
             if taken := values.keys() & {*RESERVED_NAMES, *results}:
                 raise ValueError(
                     f"metric {name} gave a value called {min(taken)!r}, which the record has "
@@ -622,6 +663,20 @@ class MetricSet:
             self.parts[name] = list(values)
             results |= values
         return results
+
+
+@contextmanager
+def _alone(metric: Any) -> Iterator[None]:
+    """Keep a metric that adds up over processes by itself, as torchmetrics do, from doing so."""
+    members = [] if metric is None else [metric, *_members(metric).values()]
+    asked = [(each, each.sync_on_compute) for each in members if hasattr(each, "sync_on_compute")]
+    try:
+        for each, _ in asked:
+            each.sync_on_compute = False
+        yield
+    finally:
+        for each, before in asked:
+            each.sync_on_compute = before
 
 
 def _gives_nan(metric: Metric) -> bool:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from onecycle.callbacks.run_bar import is_watched
-from onecycle.data.loaders import n_batches
 from onecycle.range_test.varied import put_in_force
 from onecycle.schedules.shapes import Array
 from onecycle.studies.trials import Init, last_values, run_trials
@@ -83,7 +82,7 @@ def verify(
 
 def epochs_of(learn: Trainer, updates: int) -> int:
     """Return in how many epochs so many updates are made, or more."""
-    batches = n_batches(learn.dls.train)
+    batches = learn.count_batches(learn.dls.train)
     if not batches:
         raise ValueError(
             "the training loader does not know its length: say by n_epoch= how long the fits are"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -149,19 +148,6 @@ def warn_of_bad_parameters(learn: Loop) -> None:
         "these parameters are not finite: %s; make the model anew or load a checkpoint",
         ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
     )
-
-
-def warn_of_other_processes() -> None:
-    """Say that several processes of one job each train a copy of their own."""
-    world = int(os.environ.get("WORLD_SIZE", "1") or 1)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        world = torch.distributed.get_world_size()
-    if world > 1:
-        log.warning(
-            "this is one of %d processes, and each trains a copy of its own on all data: onecycle "
-            "does not train on several processes",
-            world,
-        )
 
 
 def measure(learn: Loop, dl: Iterable[Any], n_batches: int | None = None) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecycle.arguments import check_count, check_text
-from onecycle.callbacks.landing import land_running, landing_plan
+from onecycle.callbacks.landing import landing_plan
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.checks import checked_callbacks
 
@@ -38,4 +38,4 @@ def land(
         raise ValueError(
             "cbs and resume are for a landing that is a fit of its own: one is running"
         )
-    land_running(learn, updates, reason)
+    learn.land_together(updates, reason)

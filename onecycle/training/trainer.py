@@ -25,11 +25,12 @@ from onecycle.arguments import (
     shown,
 )
 from onecycle.callbacks.checkpoint import Checkpoint
+from onecycle.callbacks.landing import land_running
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
-from onecycle.callbacks.resume import resuming, whole_or_undone
+from onecycle.callbacks.resume import resuming, state_of, whole_or_undone
 from onecycle.callbacks.run_bar import bars
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.checkpoints.folder_lock import locked
@@ -45,6 +46,9 @@ from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues, ParamGroups
 from onecycle.optim.loss_module import loss_module
+from onecycle.parallel.joining import Parallel
+from onecycle.parallel.together import ParallelLoop, failing_together
+from onecycle.processes import is_follower
 from onecycle.range_test.asked import Asked, as_rules
 from onecycle.range_test.knee import knee
 from onecycle.range_test.result import LRFindResult
@@ -60,7 +64,6 @@ from onecycle.training.checking import (
     check_between_updates,
     measure,
     warn_of_bad_parameters,
-    warn_of_other_processes,
 )
 from onecycle.training.options import check_options
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
@@ -72,7 +75,7 @@ log = logging.getLogger("onecycle")
 _NOT_COPIED = ("_turn", "_on", "_on_valid", "_contexts", "stepper", "dl")
 
 
-class Trainer(Loop):
+class Trainer(ParallelLoop):
     """What one does with a loop: fit, find a rate, validate, predict, save; see `Learner`."""
 
     def __init__(
@@ -97,11 +100,11 @@ class Trainer(Loop):
         compile: bool | str = False,
         check: bool = True,
         loss_weight: Callable[[Any, Any], Weight] | None = None,
+        parallel: Parallel | Default = Default.OWN,
     ) -> None:
         check_options(model, loss_func, cbs, opt, wd, moms, splitter, n_inp, seed, check)
-        weights = LossWeights(loss_func, loss_weight, type(self).compute_loss is Loop.compute_loss)
-        move_to(device, model, loss := loss_module(model, loss_func))
-        groups, self.lr = _grouped(model, loss, lr, opt, opt_func, wd, splitter, wd_bn_bias)
+        weights, device = self._weights(loss_func, loss_weight), self.join_job(parallel, device)
+        groups = self._split(device, model, loss_func, lr, opt, opt_func, wd, splitter, wd_bn_bias)
         self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
         super().__init__(
             as_dataloaders(dls),
@@ -110,11 +113,29 @@ class Trainer(Loop):
             groups,
             cbs=_with_defaults(cbs),
             metrics=list(as_metrics(metrics).values()),
-            seed=int(torch.randint(2**62, ())) if seed is None else seed,
+            seed=self.drawn_seed() if seed is None else seed,
             n_inp=n_inp,
             loss_weights=weights,
             make_stepper=choose_stepper(model, groups.opt, fast_step, compile),
         )
+
+    def _weights(self, loss_func: Any, given: Callable[[Any, Any], Weight] | None) -> LossWeights:
+        return LossWeights(loss_func, given, type(self).compute_loss is Loop.compute_loss)
+
+    def _split(
+        self,
+        device: str | torch.device | None,
+        model: nn.Module,
+        loss_func: Any,
+        lr: GroupValues | Default,
+        *how: Any,
+    ) -> ParamGroups:
+        """Return the parameter groups of model and loss, with their rates in force."""
+        move_to(device, model, loss := loss_module(model, loss_func))
+        groups = param_groups(model, loss, *how)
+        self.lr = groups.own_rates() if lr is Default.OWN else groups.expand("lr", lr)
+        groups.set("lr", self.lr)
+        return groups
 
     @property
     def recorder(self) -> Recorder:
@@ -169,14 +190,19 @@ class Trainer(Loop):
         check_budget(n_epoch, steps_per_epoch, max_updates)
         own = checked_callbacks(cbs)
         wd = None if wd is None else check_not_negative("wd", wd)
-        resumed = resuming(resume, extend, self._given_seed)
+        resumed = resuming(resume, extend, self._given_seed, self.processes)
         rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
         folders = [cb.folder for cb in [*self.cbs, *(cbs or ())] if isinstance(cb, Checkpoint)]
-        with locked(folders), whole_or_undone(self, resumed), self.groups.lent("momentum"):
+        with (
+            failing_together(self.processes),
+            locked(folders),
+            self.batches_as(state_of(resumed)),
+            whole_or_undone(self, resumed),
+            self.groups.lent("momentum"),
+        ):
             if wd is not None:
                 self.groups.set("weight_decay", wd)
             self.groups.set("lr", rates)
-            warn_of_other_processes()
             warn_of_left_out(self.dls.train, steps_per_epoch)
             if not resumed:
                 warn_of_bad_parameters(self)
@@ -407,7 +433,7 @@ class Trainer(Loop):
         for callback in self.cbs:
             if isinstance(callback, Recorder):
                 callback.lr_find_result = result
-        if show_plot:
+        if show_plot and not is_follower():
             result.plot()
         return result
 
@@ -556,6 +582,9 @@ class Trainer(Loop):
         """
         return predict_sample(self, x)
 
+    def _land(self, updates: int, reason: str | None) -> None:
+        land_running(self, updates, reason)
+
     @contextmanager
     def removed_cbs(self, *kinds: type[Callback] | Callback) -> Iterator[None]:
         """Run a block without some callbacks: given as objects or as types."""
@@ -580,6 +609,8 @@ class Trainer(Loop):
     def save(self, path: str | Path) -> None:
         """Save model, loss function and optimizer to a file, which is whole or not there.
 
+        Of several processes the first one writes, and the others wait for it.
+
         Of a loss function is saved what is trained or counted in it. An optimizer that has
         training and evaluation mode is saved in evaluation mode, and so are the weights; the
         learner is left as it was.
@@ -592,7 +623,11 @@ class Trainer(Loop):
         Raises:
             TypeError: If the model or the optimizer has state that could not be read again.
         """
-        save_learner(self, check_path("path", path))
+        write = partial(save_learner, self, check_path("path", path))
+        if self.processes is None:
+            write()
+        else:
+            self.processes.after_first(write)
 
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:
         """Load what `save` wrote; runs no code from the file.
@@ -633,16 +668,6 @@ class Trainer(Loop):
         if isinstance(self.make_stepper, CompiledSteps):
             self.make_stepper.compile_again(self.model)
         self.stepper = self.make_stepper(self.opt)
-
-
-def _grouped(
-    model: nn.Module, loss: nn.Module | None, lr: GroupValues | Default, *how: Any
-) -> tuple[ParamGroups, list[float]]:
-    """Return the parameter groups of model and loss, and their rates, which they have from here."""
-    groups = param_groups(model, loss, *how)
-    rates = groups.own_rates() if lr is Default.OWN else groups.expand("lr", lr)
-    groups.set("lr", rates)
-    return groups, rates
 
 
 def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:

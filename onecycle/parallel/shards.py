@@ -1,0 +1,215 @@
+"""`Shards`: the part of each batch that one process takes, whatever the loader.
+
+The batches of an epoch are those of one process with the batch of all of them; each process takes
+its part by position. So no sample comes twice and none is left out, and the order is a function of
+(seed, epoch), whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
+
+from onecycle.data.generators import order_seed
+from onecycle.data.loaders import TensorLoader, n_batches, shared_loader
+from onecycle.data.nested import concatenate
+from onecycle.data.parts import Part, PartSampler
+from onecycle.data.passes import can_skip, start_pass
+
+log = logging.getLogger("onecycle")
+
+_END = object()
+
+
+class Shards:
+    """Gives one process its part of the batches.
+
+    A `TensorLoader` and a DataLoader are asked for the rows of this process alone. Of what is
+    neither, and of an iterable data set, every process draws all and takes its items by position;
+    what is random in drawing them comes from a stream of its own, the same in every process.
+
+    Args:
+        rank: Which process, from 0.
+        world: How many there are.
+
+    Attributes:
+        part: What it takes.
+        items: How many of the loaders' own batches make a batch of all.
+        has_samples: Whether the batch that was drawn last has samples of this process; otherwise
+            it is a stand-in.
+    """
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.part = Part(rank, world)
+        self._fixed: tuple[Any, int | None] = (None, None)  # of a resumed fit
+        self.items = world
+        self.has_samples = True
+        self._kept: dict[int, tuple[Any, Any]] = {}  # those whose worker processes stay
+        self._told = False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run a fit with worker processes of its own."""
+        before, self._kept = self._kept, {}
+        try:
+            yield
+        finally:
+            self._kept = before
+
+    @contextmanager
+    def resumed(self, dl: Any, batch_size: int | None, items: int) -> Iterator[None]:
+        """Run a fit with the batches of one that had another number of processes.
+
+        Args:
+            dl: The training loader.
+            batch_size: Samples in a batch of all; ``None`` where that is not known.
+            items: How many of the loaders' own batches made a batch of all.
+        """
+        before = self._fixed, self.items
+        self._fixed, self.items = (dl, batch_size), items
+        try:
+            yield
+        finally:
+            self._fixed, self.items = before
+
+    def batch_size_of(self, dl: Any) -> int | None:
+        """Return how many samples a batch of all processes has, where the loader knows it."""
+        size = getattr(dl, "batch_size", None)
+        if isinstance(dl, DataLoader) and type(dl.batch_sampler) is BatchSampler:
+            size = dl.batch_sampler.batch_size
+        if not isinstance(size, int) or not _is_by_rows(dl):
+            return None
+        return self._size(dl) or size * self.items
+
+    def _size(self, dl: Any) -> int | None:
+        return self._fixed[1] if self._fixed[0] is dl else None
+
+    def n_batches(self, dl: Iterable[Any]) -> int | None:
+        """Return how many batches a pass has, the same in every process; ``None``: unknown."""
+        if _is_by_rows(dl) and not _has_own_batches(dl):
+            return n_batches(self._shared(dl))
+        n = n_batches(dl)
+        return None if n is None else -(-n // self.items)
+
+    def start_pass(self, dl: Iterable[Any], seed: int, epoch: int, skip: int) -> Iterator[Any]:
+        """Start one pass over this process's part, as `onecycle.data.passes.start_pass` does."""
+        self._tell(dl)
+        if not _is_by_rows(dl):
+            return self._by_item(dl, seed, epoch, skip)
+        shared = self._shared(dl)
+
+        def start() -> Iterator[Any]:
+            return start_pass(shared, seed, epoch, skip=skip)
+
+        plain = can_skip(dl) or isinstance(dl, TensorLoader)
+        batches = start() if plain else _in_stream(start, order_seed(seed, epoch))
+        return self._counted(shared, batches, skip)
+
+    def _shared(self, dl: Any) -> Any:
+        if isinstance(dl, TensorLoader):
+            return dl.shared(self._size(dl) or dl.batch_size * self.items, self.part)
+        known, shared = self._kept.get(id(dl), (None, None))
+        if known is not dl:
+            shared = shared_loader(dl, self._size(dl), self.items, self.part)
+            if dl.persistent_workers:
+                self._kept[id(dl)] = dl, shared
+        return shared
+
+    def _counted(self, shared: Any, batches: Iterator[Any], skip: int) -> Iterator[Any]:
+        """Note of each batch whether this process has samples in it."""
+        if isinstance(shared, TensorLoader):
+            n, size = len(shared.tensors[0]), shared.batch_size
+            for i, batch in enumerate(batches, skip):
+                own = self.part.rows(min(size, n - i * size), size)
+                self.has_samples = own.start < own.stop
+                yield batch
+            return
+        counts, to_drop = shared.batch_sampler.counts, 0 if can_skip(shared) else skip
+        for batch in batches:
+            for _ in range(to_drop):  # drawn and dropped on the way to the first one
+                counts.popleft()
+            to_drop = 0
+            self.has_samples = counts.popleft() > 0
+            yield batch
+
+    def _by_item(self, dl: Iterable[Any], seed: int, epoch: int, skip: int) -> Iterator[Any]:
+        """Take this process's items of each so many in a row."""
+
+        def start() -> Iterator[Any]:
+            return start_pass(dl, seed, epoch, skip=skip * self.items)
+
+        is_list = isinstance(dl, list | tuple)
+        items = start() if is_list else _in_stream(start, order_seed(seed, epoch))
+        while group := list(islice(items, self.items)):
+            own = group[self.part.of(len(group))]
+            self.has_samples = bool(own)
+            yield group[0] if not own else own[0] if len(own) == 1 else concatenate(own)
+
+    def _tell(self, dl: Any) -> None:
+        if isinstance(dl, DataLoader) and type(dl.sampler) is DistributedSampler and not self._told:
+            self._told = True
+            log.warning(
+                "a DistributedSampler pads: its order is kept, with its seed and its shuffle, and "
+                "each process takes its part of every batch, so that no sample comes twice"
+            )
+
+
+def _is_by_rows(dl: Any) -> bool:
+    """Tell whether rows of a batch can be asked for, without loading the others."""
+    if isinstance(dl, TensorLoader):
+        return type(dl).batches is TensorLoader.batches
+    if type(dl) is not DataLoader or isinstance(dl.dataset, IterableDataset):
+        return False
+    return dl.batch_sampler is not None
+
+
+def _has_own_batches(dl: Any) -> bool:
+    own = getattr(dl, "batch_sampler", None)
+    return own is not None and type(own) not in (BatchSampler, PartSampler)
+
+
+def _in_stream(start: Callable[[], Iterator[Any]], seed: int) -> Iterator[Any]:
+    """Draw batches while the global generators are in a stream of their own, the same for all."""
+    stream, batches = None, None
+    while True:
+        own = _states()
+        if stream is None:
+            random.seed(seed)
+            np.random.seed(seed & 0xFFFFFFFF)
+            torch.default_generator.manual_seed(seed)
+        else:
+            _put(stream)
+        try:
+            batches = start() if batches is None else batches
+            batch = next(batches, _END)
+            stream = _states()
+        finally:
+            _put(own)
+        if batch is _END:
+            return
+        yield batch
+
+
+def seed_all(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch, all devices, with a number in [0, 2**63)."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.manual_seed(seed)
+
+
+def _states() -> tuple[Any, Any, Any]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _put(states: tuple[Any, Any, Any]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])

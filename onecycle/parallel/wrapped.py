@@ -1,0 +1,192 @@
+"""`DataParallel`: the gradients and the loss of all processes, for one run.
+
+torch's DistributedDataParallel holds the parameters and is called with the loss, when prediction
+and loss have been made as in one process: so the model stays the user's module, `predict_batch` and
+`compute_loss` may be anybody's, and what adds to the loss is seen. Its gradients are means over
+processes; each loss is weighted before, so that they become the mean over all that counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from onecycle.core.callback import Callback, Stage
+from onecycle.core.loop import Loop
+from onecycle.data.generators import order_seed
+from onecycle.errors import OnecycleError
+from onecycle.optim.stepper import ScaledStepper
+from onecycle.parallel.shards import Shards, seed_all
+from onecycle.processes import Processes
+
+
+class _Held(nn.Module):
+    """The parameters, and a forward pass that has been made already."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.held = nn.ParameterList(parameters)
+        # Never used: where all are, torch warns that looking for unused ones is in vain. It is
+        # not: some models have them, and so the order of the buckets stays as it was first, and
+        # with it the order in which more than two processes are added up.
+        self.spare = nn.Parameter(torch.zeros((), device=parameters[0].device))
+
+    def forward(self, loss: Tensor) -> Tensor:
+        return loss
+
+
+class DataParallel:
+    """Makes the updates of one run those of all processes together.
+
+    Args:
+        processes: The processes.
+        shards: What tells whether a batch has samples of this one.
+
+    Attributes:
+        front: The callback that hears of an event before all others.
+        back: Those that hear of it after those that prepare, and after all.
+    """
+
+    def __init__(self, processes: Processes, shards: Shards) -> None:
+        self._processes, self._shards = processes, shards
+        self._wrapped: Any = None
+        self._made_for: Any = None
+        self._factor: Tensor = torch.tensor(1.0)
+        self._waits = self._is_open = False
+        prepare, save = Stage.PREPARE, Stage.SAVE
+        self.front = _callback(
+            prepare,
+            before_fit=self._part_streams,
+            before_train=self._wrap,
+            before_batch=self._open,
+            after_cancel_batch=self._check_agreed,
+            after_cancel_train=self._check_agreed,
+            after_cancel_epoch=self._check_agreed,
+            after_cancel_fit=self._check_agreed,
+            before_step=self._make_whole,
+            after_train=self._share_buffers,
+        )
+        self.back = [
+            _callback(prepare, after_loss=self._take_loss),
+            _callback(save, before_backward=self._take_gradients, cleanup_fit=self._unwrap),
+        ]
+
+    def _part_streams(self, learn: Loop) -> None:
+        """Give each process random numbers of its own, as for dropout."""
+        own = int(torch.randint(2**62, ()))
+        if not self._processes.is_first:
+            seed_all(order_seed(own, self._processes.rank))
+
+    def _wrap(self, learn: Loop) -> None:
+        """Begin a pass with the same weights everywhere, those of the first process."""
+        if self._wrapped is not None:
+            return
+        parameters = _parameters(learn)
+        if any(map(is_lazy, parameters)):
+            raise ValueError(
+                "a lazy module has no parameters yet that several processes could share: run one "
+                "batch through the model before the Learner is made"
+            )
+        self._rewrap(learn)
+        self._share_buffers(learn)
+
+    def _rewrap(self, learn: Loop, **options: Any) -> None:
+        self._made_for = _signature(learn)
+        self._wrapped = DistributedDataParallel(
+            _Held(_parameters(learn)),
+            process_group=self._processes.device_group,
+            find_unused_parameters=True,
+            **options,
+        )
+
+    def _unwrap(self, learn: Loop) -> None:
+        self._wrapped = None
+        learn.whole_weight = None
+
+    def _share_buffers(self, learn: Loop) -> None:
+        """Let all have the first process's buffers, as batch norm's statistics."""
+        roots = [root for root in (learn.model, learn.loss_module) if root is not None]
+        buffers = [b for root in roots for b in root.buffers() if b.is_floating_point()]
+        for dtype in dict.fromkeys(b.dtype for b in buffers):
+            same = [b for b in buffers if b.dtype == dtype and b.numel()]
+            if same:
+                flat = self._processes.spread(torch.cat([b.detach().reshape(-1) for b in same]))
+                if not self._processes.is_first:
+                    parts = torch.split(flat, [b.numel() for b in same])
+                    with torch.no_grad():
+                        for buffer, part in zip(same, parts, strict=True):
+                            buffer.copy_(part.view_as(buffer))
+
+    def _open(self, learn: Any) -> None:
+        """Note that the others wait for the loss of this batch."""
+        self._is_open, learn.has_agreed = True, False
+
+    def _check_agreed(self, learn: Any) -> None:
+        """Refuse a cancel by which this process would leave a batch that the others go on with."""
+        if self._is_open and not learn.has_agreed:
+            raise OnecycleError(
+                "the model, the loss function or the loader raised a cancel, of which the other "
+                "processes do not hear: let a callback raise it, in before_batch say"
+            )
+        self._is_open = False
+
+    def _take_loss(self, learn: Loop) -> None:
+        """Make the loss that is reported the mean over all that counts, in every process."""
+        loss = learn.loss
+        if loss.numel() != 1:  # the backward pass refuses it, and says why
+            return
+        wide = torch.float32 if loss.device.type == "mps" else torch.float64
+        own = learn.loss_weight(learn.pred, learn.batch) if self._shards.has_samples else 0
+        weight = torch.as_tensor(own).to(loss.device, wide)
+        part = (loss.to(wide).reshape(()) * weight).where(weight > 0, 0.0)
+        both = self._processes.add_up(torch.stack([part, weight]))
+        self._is_open = False
+        learn.loss, learn.whole_weight = (both[0] / both[1]).to(loss.dtype).view_as(loss), both[1]
+        share = weight * self._processes.world / both[1]
+        self._factor = share.where(both[1] > 0, 0.0).to(loss.dtype)
+
+    def _take_gradients(self, learn: Loop) -> None:
+        """Let torch take the gradients of the loss from all, unless more batches follow first."""
+        if _signature(learn) != self._made_for:  # a part was frozen, or parameters were added
+            self._rewrap(learn, init_sync=False)
+        follows = learn.batches_in_window + 1 < learn.batches_per_update
+        # A gradient scaler looks at the gradients before anybody can take them together.
+        self._waits = follows and not isinstance(learn.stepper, ScaledStepper)
+        loss = learn.loss_grad * self._factor
+        if self._waits:
+            with self._wrapped.no_sync():
+                learn.loss_grad = self._wrapped(loss)
+        else:
+            learn.loss_grad = self._wrapped(loss)
+
+    def _make_whole(self, learn: Loop) -> None:
+        """Take the gradients of a window that ended before it was full; share the buffers."""
+        if self._waits:
+            self._waits = False
+            found = [p for p in learn.stepper.params if p.grad is not None]
+            nothing: Any = sum(p.reshape(-1)[:0].sum() for p in found)
+            self._wrapped(nothing).backward()
+        self._share_buffers(learn)
+
+
+def _callback(stage: Stage, **handlers: Callable[[Any], None]) -> Callback:
+    made = Callback(during="train", **handlers)
+    made.stage, made.runs_in = stage, frozenset(("fit", "range_test"))
+    return made
+
+
+def _parameters(learn: Loop) -> list[nn.Parameter]:
+    """List what trains: what the optimizer holds, and what else model and loss have."""
+    roots = [root for root in (learn.model, learn.loss_module) if root is not None]
+    found = [*learn.stepper.params, *(p for root in roots for p in root.parameters())]
+    return list({id(p): p for p in found}.values())
+
+
+def _signature(learn: Loop) -> Any:
+    """Return what the wrapper was made for: which parameters train."""
+    return [(id(p), p.requires_grad) for p in learn.stepper.params]
