@@ -44,6 +44,8 @@ CHANGES = {
 
 #: What is called in the middle of a batch only, by the loop.
 OF_THE_LOOP = {"batch_size", "compute_loss", "loss_weight", "measure_batch", "predict_batch"}
+OF_THE_LOOP |= {"count_batches", "make_handlers", "start_batches", "stored_beside"}
+OF_THE_LOOP |= {"whole_batch_size"}
 
 #: By method the calls that leave nothing behind.
 CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
