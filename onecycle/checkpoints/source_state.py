@@ -173,14 +173,18 @@ def _generators(learn: Loop) -> dict[str, Any]:
 
 
 def _with_state(learn: Loop) -> dict[str, Any]:
-    """Return loaders, samplers and data sets that tell their state, each once."""
+    """Return loaders, samplers and data sets that tell their state, each once.
+
+    A DataLoader begins each pass anew, so what it draws from is asked, and not itself: torchdata's
+    would begin a pass to answer, and the fit would draw other random numbers than without.
+    """
     found: dict[int, tuple[str, Any]] = {}
     for name, loader in (("train", learn.dls.train), ("valid", learn.dls.valid)):
         if loader is None:
             continue
         for path, part in {**order_parts(loader), **data_sets(loader)}.items():
             tells = all(callable(getattr(part, n, None)) for n in ("state_dict", "load_state_dict"))
-            if tells and not isinstance(part, nn.Module):
+            if tells and not isinstance(part, nn.Module | DataLoader):
                 found.setdefault(id(part), (name + path, part))
     return dict(found.values())
 
