@@ -392,10 +392,13 @@ class Loop(LoopState):
     def added_cbs(self, cbs: Sequence[Callback]) -> Iterator[None]:
         """Run a block with more callbacks."""
         check_callbacks(cbs)
-        before = self.cbs
+        before, ours = self.cbs, [*self.cbs, *cbs]
         try:
-            self.cbs = [*before, *cbs]
+            self.cbs = ours
             yield
+        except GeneratorExit:  # Ctrl-C while this was entered: it ends after those around it
+            before = before if self.cbs is ours else self.cbs
+            raise
         finally:
             surely(lambda: vars(self).update(cbs=before))
 

@@ -139,11 +139,10 @@ def warn_of_bad_parameters(learn: Loop) -> None:
     floats = [p.detach() for p in held if p.is_floating_point() and p.layout is torch.strided]
     if not floats or floats[0].is_meta:
         return
-    with torch.no_grad():
-        largest = torch._foreach_norm(floats, math.inf)  # NaN where one value is
-        known = [value.to(floats[0].device, torch.float32) for value in largest]
-        if not torch.stack(known).isnan().any():
-            return
+    largest = torch._foreach_norm(floats, math.inf)  # NaN where one value is
+    known = [value.to(floats[0].device, torch.float32) for value in largest]
+    if not torch.stack(known).isnan().any():
+        return
     names = [name for name, p in learn.model.named_parameters() if bool(p.isnan().any())]
     log.warning(
         "these parameters are not finite: %s; make the model anew or load a checkpoint",
