@@ -10,6 +10,7 @@ from torch import nn
 from onecycle.core.restore import Capture, RngState, kept_grad_mode, surely
 from onecycle.core.state import LoopState
 from onecycle.data.held import hold_loaders
+from onecycle.data.streams import Stream
 
 
 class Snapshot:
@@ -79,10 +80,15 @@ def has_lazy(learn: LoopState) -> bool:
 
 @contextmanager
 def preserved(learn: LoopState) -> Iterator[None]:
-    """Run a block that leaves nothing behind in a learner, whatever happens in it."""
+    """Run a block that leaves nothing behind in a learner, whatever happens in it.
+
+    A training loader that goes on from epoch to epoch begins anew in the block, and goes on after
+    it as if the block had not been.
+    """
     snapshot = Snapshot(learn)
     with kept_grad_mode():
         try:
+            learn.stream = Stream()
             yield
         finally:
             surely(snapshot.restore)

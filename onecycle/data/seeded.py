@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import getpid
 from typing import Any
 
@@ -116,6 +118,16 @@ class SeededIndex(int):
     def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]  # int's has one item
         """Return what pickle makes it from again, in a worker."""
         return int(self), self.seed
+
+
+@contextmanager
+def kept_states() -> Iterator[None]:
+    """Run a block that leaves the global generators of Python, NumPy and torch as they were."""
+    before = _states([])
+    try:
+        yield
+    finally:
+        _put_back(before)
 
 
 def _seed(seed: int, own: list[Any]) -> None:
