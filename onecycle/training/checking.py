@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from onecycle.core.callback import Callback
 from onecycle.core.restore import Capture, surely
 from onecycle.data.loaders import TensorLoader
+from onecycle.data.nested import leaves
 from onecycle.errors import CancelValid
 from onecycle.explanations import describe
 from onecycle.record.metrics import MetricSet
-from onecycle.training.loss_means import weight_findings
+from onecycle.training.loss_means import metric_findings, weight_findings
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -80,9 +81,11 @@ class FirstBatch(Callback):
         self.n_valid = n_valid
         self.check: Check | None = None
         self._valid: dict[str, float] = {}
+        self._data: list[tuple[Tensor, int]] = []  # of the first batch, and how often written to
 
     def before_train(self, learn: Loop) -> None:
         """Try the validation: a metric that cannot work fails here, not after an epoch."""
+        self._data = [(each, each._version) for each in _data_of(learn.dl)]
         valid = learn.dls.valid
         is_made = not any(map(is_lazy, learn.model.parameters()))  # the first real batch makes them
         if self.check is None and valid is not None and is_made and _can_be_drawn(valid):
@@ -98,12 +101,32 @@ class FirstBatch(Callback):
             f"input {describe(learn.xb)}, target {describe(learn.yb)}, loss {float(learn.loss):.4g}"
         )
         with torch.no_grad():
-            found = [*findings(learn), *weight_findings(learn, partial(_fields_of, learn))]
+            fields = partial(_fields_of, learn)
+            means = [*weight_findings(learn, fields), *metric_findings(learn, fields)]
+            found = [*findings(learn), *means, *self._of_data(learn)]
             self.check = Check(seen, self._valid, tuple(found))
         if learn.running == "fit":
             for finding in self.check.findings:
                 log.warning("check: %s", finding)
         learn.leave_fit(self)
+
+    def _of_data(self, learn: Loop) -> Iterator[str]:
+        data, self._data = self._data, []
+        if any(each._version != version for each, version in data):
+            yield (
+                "training changes the data of the loader in place: each epoch, and each "
+                "validation on them, has other data; let the model, the loss or a callback make "
+                "new tensors, as x - mean does and x.sub_(mean) does not"
+            )
+
+
+def _data_of(dl: Any) -> list[Tensor]:
+    """Return the tensors of the first batch, of loaders that give the same ones in each pass."""
+    if isinstance(dl, TensorLoader):
+        held: Any = dl.tensors
+    else:
+        held = dl[0] if isinstance(dl, list | tuple) else ()
+    return [part for part in leaves(held) if isinstance(part, Tensor) and not part.is_inference()]
 
 
 def _fields_of(learn: Loop) -> Capture:
