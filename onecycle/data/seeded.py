@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from os import getpid
 from typing import Any
@@ -70,6 +70,11 @@ class SeededDataset(Dataset[Any]):
             )
         self.dataset = dataset
         self._own: tuple[Any, list[Any]] = (None, [])
+
+    def __repr__(self) -> str:
+        """Show what it seeds."""
+        size = f", {len(self)} samples" if isinstance(self.dataset, Sized) else ""
+        return f"SeededDataset({type(self.dataset).__name__}{size})"
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]  # torch's Dataset declares no length

@@ -61,6 +61,10 @@ class Stream:
         self._left = 0  # batches of an unlimited pass that did not come to its end
         self._said: set[str] = set()
 
+    def __repr__(self) -> str:
+        """Show where it stands."""
+        return f"Stream(epoch={self.epoch}, drawn={self.drawn})"
+
     def goes_on(self, dl: Iterable[Any], n_iter: int | None) -> bool:
         """Tell whether a pass would go on with what an earlier one began.
 
