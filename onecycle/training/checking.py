@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from onecycle.core.callback import Callback
 from onecycle.core.restore import Capture, surely
+from onecycle.data.held_calls import hold_calls
 from onecycle.data.loaders import TensorLoader
 from onecycle.data.nested import leaves
 from onecycle.errors import CancelValid
 from onecycle.explanations import describe
-from onecycle.record.metrics import MetricSet
+from onecycle.record.metrics import MeanMetric, MetricSet
 from onecycle.training.loss_means import metric_findings, weight_findings
 
 if TYPE_CHECKING:
@@ -89,11 +90,11 @@ class FirstBatch(Callback):
         valid = learn.dls.valid
         is_made = not any(map(is_lazy, learn.model.parameters()))  # the first real batch makes them
         if self.check is None and valid is not None and is_made and _can_be_drawn(valid):
-            kept = _fields_of(learn)
+            put_back = _hold(learn)
             try:
                 self._valid = measure(learn, valid, self.n_valid)
             finally:
-                surely(kept.restore)
+                surely(put_back)
 
     def after_backward(self, learn: Loop) -> None:
         """Look at input, prediction, loss and gradients of the first batch."""
@@ -101,8 +102,8 @@ class FirstBatch(Callback):
             f"input {describe(learn.xb)}, target {describe(learn.yb)}, loss {float(learn.loss):.4g}"
         )
         with torch.no_grad():
-            fields = partial(_fields_of, learn)
-            means = [*weight_findings(learn, fields), *metric_findings(learn, fields)]
+            hold = partial(_hold, learn)
+            means = [*weight_findings(learn, hold), *metric_findings(learn, hold)]
             found = [*findings(learn), *means, *self._of_data(learn)]
             self.check = Check(seen, self._valid, tuple(found))
         if learn.running == "fit":
@@ -129,15 +130,22 @@ def _data_of(dl: Any) -> list[Tensor]:
     return [part for part in leaves(held) if isinstance(part, Tensor) and not part.is_inference()]
 
 
-def _fields_of(learn: Loop) -> Capture:
+def _hold(learn: Loop) -> Callable[[], object]:
     """Remember what a pass without gradients may change: all of model and loss but parameters."""
+    functions = [m.func for m in learn.metrics if isinstance(m, MeanMetric)]
+    put_back = hold_calls(learn.loss_func, *functions)
     roots = [part for part in (learn.model, learn.loss_module) if part is not None]
     modules = [module for root in roots for module in root.modules()]
     kept = Capture(ignored=[p for module in modules for p in module.parameters(recurse=False)])
     for part in (*modules, learn.loss_func):
         if hasattr(part, "__dict__") and not isinstance(part, type):
             kept.add(vars(part))
-    return kept
+
+    def put_all_back() -> None:
+        put_back()
+        kept.restore()
+
+    return put_all_back
 
 
 def check_between_updates(event: str) -> None:

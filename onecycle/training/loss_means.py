@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from onecycle.core.restore import Capture, preserved_rng, surely
+from onecycle.core.restore import preserved_rng, surely
 from onecycle.core.state import LoopState
 from onecycle.data.nested import leaves, map_tensors
 from onecycle.explanations import accidental_broadcast
@@ -22,18 +22,21 @@ from onecycle.record.weights import is_of_indices, mean_of_valid, targets_in, un
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
 
+#: Remembers something, and returns what puts it back.
+Hold = Callable[[], Callable[[], object]]
+
 #: So many samples of a batch are tried: a loss of few of them costs little.
 N_TRIED = 16
 #: How far a loss may be off, which may be reckoned in few digits; and a metric.
 ROUGH, EXACT = 1e-3, 1e-4
 
 
-def weight_findings(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str]:
+def weight_findings(learn: Loop, hold: Hold) -> Iterator[str]:
     """Say where batches are weighted by samples, and the loss is no mean over samples.
 
     Args:
         learn: The learner, which has just run a batch.
-        capture: Remembers what a call of the loss function may change.
+        hold: Remembers what a call of the loss function may change, and returns what puts it back.
     """
     yield from _of_time_first(learn)
     kind = type(learn)
@@ -55,7 +58,7 @@ def weight_findings(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str
             f"accumulation: give the Learner loss_weight=token_weight({call})"
         )
     elif kind.compute_loss is LoopState.compute_loss and _may_be_asked_again(function):
-        yield from _of_loss(learn, capture)
+        yield from _of_loss(learn, hold)
 
 
 def _of_time_first(learn: Loop) -> Iterator[str]:
@@ -77,12 +80,12 @@ def _of_time_first(learn: Loop) -> Iterator[str]:
             return
 
 
-def metric_findings(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str]:
+def metric_findings(learn: Loop, hold: Hold) -> Iterator[str]:
     """Say which functions among the metrics are no means over samples, as which they are averaged.
 
     Args:
         learn: The learner, which has just run a batch.
-        capture: Remembers what a call of a metric may change.
+        hold: Remembers what a call of a metric may change, and returns what puts it back.
     """
     if learn.dls.valid is None or type(learn).batch_size is not LoopState.batch_size:
         return
@@ -94,7 +97,7 @@ def metric_findings(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str
             or not _may_be_asked_again(unwrapped(metric.func)[0])
         ):
             continue
-        found = _of_halves(learn, metric.func, capture, EXACT)
+        found = _of_halves(learn, metric.func, hold, EXACT)
         if found == "sum":
             yield (
                 f"the metric {metric.name} grows with the batch, as a count or a sum: what is "
@@ -111,12 +114,10 @@ def metric_findings(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str
             )
 
 
-def _of_halves(
-    learn: Loop, function: Any, capture: Callable[[], Capture], exact: float
-) -> str | None:
+def _of_halves(learn: Loop, function: Any, hold: Hold, exact: float) -> str | None:
     """Try a loss or a metric on the batch and its halves, and leave nothing behind."""
     targets = () if learn.yb is None else learn.yb if type(learn.yb) is tuple else (learn.yb,)
-    kept = capture()
+    put_back = hold()
     try:
         with torch.no_grad(), preserved_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -125,11 +126,11 @@ def _of_halves(
     except Exception:  # whatever this one cannot do without the batch that it was for
         return None
     finally:
-        surely(kept.restore)
+        surely(put_back)
 
 
-def _of_loss(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str]:
-    found = _of_halves(learn, learn.loss_func, capture, ROUGH)
+def _of_loss(learn: Loop, hold: Hold) -> Iterator[str]:
+    found = _of_halves(learn, learn.loss_func, hold, ROUGH)
     if found == "sum":
         yield (
             "the loss grows with the batch, as a sum over it: validation, the record and "
