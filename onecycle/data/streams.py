@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from onecycle.data.held import hold_loaders
 from onecycle.data.loaders import TensorLoader, n_batches
-from onecycle.data.passes import hearers, start_pass
+from onecycle.data.nested import leaves
+from onecycle.data.passes import can_skip, hearers, start_pass
 from onecycle.data.seeded import kept_states
 from onecycle.data.sources import data_sets, order_parts
 
@@ -58,6 +62,7 @@ class Stream:
         self._loader: Any = None  # that of the position; None for the first that comes
         self._batches: Iterator[Any] | None = None
         self._workers: list[tuple[DataLoader[Any], Any]] = []
+        self._first: list[Tensor] = []  # of the first batch of an epoch that was cut
         self._left = 0  # batches of an unlimited pass that did not come to its end
         self._said: set[str] = set()
 
@@ -93,8 +98,11 @@ class Stream:
         if not _is_limited(dl, n_iter):
             self._forget()
             self._tell_left()
-            whole = start_pass(dl, seed, epoch, skip=skip, more=self._tell_more)
-            return self._whole(whole, skip, n_iter) if _is_stream(dl) else whole
+            batches = start_pass(dl, seed, epoch, skip=skip, more=self._tell_more)
+            if _is_stream(dl):
+                return self._whole(batches, skip, n_iter)
+            is_cut = n_iter is not None and n_iter != n_batches(dl)
+            return self._watched(batches) if is_cut and not skip and not can_skip(dl) else batches
         if self.goes_on(dl, n_iter):
             self._loader, skip = dl, 0
             if self._batches is None:
@@ -102,10 +110,10 @@ class Stream:
         else:
             self._forget()
             self.begin(dl, seed, epoch)
-        batches = _Pass(self, seed, epoch)
+        rest = _Pass(self, seed, epoch)
         for _ in range(skip):
-            next(batches, None)
-        return batches
+            next(rest, None)
+        return rest
 
     def begin(self, dl: Iterable[Any], seed: int, epoch: int) -> None:
         """Open a stream at its beginning."""
@@ -177,6 +185,21 @@ class Stream:
             del batch  # not kept alive while the next one is loaded
         self._left = 0
 
+    def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Say so where epochs that are cut begin alike, though nothing shows a fixed order."""
+        for batch in islice(batches, 1):
+            found = [part for part in leaves(batch) if _is_plain(part)]
+            if found and _are_same(found, self._first):
+                self._say_once(
+                    "two epochs began with the same batch, and steps_per_epoch or max_updates cuts "
+                    "them: if the training loader has one order, the others are never trained on; "
+                    "shuffle it, by set_epoch where it has that"
+                )
+            self._first = [part.clone() for part in found]
+            yield batch
+            del batch
+        yield from batches
+
     def _tell_left(self) -> None:
         left, self._left = self._left, 0
         if left:
@@ -204,6 +227,7 @@ class Stream:
             "_loader": None,
             "_workers": [],
             "when_begun": {},
+            "_first": [],
         }
         return {**vars(self), **open_now}
 
@@ -226,6 +250,16 @@ class _Pass(Iterator[Any]):
             stream._forget()
             raise StopIteration
         return batch
+
+
+def _is_plain(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.layout is torch.strided and not part.is_nested
+
+
+def _are_same(some: list[Tensor], others: list[Tensor]) -> bool:
+    if [part.device for part in some] != [part.device for part in others]:
+        return False
+    return all(map(torch.equal, some, others))
 
 
 def _parts(dl: Any) -> set[int]:

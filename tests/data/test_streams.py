@@ -172,6 +172,40 @@ def test_what_has_an_order_for_each_epoch_begins_each_with_it() -> None:
     assert fit(learner(rows(RowsOfEpochs()))) == [0, 1, 2, 3] * 3
 
 
+class Shuffled(RowsOfEpochs):
+    def __iter__(self) -> Iterator[Any]:
+        return map(one, random.Random(self.epoch).sample(range(N), N))
+
+
+class Always(Sampler[int]):
+    def __len__(self) -> int:
+        return N
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(N))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: rows(RowsOfEpochs()), 1),
+        (lambda: DataLoader(Items(), None, sampler=Always()), 1),
+        (lambda: rows(Shuffled()), 0),
+        (lambda: DataLoader([one(i) for i in range(N)], None, shuffle=True), 0),
+    ],
+)
+def test_epochs_that_are_cut_and_begin_alike_are_told(
+    make: Any, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = fit(learner(make()))
+    assert len(seen) == 12
+    assert caplog.text.count("two epochs began with the same batch") == told
+    assert (seen[:4] == seen[4:8]) is bool(told)
+    caplog.clear()
+    assert len(fit(learner(make()), steps_per_epoch=None)) == 3 * N
+    assert caplog.text == ""
+
+
 def test_a_stream_that_cannot_begin_anew_is_told() -> None:
     with pytest.raises(ValueError, match="the training loader gave no batch"):
         fit(learner(Same(N)), n_epoch=4)
