@@ -50,7 +50,7 @@ def weight_findings(learn: Loop, hold: Hold) -> Iterator[str]:
         return  # a mean over samples
     ignored = -100 if ignored is None else ignored
     target = learn.yb if isinstance(learn.yb, Tensor) else targets_in(learn.batch)
-    if is_of_indices(target) and bool((target == ignored).any()):
+    if _has(target, ignored):
         call = "" if ignored == -100 else ignored
         yield (
             f"some targets are {ignored}, by which losses mean ignored ones: if this one is a mean "
@@ -89,6 +89,7 @@ def metric_findings(learn: Loop, hold: Hold) -> Iterator[str]:
     """
     if learn.dls.valid is None or type(learn).batch_size is not LoopState.batch_size:
         return
+    yield from _of_ignored(learn)
     for metric in learn.metrics:
         is_plain = type(metric) is MeanMetric and metric.weighted_by == "samples"
         if (
@@ -112,6 +113,25 @@ def metric_findings(learn: Loop, hold: Hold) -> Iterator[str]:
                 "target) and compute(); a mean over what the loss is a mean over is "
                 "MeanMetric(func, weighted_by='loss')"
             )
+
+
+def _of_ignored(learn: Loop) -> Iterator[str]:
+    """Name the metrics of ours that count what the loss ignores as wrong classes."""
+    function, options = unwrapped(learn.loss_func)
+    ignored = options.get("ignore_index", getattr(function, "ignore_index", -100))
+    means = [metric for metric in learn.metrics if isinstance(metric, MeanMetric)]
+    ours = [m.name for m in means if is_ours(m.func) and hasattr(m.func, "__wrapped__")]
+    if ours and _has(learn.yb, ignored):
+        yield (
+            f"some targets are {ignored}, which {' and '.join(ours)} count as any other class, "
+            "and so as wrong: leave them out in a function of your own, and measure it by "
+            "MeanMetric(func, weighted_by='loss')"
+        )
+
+
+def _has(target: Any, ignored: int) -> bool:
+    is_readable = is_of_indices(target) and not target.is_nested
+    return is_readable and bool((target == ignored).any())
 
 
 def _of_halves(learn: Loop, function: Any, hold: Hold, exact: float) -> str | None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onecycle import Learner, MeanMetric, accuracy, token_weight
+from onecycle import Learner, MeanMetric, accuracy, token_weight, top_k_accuracy
 
 X = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 3
@@ -219,3 +219,20 @@ def test_a_metric_that_nothing_is_measured_with_is_not_tried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert said_of(f1, caplog, without=True) == ""
+
+
+@pytest.mark.parametrize("ignored", [-100, 255])
+@pytest.mark.parametrize("metric", [accuracy, top_k_accuracy(2)])
+def test_a_metric_of_ours_that_counts_ignored_targets_as_wrong_is_told(
+    ignored: int, metric: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    y = torch.where(LABELS == 1, ignored, LABELS)
+    torch.manual_seed(0)
+    loss, model = nn.CrossEntropyLoss(ignore_index=ignored), nn.Linear(5, 3)
+    learn = Learner(([(X, y)], [(X, y)]), model, loss, device="cpu", metrics=[metric])
+    valid = y != ignored
+    by_hand = float(metric(model(X)[valid], y[valid]))
+    assert list(learn.validate().values())[-1] == pytest.approx(by_hand * 8 / 12)  # wrong indeed
+    with caplog.at_level(logging.WARNING, "onecycle"), learn.no_bar():
+        learn.fit(1)
+    assert f"some targets are {ignored}, which {metric.__name__} count as any other" in caplog.text
