@@ -384,6 +384,28 @@ def test_a_fit_over_a_stream_that_was_killed_ends_in_the_same_bits(
         assert resumable(STREAMS[name], folder, resume=folder) == whole, at
 
 
+class OfTorch(Buffer):
+    """The same, with torch's generator, from which dropout draws too."""
+
+    def __iter__(self) -> Iterator[Any]:
+        buffer = [0, 1, 2]
+        for i in range(3, N + 3):
+            place = int(torch.randint(3, ()))
+            yield one(buffer[place] / N)
+            buffer[place] = i
+
+
+@pytest.mark.parametrize(("data", "told"), [(OfTorch, True), (Buffer, False)])
+def test_a_stream_that_draws_in_turn_with_dropout_is_named_before_it_is_lost(
+    data: Any, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = resumable(lambda: rows(data()), tmp_path / "whole")
+    assert caplog.text.count("in turn with the dropout of the model") == told
+    with pytest.raises(KilledError):
+        resumable(lambda: rows(data()), tmp_path, 6)
+    assert (resumable(lambda: rows(data()), tmp_path, resume=tmp_path) == whole) is not told
+
+
 def test_negative_control_with_another_position_it_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
