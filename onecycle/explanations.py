@@ -28,6 +28,8 @@ def describe(value: Any) -> str:
         'tuple of ((8, 3) float32, str)'
     """
     if isinstance(value, Tensor):
+        if value.is_nested:  # some of them have no shape, and raise
+            return f"nested ({value.size(0)}, ...) {_name(value.dtype)}"
         return f"{tuple(value.shape)} {_name(value.dtype)}"
     kind = type(value).__name__
     if isinstance(value, Mapping):
@@ -154,6 +156,8 @@ def accidental_broadcast(pred: Any, targets: tuple[Any, ...]) -> str | None:
     """
     target = targets[0] if len(targets) == 1 else None
     if not isinstance(pred, Tensor) or not isinstance(target, Tensor):
+        return None
+    if pred.is_nested or target.is_nested:
         return None
     try:
         shape = np.broadcast_shapes(pred.shape, target.shape)

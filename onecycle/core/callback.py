@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
-from onecycle.arguments import check_one_of, shown
+from onecycle.arguments import check_one_of, check_takes_learn, shown
 from onecycle.core.events import EVENT_PREFIXES, EVENTS
 from onecycle.errors import UnknownEventError
 from onecycle.explanations import explain_foreign_name
@@ -59,6 +59,7 @@ class Callback:
     Raises:
         UnknownEventError: If a method or keyword looks like an event and is none; raised when
             the class is made.
+        TypeError: If a method that is an event does not take the learner; raised likewise.
 
     Example:
         >>> class Count(Callback):
@@ -95,6 +96,8 @@ class Callback:
             is_like_one = name.startswith(EVENT_PREFIXES) or explain_foreign_name(name)
             if is_like_one and name not in EVENTS:
                 raise UnknownEventError(_unknown_event(cls.__name__, name))
+        for name in EVENTS:
+            check_takes_learn(cls, name)
         if cls.during not in _DURING:
             raise ValueError(
                 f'{cls.__name__}.during must be "train", "valid" or "both"; got {cls.during!r}'

@@ -243,9 +243,13 @@ class Loop(LoopState):
         return False
 
     def _validate(self) -> None:
-        with torch.no_grad(), preserved_rng(), in_evaluation(self.loss_module):
-            for self.iter, batch in enumerate(self._batches()):
-                self._valid_batch(batch, self._on_valid)
+        put_back = self.stream.hold(self.dl)
+        try:
+            with torch.no_grad(), preserved_rng(), in_evaluation(self.loss_module):
+                for self.iter, batch in enumerate(self._batches()):
+                    self._valid_batch(batch, self._on_valid)
+        finally:
+            surely(put_back)
 
     def _valid_batch(self, batch: Any, on: Handlers, *, with_loss: bool = True) -> None:
         try:
@@ -266,7 +270,7 @@ class Loop(LoopState):
         while True:
             try:  # not around the yield: what comes while this is closed would be lost
                 if batches is None:
-                    batches = start_pass(self.dl, self.seed, self.total_epochs, skip=drawn)
+                    batches = self._begin_pass(drawn)
                     self.go_on_with_rng()
                 # Asked for each batch: a landing may change n_iter; validation goes to the end.
                 batch = _END if self.training and drawn == self.n_iter else next(batches, _END)
@@ -280,6 +284,12 @@ class Loop(LoopState):
         if not drawn:
             name = "training" if self.training else "validation"
             raise ValueError(f"the {name} loader gave no batch: it is empty")
+
+    def _begin_pass(self, skip: int) -> Iterator[Any]:
+        order = self.dl, self.seed, self.total_epochs
+        if not self.training:
+            return start_pass(*order, skip=skip)
+        return self.stream.start(*order, skip=skip, n_iter=self.n_iter)
 
     def _take(self, batch: Any) -> None:
         self.batch = to_device(batch, self.device)

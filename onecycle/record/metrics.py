@@ -310,7 +310,7 @@ class MeanMetric:
         self._parts: dict[str, WeightedMean] = {}
         self._watch = NanWatch()
         # Of ours that compare, one check at the end does for the whole pass.
-        self._compares = _is_ours(func) and hasattr(func, "__wrapped__")  # not in a partial
+        self._compares = is_ours(func) and hasattr(func, "__wrapped__")  # not in a partial
 
     def reset(self) -> None:
         """Forget every batch."""
@@ -382,7 +382,8 @@ def _one_mean(name: str, value: Any) -> Any:
     return value
 
 
-def _is_ours(func: Any) -> bool:
+def is_ours(func: Any) -> bool:
+    """Tell whether a function is one of this module, or a partial of one."""
     return getattr(_innermost(func), "__module__", None) == __name__
 
 
@@ -637,7 +638,7 @@ class MetricSet:
 
 def _gives_nan(metric: Metric) -> bool:
     """Tell whether a metric is NaN by itself where a prediction is."""
-    return type(metric) is MeanMetric and _is_ours(metric.func)
+    return type(metric) is MeanMetric and is_ours(metric.func)
 
 
 def _innermost(func: Any) -> Any:

@@ -140,7 +140,8 @@ class Trainer(Loop):
             lr: The learning rate; by default the learner's.
             wd: The weight decay from here on; by default unchanged.
             cbs: Callbacks for this fit only.
-            steps_per_epoch: The batches of an epoch, where the loader has no length or more.
+            steps_per_epoch: The batches of an epoch, where the loader has no length or more. A
+                stream goes on where the epoch before ended: see `onecycle.data.streams.Stream`.
             max_updates: The optimizer updates after which the fit ends.
             resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
                 arguments are those of the interrupted fit. Where there is none, the fit starts
@@ -222,7 +223,7 @@ class Trainer(Loop):
             policy: ``"cosine"`` (fastai 2), ``"linear"``, ``"three_phase"`` (the paper's),
                 ``"smith"`` (its training logs'), ``"torch"`` (``OneCycleLR``), or a `Schedule`,
                 whose values are the rate of the last parameter group.
-            steps_per_epoch: The batches of an epoch, where the loader has no length or more.
+            steps_per_epoch: The batches of an epoch, as in `fit`.
             max_updates: The optimizer updates after which the fit ends.
             resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
                 arguments are those of the interrupted fit. Where there is none, the fit starts
