@@ -64,7 +64,9 @@ class Learner(Trainer):
 
     Metrics are called as the loss function is. For what computes its loss in another way override
     ``predict_batch(self, batch)`` and ``compute_loss(self, pred, batch)``. A learner can be copied
-    by ``copy.deepcopy``, data included, and pickled, between fits; both train on apart.
+    by ``copy.deepcopy``, data included, and pickled, between fits; both train on apart. Where
+    several optimizers take turns, each by a loss of its own, as in a GAN, override
+    ``compute_losses(self, batch)``: see `onecycle.training.turns.Turns`.
 
     Args:
         dls: `DataLoaders`, or a pair ``(train, valid)`` of iterables of batches; ``valid`` may be
@@ -85,10 +87,10 @@ class Learner(Trainer):
             gives several values is recorded by their names: see `named_numbers`.
         cbs: Callbacks for every fit, besides the `Recorder` and the `Progress` that each learner
             has.
-        opt: An optimizer that exists, instead of ``opt_func``, or a list of several, each with
-            parameters of its own; used as it is. One that has methods ``train`` and ``eval``, as
-            those called schedule-free, is put in the mode of each pass, and in evaluation mode
-            after a fit.
+        opt: An optimizer that exists, instead of ``opt_func``, or several in a list, or in a dict
+            by name, each with parameters of its own; used as it is. One that has methods ``train``
+            and ``eval``, as those called schedule-free, is put in the mode of each pass, and in
+            evaluation mode after a fit.
         wd: The weight decay; ``None`` for the optimizer's own.
         wd_bn_bias: Whether norms and biases decay too.
         moms: Momentum at the start, the peak and the end of a cycle.
