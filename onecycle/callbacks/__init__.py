@@ -11,6 +11,7 @@ from onecycle.callbacks.landing import LandOnInterrupt
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.memory_format import ChannelsLast
+from onecycle.callbacks.micro_batches import MicroBatches
 from onecycle.callbacks.mixing import CutMix, LabelSmoothing, MixUp
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule
@@ -42,6 +43,7 @@ __all__ = [
     "LRFinder",
     "LabelSmoothing",
     "LandOnInterrupt",
+    "MicroBatches",
     "MixUp",
     "MixedPrecision",
     "MomentumCycler",

@@ -191,11 +191,11 @@ def turn_steppers(learn: Loop) -> dict[str, TurnStepper]:
             "make one update of several"
         )
     plain = type(learn.make_stepper(learn.opt))
-    if type(learn.stepper) is not plain:
+    if type(learn.stepper) is not plain or learn.stepper.forward_pass is not None:
         raise ValueError(
-            f"{name} has optimizers step in turns, and a callback has a {learn.stepper.kind!r} "
-            f"({type(learn.stepper).__name__}) make the updates, of one loss: leave it out (of "
-            'mixed precision, MixedPrecision("bf16") needs none)'
+            f"{name} has optimizers step in turns, and a callback has the updates made in another "
+            f"way, of one loss ({learn.stepper.forward_pass or learn.stepper!r}): leave it out (of "
+            'mixed precision, MixedPrecision("bf16") makes none)'
         )
     return {name: TurnStepper(opt) for name, opt in learn.opt.members.items()}
 

@@ -23,6 +23,7 @@ from onecycle import (
     GradientAccumulation,
     GradientClip,
     Learner,
+    MicroBatches,
     MixedPrecision,
     OnecycleError,
     TensorLoader,
@@ -332,7 +333,8 @@ class Postpones(Callback):
         (Returning, {}, [], "it returned None"),
         (GAN, {"opt": None}, [], "the learner has one, AdamW: give it several by name"),
         (GAN, {}, [GradientAccumulation(2)], "GradientAccumulation cannot"),
-        (GAN, {}, [MixedPrecision("fp16")], r'MixedPrecision\("bf16"\) needs none'),
+        (GAN, {}, [MixedPrecision("fp16")], r'MixedPrecision\("bf16"\) makes none'),
+        (GAN, {}, [MicroBatches(4)], "made in another way, of one loss"),
         (GAN, {}, [Postpones()], "skip it in before_step"),
     ],
 )
