@@ -32,6 +32,7 @@ from onecycle.optim.groups import GroupValues, check_value
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
 from onecycle.schedules.shapes import Schedule
+from onecycle.studies.batch_size import find_batch_size
 from onecycle.studies.comparison import NAMES, Compared, Comparison, compare
 from onecycle.studies.diagnosis import Diagnosis, diagnose
 from onecycle.studies.regularization import RegularizationReport, regularization_report
@@ -585,6 +586,34 @@ class Learner(Trainer):
             mode=mode,
             init=init,
         )
+
+    def find_batch_size(self, most: int | None = None) -> int:
+        """Find the largest batch size whose updates the memory can hold.
+
+        From the batch size of the training loader on, sizes are doubled until two updates run out
+        of memory, or halved until two updates fit. Nothing is left behind, as by `lr_find`: give
+        the size to a new loader. A copy of weights and optimizer state lies in memory meanwhile,
+        so that what is found fits with room to spare. Batches of other shapes, such as longer
+        texts, may need more; `MicroBatches` makes up for these in the fit.
+
+        Args:
+            most: The largest size to try; by default all samples of the training data.
+
+        Returns:
+            The size: that of the loader times or over a power of two, or the limit.
+
+        Raises:
+            TypeError, ValueError: If the training loader is of a kind whose batch size cannot be
+                changed, or ``most`` is no number of samples.
+            RuntimeError: In the middle of a fit.
+            Exception: The error of the device, if not even one sample fits.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> toy_learner(n_batches=8, batch_size=8).find_batch_size()
+            64
+        """
+        return find_batch_size(self, most)
 
     def diagnose(
         self,

@@ -22,6 +22,7 @@ from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.save_model import SaveModel
 from onecycle.callbacks.speed import speed_profile
+from onecycle.callbacks.spikes import SpikeStop
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.callbacks.when import When
@@ -56,6 +57,7 @@ __all__ = [
     "ReduceLROnPlateau",
     "SaveModel",
     "SnapshotEnsemble",
+    "SpikeStop",
     "TerminateOnNonFinite",
     "TorchScheduler",
     "When",

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import is_lazy
 
 from onecycle.arguments import check_count
 from onecycle.callbacks.cuda_graph import CudaGraph
@@ -21,10 +20,11 @@ from onecycle.callbacks.precision import MixedPrecision
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.handlers import fire, handler_owner
 from onecycle.core.restore import RngState
-from onecycle.cuda_graphs.batches import all_modules, training_handlers
+from onecycle.cuda_graphs.batches import training_handlers
 from onecycle.data.nested import concatenate, map_tensors
 from onecycle.data.samples import part_of
 from onecycle.explanations import explain_backward_error, is_out_of_memory
+from onecycle.optim.buffers import KeptBuffers
 from onecycle.optim.stepper import ScaledStepper
 from onecycle.record.weights import weight_beside
 
@@ -137,7 +137,7 @@ class _Parts:
         if not learn.training:
             return learn.predict_batch(batch)
         n = learn.batch_size(batch)
-        before = _Before(learn)
+        buffers, rng = KeptBuffers(learn.model, learn.loss_module), RngState()
         while True:
             n_parts = 1 if callback.size is None else math.ceil(n / callback.size)
             try:
@@ -151,7 +151,8 @@ class _Parts:
                     )
                     raise
             # Here the error is gone, and with it the memory that its frames held.
-            before.put_back()
+            buffers.put_back()
+            rng.restore()
             self._halve(n, n_parts)
 
     def compute_loss(self, pred: Any, batch: Any) -> Tensor:
@@ -174,9 +175,7 @@ class _Parts:
     def _halve(self, n: int, n_parts: int) -> None:
         learn, size = self._learn, math.ceil(math.ceil(n / n_parts) / 2)
         self._callback.size = size
-        gc.collect()
-        if learn.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(learn.device)
         log.warning(
             "MicroBatches: out of memory with %d samples at once; from here on at most %d, in as "
             "many updates as before",
@@ -319,21 +318,15 @@ class _WithoutGraph(torch.autograd.Function):
         )
 
 
-class _Before:
-    """What a failed attempt changes: buffers, and the random generators."""
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody uses any more, so that larger pieces can be had.
 
-    def __init__(self, learn: Loop) -> None:
-        buffers = [b for module in all_modules(learn) for b in module.buffers(recurse=False)]
-        self._buffers = [] if any(map(is_lazy, buffers)) else buffers
-        self._values = [buffer.clone() for buffer in self._buffers]
-        self._rng = RngState()
-
-    def put_back(self) -> None:
-        """Put it back."""
-        with torch.no_grad():
-            for buffer, value in zip(self._buffers, self._values, strict=True):
-                buffer.copy_(value)
-        self._rng.restore()
+    Args:
+        device: Whose memory is meant.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _rows(n: int, n_parts: int) -> Iterator[slice]:

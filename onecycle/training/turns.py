@@ -39,7 +39,7 @@ class Turns(Loop):
 
         The learner needs optimizers with names: ``opt_func=`` or ``opt=`` as a dict. Its record
         has the sum of an update's losses as ``"train_loss"``, and each one under a name such as
-        ``"train_loss.critic"``. Of the events, ``after_loss``, ``before_backward``,
+        ``"train_loss/critic"``. Of the events, ``after_loss``, ``before_backward``,
         ``after_backward`` and ``before_step`` fire in each turn, with ``learn.loss`` and
         ``learn.stepper`` of that turn; ``after_pred`` does not fire; the others fire once. A turn
         that is skipped in ``before_step`` leaves the others as they are; where no optimizer
@@ -76,7 +76,7 @@ class Turns(Loop):
             >>> learn = GAN((data, None), parts, opt=opts, device="cpu")
             >>> with learn.no_bar():
             ...     learn.fit(1)
-            >>> learn.recorder.history["train_loss.generator"].updates
+            >>> learn.recorder.history["train_loss/generator"].updates
             array([2, 4])
         """
         raise NotImplementedError

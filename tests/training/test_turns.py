@@ -125,7 +125,7 @@ def test_a_gan_over_one_cycle_is_that_of_a_loop_by_hand_to_the_bit() -> None:
         losses["critic"].append(of_critic.item())
         losses["generator"].append(of_generator.item())
     for name, expected in losses.items():
-        assert series(learn, f"train_loss.{name}") == expected
+        assert series(learn, f"train_loss/{name}") == expected
     total = [torch.tensor(a) + torch.tensor(b) for a, b in zip(*losses.values(), strict=True)]
     assert series(learn, "train_loss") == [value.item() for value in total]
     assert equal(weights(learn.model), weights(parts))
@@ -159,8 +159,8 @@ def test_a_critic_that_steps_five_times_as_often_and_is_clipped_is_that_of_a_loo
         if i % 5 == 4:
             step("generator", -critic(fake).mean())
     for name, expected in losses.items():
-        assert series(learn, f"train_loss.{name}") == expected
-    assert learn.recorder.history["train_loss.generator"].updates.tolist() == [5, 10, 15, 20]
+        assert series(learn, f"train_loss/{name}") == expected
+    assert learn.recorder.history["train_loss/generator"].updates.tolist() == [5, 10, 15, 20]
     assert equal(weights(learn.model), weights(parts))
     assert [opt.state[next(iter(opt.state))]["step"].item() for opt in learn.opt.members.values()]
 
@@ -215,8 +215,8 @@ def test_an_optimizer_that_is_frozen_has_no_turn() -> None:
     learn.fit(1)
     assert equal(before[0], weights(learn.model["generator"][0]))
     assert not equal(before[1], weights(learn.model["critic"]))
-    assert "train_loss.generator" not in learn.recorder.history
-    assert series(learn, "train_loss") == series(learn, "train_loss.critic")
+    assert "train_loss/generator" not in learn.recorder.history
+    assert series(learn, "train_loss") == series(learn, "train_loss/critic")
 
 
 def test_each_turn_fires_the_events_of_its_step_and_the_batch_its_own_once() -> None:
@@ -245,8 +245,8 @@ def test_a_turn_that_is_skipped_leaves_the_other_and_an_update_of_none_is_skippe
     learn.fit(1, cbs=[Callback(before_step=skip)])
     assert (learn.n_updates, learn.n_skipped) == (4, 1)
     history = learn.recorder.history
-    assert history["train_loss.critic"].updates.tolist() == [1, 3, 4]
-    assert history["train_loss.generator"].updates.tolist() == [1, 2, 3, 4]
+    assert history["train_loss/critic"].updates.tolist() == [1, 3, 4]
+    assert history["train_loss/generator"].updates.tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("cancel", [CancelBatch, CancelFit])
@@ -260,7 +260,7 @@ def test_a_batch_cancelled_after_one_turn_is_an_update_of_that(
     learn = learner()
     learn.fit(1, cbs=[Callback(after_loss=stop)])
     assert learn.n_updates == (5 if cancel is CancelBatch else 3)
-    updates = learn.recorder.history["train_loss.generator"].updates.tolist()
+    updates = learn.recorder.history["train_loss/generator"].updates.tolist()
     assert updates == ([1, 2, 4, 5] if cancel is CancelBatch else [1, 2])
     assert learn.recorder.history["train_loss"].updates.tolist() == [*range(1, learn.n_updates + 1)]
     assert all(p.grad is None for p in learn.model.parameters())
