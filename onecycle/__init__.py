@@ -7,6 +7,7 @@ collect the record. `onecycle.core.events` draws the loop.
 from onecycle.callbacks import (
     EMA,
     SWA,
+    ActivationCheckpointing,
     AttributeScheduler,
     BackendFlags,
     ChannelsLast,
@@ -123,6 +124,7 @@ from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resn
 from onecycle.vision.resizing import ProgressiveResizing
 
 __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA first
+    "ActivationCheckpointing",
     "AttributeScheduler",
     "BackendFlags",
     "CSVLogger",

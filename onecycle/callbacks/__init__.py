@@ -1,5 +1,6 @@
 """The callbacks that come with onecycle, one concern a file; `one_cycle` is the heart."""
 
+from onecycle.callbacks.activation_checkpointing import ActivationCheckpointing
 from onecycle.callbacks.attribute_scheduler import AttributeScheduler
 from onecycle.callbacks.averaging import EMA, SWA
 from onecycle.callbacks.backend_flags import BackendFlags
@@ -30,6 +31,7 @@ from onecycle.callbacks.when import When
 __all__ = [
     "EMA",
     "SWA",
+    "ActivationCheckpointing",
     "AttributeScheduler",
     "BackendFlags",
     "CSVLogger",
