@@ -27,7 +27,6 @@ from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
 from onecycle.core.checks import checked_callbacks
-from onecycle.core.handlers import draw_loop
 from onecycle.optim.groups import GroupValues, check_value
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
@@ -37,6 +36,7 @@ from onecycle.studies.comparison import NAMES, Compared, Comparison, compare
 from onecycle.studies.diagnosis import Diagnosis, diagnose
 from onecycle.studies.regularization import RegularizationReport, regularization_report
 from onecycle.studies.trials import Init
+from onecycle.training.drawing import draw_loop
 from onecycle.training.fine_tuning import FineTuneStage, found_stage
 from onecycle.training.freezing import freeze, freeze_to, require_body_and_head, unfreeze
 from onecycle.training.landing import land
