@@ -61,6 +61,7 @@ from onecycle.errors import (
 )
 from onecycle.learner import Learner
 from onecycle.optim.several import muon_groups
+from onecycle.optim.stepper import Stepper
 from onecycle.range_test.knee import knee
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import minimum, slide, steep, valley
@@ -184,6 +185,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "SnapshotEnsemble",
     "SpikeStop",
     "Stage",
+    "Stepper",
     "TensorLoader",
     "TerminateOnNonFinite",
     "TorchScheduler",
