@@ -95,9 +95,9 @@ def explain_out_of_memory(error: Exception, xb: Any) -> None:
     if is_out_of_memory(error):
         came = f"out of memory with the input {describe(xb)}"
         advice = (
-            "lower the batch size (find_batch_size() tells which one fits; MicroBatches() makes the "
-            "same update in parts), use MixedPrecision or ActivationCheckpointing, or a smaller "
-            "model or input; the next fit can start at once"
+            "lower the batch size (find_batch_size() tells which one fits; MicroBatches() makes "
+            "the same update in parts), use MixedPrecision or ActivationCheckpointing, or a "
+            "smaller model or input; the next fit can start at once"
         )
         _add(error, came, advice)
         chain: BaseException | None = error
