@@ -16,7 +16,6 @@ from onecycle.core.callback import Callback
 from onecycle.errors import CancelFit, CancelStep
 from onecycle.optim.buffers import KeptBuffers
 from onecycle.optim.several import Optimizers
-from onecycle.optim.stepper import TurnStepper
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -175,7 +174,5 @@ class SpikeStop(Callback):
 
 def _whose(learn: Loop) -> str:
     """Return the name of the optimizer that is about to step, where they take turns."""
-    stepper = learn.stepper
     members = learn.opt.members if isinstance(learn.opt, Optimizers) else {}
-    is_turn = isinstance(stepper, TurnStepper)
-    return next((name for name, opt in members.items() if is_turn and opt is stepper.opt), "")
+    return next((name for name, opt in members.items() if opt is learn.stepper.opt), "")

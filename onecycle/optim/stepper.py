@@ -200,22 +200,6 @@ class ScaledStepper(Stepper):
         super().zero_grad()
 
 
-class TurnStepper(Stepper):
-    """Makes the step of one of several optimizers; its loss gives no gradient to the others.
-
-    Args:
-        opt: That optimizer.
-    """
-
-    def trains(self) -> bool:
-        """Tell whether any of its parameters is not frozen."""
-        return any(p.requires_grad for p in self.params)
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a scalar loss by this optimizer's parameters."""
-        _differentiate(loss, [p for p in self.params if p.requires_grad])
-
-
 class _Told:
     """What the scaler gets to see of an optimizer, so that we are told whether it stepped.
 
@@ -233,9 +217,9 @@ class _Told:
         return self._opt.param_groups
 
 
-def _differentiate(loss: Tensor, by: list[nn.Parameter] | None = None) -> None:
+def _differentiate(loss: Tensor) -> None:
     try:
-        loss.backward(inputs=by)  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         explain_backward_error(error, loss)
         raise

@@ -15,7 +15,7 @@ from onecycle.core.loop import Loop
 from onecycle.errors import Cancel, CancelBatch, OnecycleError
 from onecycle.explanations import require_loss
 from onecycle.optim.several import Optimizers
-from onecycle.optim.stepper import TurnStepper
+from onecycle.optim.stepper import Stepper
 
 #: Gives the name of an optimizer with the loss that it steps by, for each turn of a batch.
 Losses = Generator[tuple[str, Tensor], None, None]
@@ -31,8 +31,9 @@ class Turns(Loop):
         """Yield an optimizer's name and its loss, for each that steps, in their order.
 
         To be overridden where optimizers take turns, as those of a GAN do; this replaces
-        `predict_batch` and `compute_loss` in training. What is yielded is differentiated by the
-        parameters of that optimizer alone, and it steps, before the next line of this method runs.
+        `predict_batch` and `compute_loss` in training. What is yielded is differentiated, and that
+        optimizer steps, before the next line of this method runs; gradients that others got from
+        this loss are dropped.
         Which of them a batch trains, and how often, is what is written here; ``self.n_updates``
         counts the updates of the fit. One update is one step of each optimizer that the batch gave
         a loss for, at least of one. An optimizer whose parameters are all frozen is passed over.
@@ -86,7 +87,7 @@ class Turns(Loop):
             return super()._batch_trainer()
         return partial(self._train_in_turns, turn_steppers(self))
 
-    def _train_in_turns(self, steppers: dict[str, TurnStepper], batch: Any, on: Handlers) -> None:
+    def _train_in_turns(self, steppers: dict[str, Stepper], batch: Any, on: Handlers) -> None:
         try:
             self._take(batch)
             if on.before_batch:
@@ -97,7 +98,7 @@ class Turns(Loop):
         if on.after_batch:
             report(self, on.after_batch, "after_batch")
 
-    def _update_in_turns(self, steppers: dict[str, TurnStepper], on: Handlers) -> None:
+    def _update_in_turns(self, steppers: dict[str, Stepper], on: Handlers) -> None:
         """Make an update; what was stepped counts as one, whatever ends the turns."""
         own, made, cancelled = self.stepper, dict[str, Tensor](), None
         self.turn_losses = made
@@ -120,9 +121,9 @@ class Turns(Loop):
             self.n_skipped += 1
 
     def _take_turns(
-        self, steppers: dict[str, TurnStepper], made: dict[str, Tensor], on: Handlers
+        self, steppers: dict[str, Stepper], made: dict[str, Tensor], on: Handlers
     ) -> None:
-        losses, taken = self.compute_losses(self.batch), set[str]()
+        losses, taken, whole = self.compute_losses(self.batch), set[str](), self.stepper
         if not isinstance(losses, Generator):
             raise TypeError(
                 "compute_losses must yield an optimizer's name and its loss, as in yield "
@@ -133,8 +134,10 @@ class Turns(Loop):
                 name, loss = _checked(turn, steppers, taken)
                 taken.add(name)
                 self.stepper = steppers[name]
-                if self.stepper.trains() and self._step_by(loss, on):
+                is_frozen = not any(p.requires_grad for p in self.stepper.params)
+                if not is_frozen and self._step_by(loss, on):
                     made[name] = self.loss
+                whole.zero_grad()
         if not taken:
             raise ValueError(
                 "compute_losses yielded no loss for a batch: yield at least one, or raise "
@@ -151,12 +154,12 @@ class Turns(Loop):
     def _step_by(self, loss: Tensor, on: Handlers) -> bool:
         """Differentiate the loss of a turn, and step; return whether that was done."""
         self.loss_grad, self.loss = loss, loss.detach()
-        self.update_loss = self.loss
         if on.after_loss:
             fire(self, on.after_loss, "after_loss")
         if on.before_backward:
             fire(self, on.before_backward, "before_backward")
         self.stepper.backward(self.loss_grad)
+        self.update_loss = self.loss
         if self._postponed(on):
             raise OnecycleError(
                 "a callback postponed the update in after_backward (CancelStep), which one of "
@@ -169,7 +172,7 @@ class Turns(Loop):
         return self.stepper.step()
 
 
-def turn_steppers(learn: Loop) -> dict[str, TurnStepper]:
+def turn_steppers(learn: Loop) -> dict[str, Stepper]:
     """Return what makes the steps of each optimizer of a learner, by their names.
 
     Args:
@@ -197,10 +200,10 @@ def turn_steppers(learn: Loop) -> dict[str, TurnStepper]:
             f"way, of one loss ({learn.stepper.forward_pass or learn.stepper!r}): leave it out (of "
             'mixed precision, MixedPrecision("bf16") makes none)'
         )
-    return {name: TurnStepper(opt) for name, opt in learn.opt.members.items()}
+    return {name: Stepper(opt) for name, opt in learn.opt.members.items()}
 
 
-def _checked(turn: Any, steppers: dict[str, TurnStepper], taken: set[str]) -> tuple[str, Tensor]:
+def _checked(turn: Any, steppers: dict[str, Stepper], taken: set[str]) -> tuple[str, Tensor]:
     names = ", ".join(map(repr, steppers))
     if not isinstance(turn, tuple) or len(turn) != 2:
         raise TypeError(
