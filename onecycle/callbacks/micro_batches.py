@@ -17,7 +17,7 @@ from onecycle.arguments import check_count
 from onecycle.callbacks.cuda_graph import CudaGraph
 from onecycle.callbacks.mixing import CutMix, MixUp
 from onecycle.callbacks.precision import MixedPrecision
-from onecycle.core.callback import Callback, Stage
+from onecycle.core.callback import Callback
 from onecycle.core.handlers import fire, handler_owner
 from onecycle.core.restore import RngState
 from onecycle.cuda_graphs.batches import training_handlers
@@ -44,9 +44,11 @@ class MicroBatches(Callback):
     loop knows nothing of it: schedules, the record and other callbacks see one batch and one loss.
     A batch in one part trains to the same bits as without this.
 
-    Not the same as in one part are layers that look at a whole batch, like batch norm, which see
-    the parts (a warning says so), and the random numbers of dropout, which are drawn for each part.
-    What a failed attempt changed, buffers and random generators, is put back before the next.
+    Not the same as in one part are layers and losses that look at a whole batch, like batch norm or
+    a contrastive loss, which see the parts (for batch norm a warning says so), and the random
+    numbers of dropout, which are drawn for each part. What a failed attempt changed, buffers and
+    random generators, is put back before the next. A fit that ran out of memory without this may be
+    resumed with it.
 
     ``learn.pred`` has no graph then: a callback that lets a loss depend on it is refused by the
     backward pass. The optimizer's own memory, validation and prediction are not its business;
@@ -79,7 +81,7 @@ class MicroBatches(Callback):
         True
     """
 
-    stage = Stage.PREPARE
+    # In no stage that a resume compares: a fit that ran out of memory may go on with it.
     runs_in = frozenset(("fit", "range_test"))
 
     def __init__(self, size: int | None = None) -> None:

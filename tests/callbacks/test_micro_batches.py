@@ -103,13 +103,14 @@ def test_without_the_callback_there_is_the_error_of_the_device() -> None:
 
 
 @pytest.mark.parametrize("extra", [(), (nn.BatchNorm1d(8), nn.Dropout(0.5))])
-def test_batches_that_fit_train_to_the_same_bits(extra: Any) -> None:
-    whole = learner(Limited(extra=extra))
+@pytest.mark.parametrize("others", [[], [MixedPrecision("bf16")], [GradientAccumulation(2)]])
+def test_batches_that_fit_train_to_the_same_bits(extra: Any, others: list[Callback]) -> None:
+    whole = learner(Limited(extra=extra), *others)
     whole.fit(2)
-    watched = learner(Limited(extra=extra), MicroBatches())
+    watched = learner(Limited(extra=extra), *others, MicroBatches())
     watched.fit(2)
     assert trained(watched) == trained(whole)
-    assert watched.cbs[1].size is None
+    assert watched.cbs[-1].size is None
 
 
 def test_parts_of_uneven_size_count_by_their_samples() -> None:
@@ -225,6 +226,23 @@ def test_an_interrupted_fit_ends_in_the_same_bits(tmp_path: Path) -> None:
     resumed.fit(2, resume=tmp_path)
     assert resumed.model.seen[0] == 2  # it goes on with the size that was found
     assert trained(resumed) == trained(whole)
+
+
+def test_a_fit_that_ran_out_of_memory_goes_on_in_parts(tmp_path: Path) -> None:
+    whole = learner(Limited())
+    whole.fit(2)
+    cut = learner(Limited())
+
+    def fail(learn: Any) -> None:
+        if learn.n_updates == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        cut.fit(2, cbs=[Checkpoint(tmp_path, every="1 update"), Callback(after_loss=fail)])
+    parts = learner(Limited(), MicroBatches(2))
+    parts.fit(2, resume=tmp_path)
+    assert (parts.total_updates, set(parts.model.seen)) == (8, {2})
+    assert distance(whole, parts) < 1e-6
 
 
 def test_a_range_test_leaves_nothing_behind() -> None:
