@@ -7,6 +7,7 @@ collect the record. `onecycle.core.events` draws the loop.
 from onecycle.callbacks import (
     EMA,
     SWA,
+    ActivationCheckpointing,
     AttributeScheduler,
     BackendFlags,
     ChannelsLast,
@@ -21,6 +22,7 @@ from onecycle.callbacks import (
     LabelSmoothing,
     LandOnInterrupt,
     LRFinder,
+    MicroBatches,
     MixedPrecision,
     MixUp,
     MomentumCycler,
@@ -33,6 +35,7 @@ from onecycle.callbacks import (
     ReduceLROnPlateau,
     SaveModel,
     SnapshotEnsemble,
+    SpikeStop,
     TerminateOnNonFinite,
     TorchScheduler,
     When,
@@ -58,6 +61,7 @@ from onecycle.errors import (
 )
 from onecycle.learner import Learner
 from onecycle.optim.several import muon_groups
+from onecycle.optim.stepper import Stepper
 from onecycle.range_test.knee import knee
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import minimum, slide, steep, valley
@@ -121,6 +125,7 @@ from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resn
 from onecycle.vision.resizing import ProgressiveResizing
 
 __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA first
+    "ActivationCheckpointing",
     "AttributeScheduler",
     "BackendFlags",
     "CSVLogger",
@@ -152,6 +157,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "LandOnInterrupt",
     "Learner",
     "MeanMetric",
+    "MicroBatches",
     "MissingCallbackError",
     "MixUp",
     "MixedPrecision",
@@ -177,7 +183,9 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "ScheduleConflictError",
     "SeededDataset",
     "SnapshotEnsemble",
+    "SpikeStop",
     "Stage",
+    "Stepper",
     "TensorLoader",
     "TerminateOnNonFinite",
     "TorchScheduler",

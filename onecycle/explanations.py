@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Number
 from typing import Any, TypeGuard
 
@@ -96,8 +97,9 @@ def explain_out_of_memory(error: Exception, xb: Any) -> None:
     if is_out_of_memory(error):
         came = f"out of memory with the input {describe(xb)}"
         advice = (
-            "lower the batch size (GradientAccumulation makes up for it in the update), use "
-            "MixedPrecision, or a smaller model or input; the next fit can start at once"
+            "lower the batch size (find_batch_size() tells which one fits; MicroBatches() makes "
+            "the same update in parts), use MixedPrecision or ActivationCheckpointing, or a "
+            "smaller model or input; the next fit can start at once"
         )
         _add(error, came, advice)
         chain: BaseException | None = error
@@ -221,6 +223,31 @@ def explain_foreign_name(name: str) -> str | None:
         "here it is 'after_epoch'"
     """
     return _ELSEWHERE.get(name)
+
+
+def explain_unknown_event(
+    owner: str, name: str, events: Collection[str], prefixes: Sequence[str]
+) -> str:
+    """Say that a name is no event, and which one may be meant.
+
+    Args:
+        owner: Who defines it.
+        name: The name.
+        events: The events that there are.
+        prefixes: What the names of events begin with.
+
+    Example:
+        >>> explain_unknown_event("Mine", "after_bach", ["after_batch", "after_fit"], ["after_"])
+        "Mine defines 'after_bach', which looks like an event and is none: did you mean ..."
+    """
+    if elsewhere := explain_foreign_name(name):
+        return f"{owner} defines {name!r}, a name of another library: {elsewhere}"
+    near = difflib.get_close_matches(name, events, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"the events are {', '.join(events)}."
+    return (
+        f"{owner} defines {name!r}, which looks like an event and is none: {hint} "
+        f"(A helper method must not begin with {', '.join(prefixes)}.)"
+    )
 
 
 def _add(error: Exception, came: str, advice: str | None) -> None:

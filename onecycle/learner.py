@@ -27,15 +27,16 @@ from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
 from onecycle.core.checks import checked_callbacks
-from onecycle.core.handlers import draw_loop
 from onecycle.optim.groups import GroupValues, check_value
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
 from onecycle.schedules.shapes import Schedule
+from onecycle.studies.batch_size import find_batch_size
 from onecycle.studies.comparison import NAMES, Compared, Comparison, compare
 from onecycle.studies.diagnosis import Diagnosis, diagnose
 from onecycle.studies.regularization import RegularizationReport, regularization_report
 from onecycle.studies.trials import Init
+from onecycle.training.drawing import draw_loop
 from onecycle.training.fine_tuning import FineTuneStage, found_stage
 from onecycle.training.freezing import freeze, freeze_to, require_body_and_head, unfreeze
 from onecycle.training.landing import land
@@ -64,7 +65,9 @@ class Learner(Trainer):
 
     Metrics are called as the loss function is. For what computes its loss in another way override
     ``predict_batch(self, batch)`` and ``compute_loss(self, pred, batch)``. A learner can be copied
-    by ``copy.deepcopy``, data included, and pickled, between fits; both train on apart.
+    by ``copy.deepcopy``, data included, and pickled, between fits; both train on apart. Where
+    several optimizers take turns, each by a loss of its own, as in a GAN, override
+    ``compute_losses(self, batch)``: see `onecycle.training.turns.Turns`.
 
     Args:
         dls: `DataLoaders`, or a pair ``(train, valid)`` of iterables of batches; ``valid`` may be
@@ -85,10 +88,10 @@ class Learner(Trainer):
             gives several values is recorded by their names: see `named_numbers`.
         cbs: Callbacks for every fit, besides the `Recorder` and the `Progress` that each learner
             has.
-        opt: An optimizer that exists, instead of ``opt_func``, or a list of several, each with
-            parameters of its own; used as it is. One that has methods ``train`` and ``eval``, as
-            those called schedule-free, is put in the mode of each pass, and in evaluation mode
-            after a fit.
+        opt: An optimizer that exists, instead of ``opt_func``, or several in a list, or in a dict
+            by name, each with parameters of its own; used as it is. One that has methods ``train``
+            and ``eval``, as those called schedule-free, is put in the mode of each pass, and in
+            evaluation mode after a fit.
         wd: The weight decay; ``None`` for the optimizer's own.
         wd_bn_bias: Whether norms and biases decay too.
         moms: Momentum at the start, the peak and the end of a cycle.
@@ -583,6 +586,34 @@ class Learner(Trainer):
             mode=mode,
             init=init,
         )
+
+    def find_batch_size(self, most: int | None = None) -> int:
+        """Find the largest batch size whose updates the memory can hold.
+
+        From the batch size of the training loader on, sizes are doubled until two updates run out
+        of memory, or halved until two updates fit. Nothing is left behind, as by `lr_find`: give
+        the size to a new loader. A copy of weights and optimizer state lies in memory meanwhile,
+        so that what is found fits with room to spare. Batches of other shapes, such as longer
+        texts, may need more; `MicroBatches` makes up for these in the fit.
+
+        Args:
+            most: The largest size to try; by default all samples of the training data.
+
+        Returns:
+            The size: that of the loader times or over a power of two, or the limit.
+
+        Raises:
+            TypeError, ValueError: If the training loader is of a kind whose batch size cannot be
+                changed, or ``most`` is no number of samples.
+            RuntimeError: In the middle of a fit.
+            Exception: The error of the device, if not even one sample fits.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> toy_learner(n_batches=8, batch_size=8).find_batch_size()
+            64
+        """
+        return find_batch_size(self, most)
 
     def diagnose(
         self,

@@ -1,5 +1,6 @@
 """The callbacks that come with onecycle, one concern a file; `one_cycle` is the heart."""
 
+from onecycle.callbacks.activation_checkpointing import ActivationCheckpointing
 from onecycle.callbacks.attribute_scheduler import AttributeScheduler
 from onecycle.callbacks.averaging import EMA, SWA
 from onecycle.callbacks.backend_flags import BackendFlags
@@ -11,6 +12,7 @@ from onecycle.callbacks.landing import LandOnInterrupt
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.memory_format import ChannelsLast
+from onecycle.callbacks.micro_batches import MicroBatches
 from onecycle.callbacks.mixing import CutMix, LabelSmoothing, MixUp
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule
@@ -21,6 +23,7 @@ from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.save_model import SaveModel
 from onecycle.callbacks.speed import speed_profile
+from onecycle.callbacks.spikes import SpikeStop
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.callbacks.when import When
@@ -28,6 +31,7 @@ from onecycle.callbacks.when import When
 __all__ = [
     "EMA",
     "SWA",
+    "ActivationCheckpointing",
     "AttributeScheduler",
     "BackendFlags",
     "CSVLogger",
@@ -42,6 +46,7 @@ __all__ = [
     "LRFinder",
     "LabelSmoothing",
     "LandOnInterrupt",
+    "MicroBatches",
     "MixUp",
     "MixedPrecision",
     "MomentumCycler",
@@ -54,6 +59,7 @@ __all__ = [
     "ReduceLROnPlateau",
     "SaveModel",
     "SnapshotEnsemble",
+    "SpikeStop",
     "TerminateOnNonFinite",
     "TorchScheduler",
     "When",

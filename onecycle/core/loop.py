@@ -176,10 +176,10 @@ class Loop(LoopState):
             self.plan_pass()
 
     def _train(self) -> None:
-        on = self._on
+        on, train_batch = self._on, self._batch_trainer()
         try:
             for self.iter, batch in enumerate(self._batches(), self.iter):
-                self._train_batch(batch, on)
+                train_batch(batch, on)
             if self.batches_in_window:  # the pass ended before the window was full
                 try:
                     self._update(on)
@@ -187,6 +187,10 @@ class Loop(LoopState):
                     self._cancelled("batch", cancel, on)
         finally:
             self._drop_gradients()
+
+    def _batch_trainer(self) -> Callable[[Any, Handlers], None]:
+        """Return what trains a batch; asked once for each pass, since there are other ways."""
+        return self._train_batch
 
     def _train_batch(self, batch: Any, on: Handlers) -> None:
         window = self.batches_in_window

@@ -55,7 +55,9 @@ class LoopState:
         pred: What the model returned.
         loss_grad: The loss with its graph: what is differentiated. May be rewritten.
         loss: The loss detached, on the device: what is reported. Nobody writes it.
-        update_loss: The loss of the update just made: the mean over its accumulated batches.
+        update_loss: The loss of the update just made: the mean over its accumulated batches, or
+            the sum of ``turn_losses``.
+        turn_losses: Where optimizers take turns, the loss that each stepped by, by its name.
         epoch, n_epoch: The epoch, from 0, and their number (``None``: until ``max_updates``).
         iter, n_iter: The batch of this pass, from 0, and their number (``None``: unknown). A pass
             begins at the batch that ``iter`` names after ``before_train``.
@@ -263,3 +265,4 @@ class LoopState:
         """Keep no batch, prediction or graph alive."""
         self.batch = self.xb = self.yb = self.pred = None
         self.loss = self.loss_grad = self.update_loss = None
+        self.turn_losses: dict[str, Tensor] = {}

@@ -287,7 +287,7 @@ def _of_prediction(pred: Tensor, yb: Tensor, loss: float, loss_func: Any) -> Ite
 
 
 def _of_gradients(learn: Loop) -> Iterator[str]:
-    held = {id(p) for group in learn.opt.param_groups for p in group["params"]}
+    held = {id(p) for p in learn.stepper.params}  # of one optimizer alone, where they take turns
     left = [
         name
         for name, p in learn.model.named_parameters()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -65,6 +65,7 @@ from onecycle.training.checking import (
 from onecycle.training.options import check_options
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 from onecycle.training.rate_finding import RateSearch
+from onecycle.training.turns import Turns
 
 log = logging.getLogger("onecycle")
 
@@ -72,7 +73,7 @@ log = logging.getLogger("onecycle")
 _NOT_COPIED = ("_turn", "_on", "_on_valid", "_contexts", "stepper", "dl")
 
 
-class Trainer(Loop):
+class Trainer(Turns):
     """What one does with a loop: fit, find a rate, validate, predict, save; see `Learner`."""
 
     def __init__(
@@ -85,7 +86,7 @@ class Trainer(Loop):
         metrics: Sequence[Any] = (),
         cbs: Sequence[Callback] = (),
         *,
-        opt: Optimizer | Sequence[Optimizer] | None = None,
+        opt: Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer] | None = None,
         wd: float | None = None,
         wd_bn_bias: bool = False,
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),

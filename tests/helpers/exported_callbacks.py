@@ -26,6 +26,7 @@ EXPORTED = sorted(
 def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
     """Return what makes a callback, with the arguments that it cannot do without."""
     arguments = {
+        onecycle.ActivationCheckpointing: [["*"]],
         onecycle.When: [Callback(after_step=torch.is_tensor)],
         CSVLogger: [folder / "log.csv"],
         SaveModel: [folder / "best.pt"],
