@@ -119,9 +119,7 @@ class Callback:
         for name in dir(cls):  # what a mixin brings included
             is_like_one = name.startswith(EVENT_PREFIXES) or explain_foreign_name(name)
             if is_like_one and name not in EVENTS:
-                raise UnknownEventError(
-                    explain_unknown_event(cls.__name__, name, EVENTS, EVENT_PREFIXES)
-                )
+                raise UnknownEventError(explain_unknown_event(cls.__name__, name, *_KNOWN))
         for name in EVENTS:
             check_takes_learn(cls, name)
         if cls.during not in _DURING:
