@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: By this name the rate of the short cycles is among the suggestions.
 CYCLES = "mini_cycles"
 
+#: Rules that differ by more than so many times cannot both be trusted.
+APART = 20.0
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LRFindResult:
@@ -153,6 +156,20 @@ class LRFindResult:
         ).around(said)
 
     @property
+    def unsure(self) -> str | None:
+        """Which two rules differ by more than 20 times, in a line; or ``None``."""
+        said = {rule: lr for rule, lr in self.suggestions.items() if lr is not None}
+        if not said:
+            return None
+        low, high = min(said, key=said.__getitem__), max(said, key=said.__getitem__)
+        if said[high] <= APART * said[low]:
+            return None
+        return (
+            f"unsure: {high} says {said[high]:.1e}, {low} {said[low]:.1e}, "
+            f"{said[high] / said[low]:.0f} times less"
+        )
+
+    @property
     def valid_smoothed(self) -> Array | None:
         """The validation losses, smoothed as the training losses are; ``None`` without them."""
         return None if self.valid_losses is None else smooth(self.valid_losses)
@@ -224,6 +241,7 @@ class LRFindResult:
         lines += [self.note] if self.note is not None else []
         if self.reason is not None:
             return "\n".join([*lines, self.reason])
+        lines += [line for line in (self.unsure,) if line is not None]
         lines += [] if self.cycles is None else [repr(self.cycles)]
         said = self._said()
         width = max(map(len, (*said, "cycle")))

@@ -31,7 +31,7 @@ from advice_tasks import TASKS, Task
 from onecycle import LRFindResult, minimum, slide, steep, valley
 
 SEEDS = (0, 1, 2)
-HALVES = ("develop", "unseen", "fresh")
+HALVES = ("develop", "unseen", "fresh", "last")
 #: Where the grid begins, as a power of ten in thirds.
 CENTRE = {"SGD": -3, "AdamW": -6, "RMSprop": -6, "Muon": -5}
 
@@ -102,7 +102,7 @@ def advice(lines: Lines, task: Task, seed: int) -> dict[str, Any]:
 
 def _cost(found: LRFindResult) -> int:
     """Return the updates that a call made."""
-    return found.num_it if found.note is None else int(found.note.split("; ")[1].split()[0])
+    return found.num_it if found.note is None else int(found.note.split("; ")[-1].split()[0])
 
 
 def main() -> None:
