@@ -23,6 +23,10 @@ TIE = 0.01
 #: A cycle that lowers the loss by less than this part of it has trained nothing.
 LEAST = 0.01
 
+#: Two long cycles that lower the loss by less than this part of it are no evidence: so much one
+#: gains by chance, and what was believed is better.
+WEAK = 0.03
+
 #: From the first peak of two to the second. One such step below a break there still is room, and
 #: a smaller step tells two peaks apart less well than their noise.
 FAR = 4.0
@@ -68,8 +72,9 @@ class MiniCycles:
 
     @property
     def has_trained(self) -> bool:
-        """Whether one of them did."""
-        return trains(min(self.losses), self.before)
+        """Whether one of them did, and of two long ones by enough to be evidence."""
+        part = LEAST if self.believed is None else WEAK
+        return trains(min(self.losses), self.before, part)
 
     @property
     def lr(self) -> float | None:
@@ -105,9 +110,9 @@ class MiniCycles:
         return "\n".join(lines)
 
 
-def trains(loss: float, before: float) -> bool:
+def trains(loss: float, before: float, part: float = LEAST) -> bool:
     """Return whether the loss at the end of a cycle is that of a model that was trained."""
-    return loss < before - LEAST * abs(before)
+    return loss < before - part * abs(before)
 
 
 def try_two(

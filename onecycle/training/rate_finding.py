@@ -106,7 +106,7 @@ class RateSearch:
         if not cycles.has_trained and not _moves(reading, cycles):
             return replace(result, cycles=cycles, note=_note(note, sum(spent) + cycles.cost))
         if not cycles.has_trained:
-            note = f"{note}; unsure: none of them trained, {_bounds(believed, reading, end)}"
+            note = f"{note}; unsure: they hardly trained, {_bounds(believed, reading, end)}"
         return _with_cycles(result, cycles, _note(note, sum(spent) + cycles.cost), {})
 
     def _confirmed(self, result: LRFindResult, centre: float, length: int) -> LRFindResult:

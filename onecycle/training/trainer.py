@@ -340,8 +340,9 @@ class Trainer(Loop):
         150 updates decide in the place of the rule `knee`: to the peak that the breaking rate and
         the optimizer make likely, and to four times as much, or where that one trains nothing a
         quarter. A line of the result says what was done, and how many updates it took: by default
-        at most 400. Where neither trains, the likely peak is suggested, and the line says
-        "unsure". Tests of fewer than 50 updates, linear ones, and the sweeps do without.
+        at most 400. Where neither trains enough to be evidence, the likely peak is suggested, and
+        the line says "unsure". Tests of fewer than 50 updates, linear ones, and the sweeps do
+        without.
 
         Args:
             start_lr: The first rate, above 0.

@@ -111,6 +111,8 @@ def long_cycles(low: float, high: float, believed: float) -> MiniCycles:
         (1.0, 1.99, 0.1, 0.1 / EDGE),  # the higher one trains nothing: the break is near
         (1.0, math.inf, 0.4, 0.1 / EDGE),
         (1.99, 1.985, 0.1, 0.1),  # neither trains anything: what was believed
+        (1.95, 1.99, 0.4, 0.4),  # nor enough to be evidence
+        (1.95, math.inf, 0.1, 0.1),
         (math.inf, math.inf, 0.4, 0.4),
     ],
 )

@@ -126,7 +126,7 @@ class TestWithoutAValley:
         assert result.cycles is not None
         assert not result.cycles.has_trained
         assert result.suggestion == result.cycles.believed
-        assert "unsure: none of them trained" in str(result.note)
+        assert "unsure: they hardly trained" in str(result.note)
         assert f"{result.suggestion:.1e} is only believed" in repr(result)
 
     def test_where_nothing_changes_the_loss_there_is_no_rate_and_a_reason(self) -> None:
