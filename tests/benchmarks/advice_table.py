@@ -54,6 +54,7 @@ class Regrets:
         self._before = next(d["loss"] for d in own if d["kind"] == "before")
         self._losses = {d["lr"]: d["loss"] for d in own if d["kind"] == "fit"}
         self.grid = sorted(lr for lr in self._losses if _is_third(lr))
+        self._rivals = {d["name"]: d["loss"] for d in own if d["kind"] == "rival"}
         self._best = min(self._losses[lr] for lr in self.grid)
 
     @property
@@ -67,7 +68,13 @@ class Regrets:
             return WORST
         if lr < self.grid[0] * 0.99 and float(f"{lr:.6g}") not in self._losses:
             return 1.0
-        loss = self._losses[min(self._losses, key=lambda other: abs(math.log(other / lr)))]
+        return self._of(self._losses[min(self._losses, key=lambda o: abs(math.log(o / lr)))])
+
+    def of_rival(self, name: str) -> float:
+        """Return the regret of an optimizer that is given no rate."""
+        return self._of(self._rivals[name])
+
+    def _of(self, loss: float) -> float:
         return min((loss - self._best) / (self._before - self._best), WORST)
 
 
@@ -106,6 +113,11 @@ def table(lines: Lines, tasks: Sequence[Task], seeds: Sequence[int], half: str) 
         ours = mean(by_task(lambda t, s: said[key(t), s]["said"]["default (knee)"], of))
         name = f"{optimizer}: the best fixed peak, {fixed:.2g} (default: {ours:.3f})"
         rows.append(row(name, by_task(lambda t, s, lr=fixed: lr, of)))
+    rivals = sorted({d["name"] for d in lines.done if d["kind"] == "rival"})
+    of = [task for task in tasks if task.optimizer == "AdamW"]
+    for name in rivals:
+        found = [mean(regrets[t.name, t.optimizer, s].of_rival(name) for s in seeds) for t in of]
+        rows.append(row(f"AdamW tasks: {name}", found))
     chance = by_task(lambda t, s: _best_of_others(regrets, t, s, seeds))
     rows.append(row("chance: the best peak of the other seeds", chance))
     return "\n".join(rows)

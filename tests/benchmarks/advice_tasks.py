@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class Task:
 
     def learner(self, seed: int) -> Learner:
         """Make a learner; the seed governs weights, the order of the data and dropout."""
-        train, valid = self.data()
+        train, valid = _made(self.data)
         torch.manual_seed(seed)
         model = self.model()
         dls = DataLoaders(
@@ -88,6 +88,11 @@ class Task:
         options: dict[str, Any] = {"n_inp": 1, "device": "cpu", "seed": seed, "check": False}
         opt_func = OPTIMIZERS[self.optimizer]
         return Learner(dls, model, self.loss_func, opt_func, **options)
+
+
+@cache
+def _made(data: Callable[[], Data]) -> Data:
+    return data()
 
 
 _xent, _bce = F.cross_entropy, F.binary_cross_entropy_with_logits
