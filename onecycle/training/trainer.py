@@ -338,11 +338,13 @@ class Trainer(Turns):
         of the last one, and the others keep their ratios to it.
 
         Where the test shows a valley, that is all. Where it does not (the fall is as small as the
-        noise, or the loss breaks before it falls), the rule `knee` lets short cycles decide, of
-        half as many updates as the test and at most six; where the loss neither fell nor broke, a
-        second test goes on to higher rates first. A line of the result says what was done, and
-        how many updates it took: by default at most 400. Tests of fewer than 50 updates, linear
-        ones, and the sweeps do without.
+        noise, or the loss breaks before it falls, or still falls at the last rate), two cycles of
+        150 updates decide in the place of the rule `knee`: to the peak that the breaking rate and
+        the optimizer make likely, and to four times as much, or where that one trains nothing a
+        quarter. A line of the result says what was done, and how many updates it took: by default
+        at most 400. Where neither trains enough to be evidence, the likely peak is suggested, and
+        the line says "unsure". Tests of fewer than 50 updates, linear ones, and the sweeps do
+        without.
 
         Args:
             start_lr: The first rate, above 0.
@@ -363,10 +365,11 @@ class Trainer(Turns):
             batch_sizes: Run one test for each of these batch sizes of the training loader: a
                 `TensorLoader`, or a DataLoader made with ``batch_size=``.
             confirm: Confirm the suggestion by short cycles of so many updates, 50 say: to five
-                peaks around it, half a decade apart, and to more where the best of them lies at
-                an edge, at most ten. The loss at the end of each is that over as many validation
-                batches, or without a loader the mean of its last training losses. Half of the
-                best peak is the suggestion; ``result.cycles`` is the table.
+                peaks around it, 10^0.4 apart, and to a sixth where the best of them lies at an
+                edge. The loss at the end of each is that over as many validation batches, or
+                without a loader the mean of its last training losses. Half of the best peak is
+                the suggestion; ``result.cycles`` is the table. Where the test shows no valley, the
+                two long cycles are the confirmation.
 
         Returns:
             Rates, losses, suggestions, and why the test stopped; of several tests a `RangeTests`,
