@@ -7,6 +7,7 @@ from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.cuda_graph import CudaGraph
 from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
+from onecycle.callbacks.json_lines import JSONLines
 from onecycle.callbacks.landing import LandOnInterrupt
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder
@@ -22,6 +23,7 @@ from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.save_model import SaveModel
 from onecycle.callbacks.speed import speed_profile
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
+from onecycle.callbacks.tensor_board import TensorBoard
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.callbacks.when import When
 
@@ -39,6 +41,7 @@ __all__ = [
     "EnsembleReport",
     "GradientAccumulation",
     "GradientClip",
+    "JSONLines",
     "LRFinder",
     "LabelSmoothing",
     "LandOnInterrupt",
@@ -54,6 +57,7 @@ __all__ = [
     "ReduceLROnPlateau",
     "SaveModel",
     "SnapshotEnsemble",
+    "TensorBoard",
     "TerminateOnNonFinite",
     "TorchScheduler",
     "When",

@@ -6,6 +6,7 @@ imported when a picture is drawn.
 
 from onecycle.plots.history import plot_bands, plot_loss, plot_metrics, plot_sched
 from onecycle.plots.range_test import plot_lr_find, plot_plateaus, plot_range_tests
+from onecycle.plots.style import to_pixels
 from onecycle.plots.text import draw_lr_find
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "plot_plateaus",
     "plot_range_tests",
     "plot_sched",
+    "to_pixels",
 ]

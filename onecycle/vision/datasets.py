@@ -20,7 +20,18 @@ from onecycle.data.loaders import DataLoaders, TensorLoader
 Device = torch.device | str | None
 
 _DIGITS = tuple("0123456789")
-_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+_CIFAR10 = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]
 
 
 def digits(batch_size: int = 64, seed: int = 42, device: Device = None) -> DataLoaders:
@@ -124,7 +135,8 @@ def cifar10(
     mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
     tree = Path(data_dir) / "cifar10"
     if (tree / "train").is_dir() and (tree / "test").is_dir():
-        tensors, classes = _decode_tree(tree, 32)
+        tensors, folders = _decode_tree(tree, 32)
+        classes: Sequence[str] = folders
     else:
         try:
             parts = [CIFAR10(data_dir, train=train, download=download) for train in (True, False)]
