@@ -77,7 +77,7 @@ class DataLoaders:
         self.valid = valid
         self.classes = None if classes is None else check_list("classes", classes, "texts")
         for name in self.classes or ():
-            check_text("a class", name)
+            check_text("each of classes", name)
 
     @classmethod
     def from_datasets(

@@ -4,7 +4,7 @@ Colours are those of Okabe and Ito, which people with any kind of colour vision 
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -62,11 +62,15 @@ def names_shown(labels: Sequence[str]) -> list[str]:
     return [label if i in shown else "_" for i, label in enumerate(labels)]
 
 
-def new_axes() -> "Axes":
-    """Make a figure with axes of the size that all pictures have."""
+def new_axes(
+    width: float = 7,
+    height: float = 4.2,
+    layout: Literal["constrained", "compressed"] = "constrained",
+) -> "Axes":
+    """Make a figure with axes: of the size that all curves have, or another, in inches."""
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=(7, 4.2), layout="constrained")[1]
+    return plt.subplots(figsize=(width, height), layout=layout)[1]
 
 
 def to_pixels(plot: Callable[..., object]) -> NDArray[np.uint8]:

@@ -201,6 +201,11 @@ class _Normalize:
             self.mean, self.std = self.mean.to(x.device), self.std.to(x.device)
         return (x.float().sub_(self.mean).div_(self.std), *rest)
 
+    def undo(self, images: Tensor) -> Tensor:
+        """Return normalised images with values in [0, 1], as they can be shown."""
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        return (images * std + mean) / 255
+
 
 def _image_loaders(
     tensors: Sequence[tuple[Tensor, Tensor]],
