@@ -7,6 +7,7 @@ collect the record. `onecycle.core.events` draws the loop.
 from onecycle.callbacks import (
     EMA,
     SWA,
+    ActivationStats,
     AttributeScheduler,
     BackendFlags,
     ChannelsLast,
@@ -18,6 +19,7 @@ from onecycle.callbacks import (
     EnsembleReport,
     GradientAccumulation,
     GradientClip,
+    GradientNorm,
     JSONLines,
     LabelSmoothing,
     LandOnInterrupt,
@@ -37,6 +39,7 @@ from onecycle.callbacks import (
     TensorBoard,
     TerminateOnNonFinite,
     TorchScheduler,
+    UpdateRatios,
     When,
     speed_profile,
 )
@@ -123,6 +126,7 @@ from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resn
 from onecycle.vision.resizing import ProgressiveResizing
 
 __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA first
+    "ActivationStats",
     "AttributeScheduler",
     "BackendFlags",
     "CSVLogger",
@@ -148,6 +152,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "EnsembleReport",
     "GradientAccumulation",
     "GradientClip",
+    "GradientNorm",
     "JSONLines",
     "LRFindResult",
     "LRFinder",
@@ -186,6 +191,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "TerminateOnNonFinite",
     "TorchScheduler",
     "UnknownEventError",
+    "UpdateRatios",
     "When",
     "accuracy",
     "binary_accuracy",

@@ -1,11 +1,13 @@
 """The callbacks that come with onecycle, one concern a file; `one_cycle` is the heart."""
 
+from onecycle.callbacks.activation_stats import ActivationStats
 from onecycle.callbacks.attribute_scheduler import AttributeScheduler
 from onecycle.callbacks.averaging import EMA, SWA
 from onecycle.callbacks.backend_flags import BackendFlags
 from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.cuda_graph import CudaGraph
 from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
+from onecycle.callbacks.gradient_norm import GradientNorm
 from onecycle.callbacks.gradients import GradientAccumulation, GradientClip
 from onecycle.callbacks.json_lines import JSONLines
 from onecycle.callbacks.landing import LandOnInterrupt
@@ -25,11 +27,13 @@ from onecycle.callbacks.speed import speed_profile
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.tensor_board import TensorBoard
 from onecycle.callbacks.torch_scheduler import TorchScheduler
+from onecycle.callbacks.update_ratios import UpdateRatios
 from onecycle.callbacks.when import When
 
 __all__ = [
     "EMA",
     "SWA",
+    "ActivationStats",
     "AttributeScheduler",
     "BackendFlags",
     "CSVLogger",
@@ -41,6 +45,7 @@ __all__ = [
     "EnsembleReport",
     "GradientAccumulation",
     "GradientClip",
+    "GradientNorm",
     "JSONLines",
     "LRFinder",
     "LabelSmoothing",
@@ -60,6 +65,7 @@ __all__ = [
     "TensorBoard",
     "TerminateOnNonFinite",
     "TorchScheduler",
+    "UpdateRatios",
     "When",
     "speed_profile",
 ]
