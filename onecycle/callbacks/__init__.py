@@ -15,6 +15,7 @@ from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.memory_format import ChannelsLast
 from onecycle.callbacks.mixing import CutMix, LabelSmoothing, MixUp
+from onecycle.callbacks.mlflow import MLflow
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule
 from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
@@ -28,6 +29,7 @@ from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.tensor_board import TensorBoard
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.callbacks.update_ratios import UpdateRatios
+from onecycle.callbacks.wandb import WandB
 from onecycle.callbacks.when import When
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "LRFinder",
     "LabelSmoothing",
     "LandOnInterrupt",
+    "MLflow",
     "MixUp",
     "MixedPrecision",
     "MomentumCycler",
@@ -66,6 +69,7 @@ __all__ = [
     "TerminateOnNonFinite",
     "TorchScheduler",
     "UpdateRatios",
+    "WandB",
     "When",
     "speed_profile",
 ]

@@ -74,7 +74,7 @@ class Tracker(Callback):
     requires: ClassVar[tuple[type[Callback], ...]] = (Recorder,)
 
     #: What a write may raise without ending the fit.
-    failures: ClassVar[tuple[type[Exception], ...]] = (OSError,)
+    failures: tuple[type[Exception], ...] = (OSError,)
 
     def __init__(self, name: str | None = None) -> None:
         self.name = None if name is None else check_text("name", name)

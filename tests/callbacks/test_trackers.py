@@ -10,8 +10,10 @@ from onecycle import (
     CancelFit,
     Checkpoint,
     JSONLines,
+    MLflow,
     SaveModel,
     TensorBoard,
+    WandB,
 )
 from onecycle.callbacks import trackers
 from onecycle.testing import toy_learner
@@ -218,73 +220,13 @@ def test_a_folder_as_file_and_a_name_that_is_none_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("make", "module"),
-    [(lambda: TensorBoard("runs"), "tensorboard")],
+    [
+        (lambda: TensorBoard("runs"), "tensorboard"),
+        (lambda: WandB("project"), "wandb"),
+        (lambda: MLflow("experiment"), "mlflow"),
+    ],
 )
 def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch, make, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"which is not installed: pip install 'onecycle\[track"):
         make()
-
-
-# TensorBoard, from its own files ------------------------------------------------------------
-
-
-@pytest.fixture
-def events():
-    accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
-    )
-
-    def read(folder):
-        return accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-
-    return read
-
-
-def scalars(read, name):
-    return [(event.step, event.value) for event in read.Scalars(name)]
-
-
-def of_record(history, name):
-    # TensorBoard keeps float32.
-    values = history[name].values.astype(np.float32).tolist()
-    return list(zip(history[name].updates.tolist(), values, strict=True))
-
-
-def test_event_file_holds_the_record_the_settings_and_the_picture(tmp_path, events):
-    learn = toy_learner(n_batches=5)
-    learn.lr_find(show_plot=False)
-    best = SaveModel(tmp_path / "best.pt")
-    learn.fit_one_cycle(2, 0.1, cbs=[TensorBoard(tmp_path / "tb", name="run"), best])
-    read = events(tmp_path / "tb" / "run")
-    for name in ("train_loss", "lr", "momentum", "valid_loss", "mse"):
-        assert scalars(read, name) == of_record(learn.recorder.history, name)
-    assert scalars(read, "epoch") == [(5, 1), (10, 2)]
-    picture = read.Images("range test")[0]
-    assert (picture.width, picture.height) == (700, 420)
-    text = {name: read.Tensors(f"{name}/text_summary")[0] for name in ("settings", "files")}
-    assert b"| cycle.lr_max | 0.1 |" in text["settings"].tensor_proto.string_val[0]
-    assert str(tmp_path / "best.pt").encode() in text["files"].tensor_proto.string_val[0]
-
-
-def test_resumed_fit_goes_on_in_the_same_run_and_writes_nothing_twice(tmp_path, events):
-    def fit(*cbs, **options):
-        learn = toy_learner(n_batches=5)
-        own = [TensorBoard(tmp_path / "tb"), Checkpoint(tmp_path / "c", "3 updates")]
-        learn.fit(3, 0.1, cbs=[*own, *cbs], **options)
-        return learn
-
-    with pytest.raises(KilledError):
-        fit(kill_at(13))
-    learn = fit(resume=tmp_path / "c")
-    (run,) = (tmp_path / "tb").iterdir()
-    read = events(run)
-    for name in ("train_loss", "lr", "valid_loss", "mse"):
-        assert scalars(read, name) == of_record(learn.recorder.history, name)
-
-
-def test_a_name_that_is_taken_gets_a_number(tmp_path, events):
-    for _ in range(3):
-        toy_learner().fit(1, cbs=[TensorBoard(tmp_path, name="run")])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2", "run-3"]
-    assert all(len(events(path).Scalars("train_loss")) == 8 for path in tmp_path.iterdir())

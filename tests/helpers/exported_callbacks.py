@@ -29,6 +29,8 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
 
     Skips the test where a tracker's package is missing.
     """
+    if kind in (onecycle.MLflow, onecycle.WandB):
+        pytest.skip("a run takes seconds: see tests/integration/test_trackers.py")
     if kind in PACKAGES:
         pytest.importorskip(PACKAGES[kind])
     arguments = {
@@ -38,6 +40,8 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
         onecycle.Checkpoint: [folder / "checkpoints", "3 updates"],
         onecycle.JSONLines: [folder / "run.jsonl"],
         onecycle.TensorBoard: [folder / "runs"],
+        onecycle.MLflow: ["experiment"],
+        onecycle.WandB: ["project"],
         OneCycleSchedule: [0.1],
         ParamScheduler: [{"weight_decay": linear(0.1, 0.0)}],
         onecycle.GradientAccumulation: [2],
@@ -52,7 +56,11 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
 
 
 #: What those need that write into trackers.
-PACKAGES = {onecycle.TensorBoard: "tensorboard"}
+PACKAGES = {
+    onecycle.MLflow: "mlflow",
+    onecycle.TensorBoard: "tensorboard",
+    onecycle.WandB: "wandb",
+}
 
 #: Those that need images, or class labels.
 FOR_IMAGES = (
