@@ -27,6 +27,7 @@ from onecycle.callbacks.save_model import SaveModel
 from onecycle.callbacks.speed import speed_profile
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.tensor_board import TensorBoard
+from onecycle.callbacks.timeline import Timeline
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.callbacks.update_ratios import UpdateRatios
 from onecycle.callbacks.wandb import WandB
@@ -67,6 +68,7 @@ __all__ = [
     "SnapshotEnsemble",
     "TensorBoard",
     "TerminateOnNonFinite",
+    "Timeline",
     "TorchScheduler",
     "UpdateRatios",
     "WandB",

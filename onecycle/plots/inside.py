@@ -1,12 +1,21 @@
-"""Pictures of what goes on inside: levels of groups and layers, histograms as they change."""
+"""Pictures of what goes on inside: levels of groups and layers, histograms, times."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from onecycle.plots.style import BLACK, colors_of, finish, gaps, names_shown, new_axes, tidy
+from onecycle.plots.style import (
+    BLACK,
+    PALETTE,
+    colors_of,
+    finish,
+    gaps,
+    names_shown,
+    new_axes,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,3 +117,34 @@ def plot_color_histogram(
     bar.set_label("share of values")
     bar.outline.set_visible(False)
     return ax
+
+
+def plot_bars(
+    bars: Mapping[str, Mapping[str, float]], *, xlabel: str, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw horizontal bars, one below the other in their order.
+
+    Args:
+        bars: By kind the length of each bar by its name; the first kind has all names.
+        xlabel: What the lengths are.
+        ax: Where to draw; a new figure if ``None``.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> ax = plot_bars({"host": {"forward": 2.0, "backward": 4.0}}, xlabel="ms")
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['forward', 'backward']
+    """
+    names = list(next(iter(bars.values())))
+    ax = new_axes(7, max(2.0, 0.9 + 0.28 * len(names))) if ax is None else ax
+    height = 0.8 / len(bars)
+    for k, (kind, lengths) in enumerate(bars.items()):
+        places = np.arange(len(names)) + (k - (len(bars) - 1) / 2) * height
+        widths = [lengths.get(name, 0.0) for name in names]
+        ax.barh(places, widths, height, color=PALETTE[k % len(PALETTE)], label=kind)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.set_xlabel(xlabel)
+    return finish(ax, legend=len(bars) > 1)
