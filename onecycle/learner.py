@@ -1,6 +1,7 @@
 """`Learner`: the verbs that a person calls, each written once.
 
-Here are the recipes, freezing, landing, the studies and what shows. Inherited from
+Here are the recipes, freezing, landing, the studies, and what shows: the loop, the data, what the
+model makes of them. Inherited from
 `onecycle.training.trainer.Trainer`: ``fit``, ``fit_one_cycle``, ``lr_find``, ``validate``,
 ``check``, ``get_preds``, ``predict``, ``save``, ``load``, ``recorder``, ``removed_cbs`` and
 ``no_bar``; from `onecycle.core.loop.Loop`, which runs them all: ``added_cbs``.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onecycle.arguments import (
     Default,
@@ -27,6 +28,10 @@ from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
 from onecycle.core.checks import checked_callbacks
+from onecycle.insight.confusion import ConfusionMatrix, confusion_matrix
+from onecycle.insight.looking import show_batch, show_results
+from onecycle.insight.losses import TopLosses, top_losses
+from onecycle.insight.shown import Decode
 from onecycle.optim.groups import GroupValues, check_value
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
@@ -43,6 +48,9 @@ from onecycle.training.landing import land
 from onecycle.training.summary import Summary, summarize
 from onecycle.training.trainer import Trainer
 from onecycle.training.views import Transform, predict_views
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Learner(Trainer):
@@ -505,6 +513,123 @@ class Learner(Trainer):
             torch.Size([64, 1])
         """
         return predict_views(self, dl, transforms, n=n, beta=beta)
+
+    def show_batch(
+        self, n: int = 9, *, decode: Decode | None = None, ax: Axes | None = None
+    ) -> Axes:
+        """Draw samples of the next training batch as the model will see them, with their targets.
+
+        Augmentation and mixing of images take part. Leaves everything as it was.
+
+        Images are tensors of 1 or 3 channels; how they were normalised is taken back where a
+        loader says it (those of ``onecycle.vision``, and torchvision's ``Normalize`` at the end of
+        a data set's transforms), and else, where they are not in [0, 1], the lowest value is black
+        and the highest white. Vectors, tuples and dicts are rows of a table, and texts its cells.
+        Classes go by their names where ``DataLoaders(classes=...)``, or the ``classes`` of a data
+        set, have them.
+
+        Args:
+            n: How many samples at most.
+            decode: Makes of the input of one sample what is shown, such as
+                ``tokenizer.decode``: a text, an image, or a dict of the columns of a table.
+            ax: Where to draw; by default a new figure.
+
+        Raises:
+            TypeError: If the inputs cannot be shown as they are, and there is no ``decode``.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> ax = toy_learner().show_batch(2)
+            >>> [text.get_text() for text in ax.texts[:5]]
+            ['x0', 'x1', 'x2', 'x3', 'target']
+        """
+        return show_batch(self, self._run_test, n, decode=decode, ax=ax)
+
+    def show_results(
+        self,
+        n: int = 9,
+        dl: Iterable[Any] | None = None,
+        *,
+        decode: Decode | None = None,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw samples with their targets and what the model says of them.
+
+        What it says of a class index is the class of the highest score; a wrong one is bold, and
+        an image of it framed. Leaves everything as it was.
+
+        Args:
+            n: How many samples at most, from the beginning of the loader.
+            dl: By default the validation loader.
+            decode: As in `show_batch`.
+            ax: Where to draw; by default a new figure.
+
+        Raises:
+            TypeError: If the inputs cannot be shown as they are, and there is no ``decode``.
+            ValueError: If there is no loader.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> ax = toy_learner().show_results(3)
+            >>> [text.get_text() for text in ax.texts[4:6]]
+            ['target', 'prediction']
+        """
+        return show_results(self, n, dl, decode=decode, ax=ax)
+
+    def top_losses(self, k: int = 9, dl: Iterable[Any] | None = None) -> TopLosses:
+        """Find the samples that the model is most wrong about; leaves everything as it was.
+
+        The loss of each sample is that of a batch of it alone, as in `get_preds`. Only the inputs
+        of the ``k`` samples are kept.
+
+        Args:
+            k: How many samples at most.
+            dl: By default the validation loader.
+
+        Returns:
+            The samples, the highest loss first (NaN before all); it prints as a table, and has a
+            ``plot``.
+
+        Raises:
+            ValueError: If there is no loader, or the loss of one sample cannot be taken.
+        """
+        return top_losses(self, k, dl)
+
+    def confusion_matrix(
+        self, dl: Iterable[Any] | None = None, *, threshold: float | None = None
+    ) -> ConfusionMatrix:
+        """Count which classes the model takes for which; leaves everything as it was.
+
+        Args:
+            dl: By default the validation loader.
+            threshold: For yes-or-no targets with one score: a score above it says yes, 0 for
+                logits, 0.5 for probabilities.
+
+        Returns:
+            The counts with the names of the classes; it prints as a table, and has a ``plot`` and
+            ``most_confused()``. Targets below 0, which losses ignore, are not counted.
+
+        Raises:
+            TypeError, ValueError: If predictions are no scores of classes, or one is NaN; if
+                targets are no class indices.
+
+        Example:
+            >>> import torch
+            >>> from onecycle import Learner, TensorLoader
+            >>> x, y = torch.eye(3), torch.tensor([0, 1, 1])
+            >>> model = torch.nn.Linear(3, 3, bias=False)
+            >>> _ = torch.nn.init.eye_(model.weight)
+            >>> loader = TensorLoader(x, y)
+            >>> learn = Learner((loader, loader), model, torch.nn.functional.cross_entropy,
+            ...                 device="cpu")
+            >>> learn.confusion_matrix()
+               0  1  2
+            0  1  0  0
+            1  0  1  1
+            2  0  0  0
+            accuracy 0.6667 of 3 targets; rows are actual, columns predicted
+        """
+        return confusion_matrix(self, dl, threshold)
 
     def summary(self) -> Summary:
         """Describe the model layer by layer, the groups and the optimizer; prints as a table."""

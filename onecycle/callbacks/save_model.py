@@ -109,6 +109,11 @@ class SaveModel(Callback):
         self._kept: list[_Saved] = []  # the best first
         self._n_tried = self._n_failed = 0
 
+    @property
+    def best_path(self) -> Path | None:
+        """The file of the best epoch of this fit; ``None`` before there is one."""
+        return Path(self._file(self._kept[0].epoch)) if self._kept else None
+
     def plan(self, learn: Loop) -> dict[str, Any]:
         """Return by what the best epoch is told."""
         if self.every is not None:

@@ -116,7 +116,7 @@ class _Kept:
         self._left_out |= left_out
         found = {"preds": preds, "targets": target_of(learn.model, learn.batch, learn.yb)}
         if "losses" in self.parts:
-            found["losses"] = _sample_losses(learn)
+            found["losses"] = sample_losses(learn)
         if "inputs" in self.parts:
             found["inputs"] = input_of(learn.model, learn.xb)
         for name, part in found.items():
@@ -177,7 +177,7 @@ def _size(learn: Loop) -> int | None:
         return None
 
 
-def _sample_losses(learn: Loop) -> Tensor:
+def sample_losses(learn: Loop) -> Tensor:
     """Return the loss of each sample of the batch at hand, as that of a batch of it alone."""
     is_overridden = type(learn).compute_loss is not LoopState.compute_loss
     if learn.loss_func is None and not is_overridden:
