@@ -6,7 +6,7 @@ a list of batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from copy import copy
 from typing import Any
 
@@ -18,7 +18,14 @@ from torch.utils.data import (
     IterableDataset,
 )
 
-from onecycle.arguments import check_callable, check_count, check_flags, shown
+from onecycle.arguments import (
+    check_callable,
+    check_count,
+    check_flags,
+    check_list,
+    check_text,
+    shown,
+)
 
 #: What a DataLoader of another batch size has in common with the one it is made from.
 _KEPT_OPTIONS = (
@@ -44,9 +51,11 @@ class DataLoaders:
     Args:
         train: Any iterable of batches that can be iterated once an epoch.
         valid: The same, or None to train without validation.
+        classes: The names of the classes, class 0 first, where there are any: what pictures and
+            tables call them.
 
     Raises:
-        TypeError: A loader cannot be iterated, or only once.
+        TypeError: A loader cannot be iterated, or only once; a class is no text.
         ValueError: A loader has no batches.
 
     Example:
@@ -54,12 +63,21 @@ class DataLoaders:
         DataLoaders(train=4 batches, valid=None)
     """
 
-    def __init__(self, train: Iterable[Any], valid: Iterable[Any] | None = None) -> None:
+    def __init__(
+        self,
+        train: Iterable[Any],
+        valid: Iterable[Any] | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+    ) -> None:
         _check_loader(train, "training", "drop_last=True with fewer samples than batch_size?")
         if valid is not None:
             _check_loader(valid, "validation", "pass None to train without validation")
         self.train = train
         self.valid = valid
+        self.classes = None if classes is None else check_list("classes", classes, "texts")
+        for name in self.classes or ():
+            check_text("a class", name)
 
     @classmethod
     def from_datasets(
@@ -107,7 +125,7 @@ class DataLoaders:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of: no worker processes, which wait for another epoch."""
         idle = {id(dl): _idle(dl) for dl in (self.train, self.valid)}
-        return {name: idle[id(dl)] for name, dl in vars(self).items()}
+        return {name: idle.get(id(part), part) for name, part in vars(self).items()}
 
     def __repr__(self) -> str:
         return f"DataLoaders(train={_describe(self.train)}, valid={_describe(self.valid)})"

@@ -19,6 +19,9 @@ from onecycle.data.loaders import DataLoaders, TensorLoader
 
 Device = torch.device | str | None
 
+_DIGITS = tuple("0123456789")
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
 
 def digits(batch_size: int = 64, seed: int = 42, device: Device = None) -> DataLoaders:
     """Load 1,797 handwritten digits of 8x8 pixels; they ship with the package.
@@ -55,7 +58,7 @@ def digits(batch_size: int = 64, seed: int = 42, device: Device = None) -> DataL
         TensorLoader(x[part], labels[part], batch_size=batch_size, shuffle=shuffle)
         for part, shuffle in ((order[~held_out], True), (order[held_out], False))
     )
-    return _on_device(DataLoaders(train, valid), device)
+    return _on_device(DataLoaders(train, valid, classes=_DIGITS), device)
 
 
 def mnist(
@@ -92,7 +95,7 @@ def mnist(
             error,
         )
     tensors = [(part.data.unsqueeze(1), part.targets) for part in parts]
-    return _image_loaders(tensors, [0.1307], [0.3081], batch_size, device)
+    return _image_loaders(tensors, _DIGITS, [0.1307], [0.3081], batch_size, device)
 
 
 def cifar10(
@@ -121,7 +124,7 @@ def cifar10(
     mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
     tree = Path(data_dir) / "cifar10"
     if (tree / "train").is_dir() and (tree / "test").is_dir():
-        tensors = _decode_tree(tree, 32)
+        tensors, classes = _decode_tree(tree, 32)
     else:
         try:
             parts = [CIFAR10(data_dir, train=train, download=download) for train in (True, False)]
@@ -137,7 +140,8 @@ def cifar10(
             (torch.tensor(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
             for part in parts
         ]
-    return _image_loaders(tensors, mean, std, batch_size, device)
+        classes = _CIFAR10
+    return _image_loaders(tensors, classes, mean, std, batch_size, device)
 
 
 def image_folder(
@@ -157,7 +161,8 @@ def image_folder(
 
     Returns:
         Batches of images, float32 of shape ``(batch, 3, size, size)``, normalised by mean and
-        standard deviation of the training pixels of each channel, and int64 labels.
+        standard deviation of the training pixels of each channel, and int64 labels. The names of
+        the folders are their ``classes``.
 
     Raises:
         FileNotFoundError: A folder is missing or has no images.
@@ -166,9 +171,9 @@ def image_folder(
     Example:
         >>> dls = image_folder("flowers", size=64)  # doctest: +SKIP
     """
-    tensors = _decode_tree(Path(path), size)
+    tensors, classes = _decode_tree(Path(path), size)
     mean, std = _channel_statistics(tensors[0][0])
-    return _image_loaders(tensors, mean, std, batch_size, device)
+    return _image_loaders(tensors, classes, mean, std, batch_size, device)
 
 
 class _Normalize:
@@ -187,6 +192,7 @@ class _Normalize:
 
 def _image_loaders(
     tensors: Sequence[tuple[Tensor, Tensor]],
+    classes: Sequence[str],
     mean: Sequence[float],
     std: Sequence[float],
     batch_size: int,
@@ -197,17 +203,18 @@ def _image_loaders(
         TensorLoader(*pair, batch_size=batch_size, shuffle=shuffle, transform=_Normalize(mean, std))
         for pair, shuffle in zip(tensors, (True, False), strict=True)
     )
-    return _on_device(DataLoaders(train, valid), device)
+    return _on_device(DataLoaders(train, valid, classes=classes), device)
 
 
 def _on_device(dls: DataLoaders, device: Device) -> DataLoaders:
     if device is None:
         return dls
     train, valid = cast(TensorLoader, dls.train), cast(TensorLoader, dls.valid)
-    return DataLoaders(train.to(device), valid.to(device))
+    return DataLoaders(train.to(device), valid.to(device), classes=dls.classes)
 
 
-def _decode_tree(path: Path, size: int) -> list[tuple[Tensor, Tensor]]:
+def _decode_tree(path: Path, size: int) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
+    """Return the images and labels to train on and to validate, and the names of the classes."""
     valid = next((path / n for n in ("valid", "test") if (path / n).is_dir()), path / "valid")
     train_data, valid_data = _open_folder(path / "train", size), _open_folder(valid, size)
     different = set(train_data.classes) ^ set(valid_data.classes)
@@ -216,7 +223,7 @@ def _decode_tree(path: Path, size: int) -> list[tuple[Tensor, Tensor]]:
             f"expected the same classes in train and {valid.name}; "
             f"got some in only one of them: {sorted(different)}"
         )
-    return [_decode(data, size) for data in (train_data, valid_data)]
+    return [_decode(data, size) for data in (train_data, valid_data)], train_data.classes
 
 
 def _open_folder(folder: Path, size: int) -> Any:
