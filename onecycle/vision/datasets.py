@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from onecycle.data.loaders import DataLoaders, TensorLoader
+from onecycle.vision.steps import ImageSteps
 
 Device = torch.device | str | None
 
@@ -188,6 +189,24 @@ class _Normalize:
         if self.mean.device != x.device:  # once: a copy for each batch would wait for the device
             self.mean, self.std = self.mean.to(x.device), self.std.to(x.device)
         return (x.float().sub_(self.mean).div_(self.std), *rest)
+
+
+def image_steps(dls: DataLoaders) -> ImageSteps | None:
+    """Return what these data sets do to an image; ``None`` for loaders of another kind.
+
+    Args:
+        dls: Any loaders.
+
+    Example:
+        >>> image_steps(digits()) is None  # numbers of another scale, which are no image file
+        True
+    """
+    loader = dls.train if dls.valid is None else dls.valid
+    done = getattr(loader, "transform", None)
+    if not isinstance(done, _Normalize) or not isinstance(loader, TensorLoader):
+        return None
+    mean, std = (tuple(each.flatten().tolist()) for each in (done.mean, done.std))
+    return ImageSteps(loader.tensors[0].shape[-1], mean, std)
 
 
 def _image_loaders(
