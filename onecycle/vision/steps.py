@@ -75,3 +75,31 @@ def to_square(image: Any, size: int, channels: int = 3) -> Tensor:
     steps = Compose([Resize(size), CenterCrop(size), PILToTensor()])
     pixels: Tensor = steps(image.convert("L" if channels == 1 else "RGB"))
     return pixels
+
+
+def channel_counts(images: Tensor) -> Tensor:
+    """Count the values of each channel, int64 of shape ``(channels, 256)``.
+
+    Args:
+        images: uint8, of shape ``(batch, channels, height, width)``.
+    """
+    return torch.stack([torch.bincount(each.flatten(), minlength=256) for each in images.unbind(1)])
+
+
+def channel_statistics(counts: Tensor) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel, in units of the full scale.
+
+    Args:
+        counts: What `channel_counts` returned: exact, and without a float copy of all images.
+
+    Example:
+        >>> channel_statistics(channel_counts(torch.tensor([0, 255]).byte().view(2, 1, 1, 1)))
+        ([0.5], [0.5])
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in counts:
+        share = channel / channel.sum()
+        mean.append(float((share * values).sum()))
+        std.append(float((share * (values - mean[-1]) ** 2).sum().sqrt()))
+    return mean, std
