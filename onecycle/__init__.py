@@ -129,6 +129,7 @@ from onecycle.studies.plateau import Plateau
 from onecycle.studies.regularization import RegularizationReport
 from onecycle.testing import check_callback, toy_learner
 from onecycle.training.freezing import head_splitter
+from onecycle.training.predictor import Predictor, load_predictor
 from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resnet56
 from onecycle.vision.resizing import ProgressiveResizing
 
@@ -181,6 +182,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "Plateau",
     "PostMortem",
     "Predictions",
+    "Predictor",
     "Progress",
     "ProgressiveResizing",
     "RandomCrop",
@@ -225,6 +227,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "knee",
     "lenet",
     "linear",
+    "load_predictor",
     "mae",
     "minimum",
     "momentum_cycle",

@@ -19,6 +19,7 @@ from onecycle.arguments import (
     check_flag,
     check_fraction,
     check_list,
+    check_path,
     check_positive,
 )
 from onecycle.callbacks.landing import is_landing
@@ -42,6 +43,7 @@ from onecycle.studies.diagnosis import Diagnosis, diagnose
 from onecycle.studies.regularization import RegularizationReport, regularization_report
 from onecycle.studies.trials import Init
 from onecycle.training.drawing import draw_loop
+from onecycle.training.exporting import Reads, export
 from onecycle.training.fine_tuning import FineTuneStage, found_stage
 from onecycle.training.freezing import freeze, freeze_to, require_body_and_head, unfreeze
 from onecycle.training.landing import land
@@ -630,6 +632,39 @@ class Learner(Trainer):
             accuracy 0.6667 of 3 targets; rows are actual, columns predicted
         """
         return confusion_matrix(self, dl, threshold)
+
+    def export(self, path: str | Path, *, reads: Reads = "auto") -> None:
+        """Write what is needed to predict to one file, for `load_predictor`.
+
+        The file has the model, as the list of torch's operators that ``torch.export`` finds in it,
+        and its weights; of loaders of `onecycle.vision` what was done to an image file, and the
+        names of the classes; and how predictions read. The operators were tried, and give the same
+        bits as the model. Where there is no such list (models whose course depends on values, or
+        that take no tensors), a warning says why, and the file has the weights alone.
+
+        It is the model in evaluation mode, without callbacks: predictions of a learner with
+        `MixedPrecision` differ, which a warning says. Batches may be of any size, and samples of
+        the size of those in the validation loader.
+
+        Args:
+            path: Where to write; a file that is there is replaced.
+            reads: How predictions become probabilities: ``"softmax"``, ``"sigmoid"``, ``"exp"`` or
+                ``"values"``, as they are. By default as torch's losses of classes say it, and
+                ``"values"`` for other losses.
+
+        Raises:
+            TypeError: If the model has state that could not be read again.
+
+        Example:
+            >>> import tempfile
+            >>> from onecycle import load_predictor
+            >>> from onecycle.testing import toy_learner
+            >>> path = Path(tempfile.mkdtemp()) / "toy.onecycle"
+            >>> toy_learner().export(path)
+            >>> load_predictor(path)
+            Predictor(reads='values', device='cpu')
+        """
+        export(self, check_path("path", path), reads)
 
     def summary(self) -> Summary:
         """Describe the model layer by layer, the groups and the optimizer; prints as a table."""

@@ -13,7 +13,7 @@ from onecycle.arguments import check_count, check_flag, check_path
 from onecycle.callbacks.monitor import Mode, Monitor
 from onecycle.callbacks.recorder import Recorder
 from onecycle.checkpoints.learner_files import load_learner, save_learner
-from onecycle.checkpoints.model_files import checksum_of
+from onecycle.checkpoints.sealed import checksum_of
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CheckpointError
 

@@ -26,6 +26,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from onecycle.data.blocks import start_in_blocks
 from onecycle.data.generators import order_seed
 from onecycle.data.loaders import TensorLoader, n_batches
 from onecycle.data.seeded import SeededDataset, SeededIndex
@@ -214,8 +215,9 @@ def _check_seeded(dl: DataLoader[Any]) -> bool:
 
 
 def _dataloader_pass(dl: DataLoader[Any], order: int, skip: int) -> Iterator[Any]:
+    sampler = _index_sampler(dl)
     with _ordered(dl, order, skip):
-        batches = iter(dl)
+        batches = start_in_blocks(dl, sampler) if _is_plain(dl) else iter(dl)
         # Samplers look at their attributes when the first index is drawn, not before.
         first = list(islice(batches, 1))
     if first:

@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from onecycle import Checkpoint, CheckpointError, Learner
-from onecycle.checkpoints import fit_files, model_files
+from onecycle.checkpoints import fit_files
+from onecycle.checkpoints import sealed as sealed_files
 from onecycle.checkpoints.archives import read_archive
 from onecycle.testing import toy_learner
 
@@ -273,7 +274,7 @@ def sealed(kind: str, content: bytes) -> bytes:
     if kind == "fit":
         return fit_files._header(content) + content
     buffer = io.BytesIO()
-    seal = model_files._Sealed(buffer)
+    seal = sealed_files._Sealed(buffer)
     seal.write(content)
     seal.close()
     return buffer.getvalue()
