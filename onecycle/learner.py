@@ -28,6 +28,7 @@ from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
 from onecycle.core.checks import checked_callbacks
 from onecycle.core.handlers import draw_loop
+from onecycle.elsewhere import SaysOurNames, says_our_keywords
 from onecycle.optim.groups import GroupValues, check_value
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
@@ -44,7 +45,7 @@ from onecycle.training.trainer import Trainer
 from onecycle.training.views import Transform, predict_views
 
 
-class Learner(Trainer):
+class Learner(Trainer, SaysOurNames):
     """Train a model: it owns the loaders, the model, the loss, the optimizer and the loop.
 
     What a callback reads on a learner is listed at `onecycle.core.state.LoopState`.
@@ -134,6 +135,7 @@ class Learner(Trainer):
         True
     """
 
+    @says_our_keywords
     def fit_clr_beta(
         self,
         n_epoch: int,
@@ -191,6 +193,7 @@ class Learner(Trainer):
         cycle = PlannedScheduler(plan)
         self._fit_by(cycle, n_epoch, wd=wd, cbs=cbs, resume=resume, extend=extend)
 
+    @says_our_keywords
     def fit_flat_cos(
         self,
         n_epoch: int,
@@ -231,6 +234,7 @@ class Learner(Trainer):
         flat = ParamScheduler({"lr": each})
         self._fit_by(flat, n_epoch, wd=wd, cbs=cbs, resume=resume, extend=extend)
 
+    @says_our_keywords
     def fit_sgdr(
         self,
         n_cycles: int,
@@ -297,6 +301,7 @@ class Learner(Trainer):
         own = checked_callbacks(cbs)
         self.fit(n_epoch, wd=wd, cbs=[scheduler, *own], resume=resume, extend=extend)
 
+    @says_our_keywords
     def fine_tune(
         self,
         epochs: int,
@@ -511,6 +516,7 @@ class Learner(Trainer):
         """Print the loop with the callbacks of this learner at their events."""
         print(draw_loop(self.cbs))
 
+    @says_our_keywords
     def compare(
         self,
         n_epoch: int,

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from onecycle.arguments import check_one_of, shown
 from onecycle.core.events import EVENT_PREFIXES, EVENTS
+from onecycle.elsewhere import SaysOurNames, explain_foreign_name
 from onecycle.errors import UnknownEventError
-from onecycle.explanations import explain_foreign_name
 
 #: What takes a method of a callback: it is called with the learner and returns nothing.
 Handler = Callable[[Any], None]
@@ -38,7 +38,7 @@ class Stage(IntEnum):
     SAVE = 3  #: checkpoints, after everything else
 
 
-class Callback:
+class Callback(SaysOurNames):
     """Base of all callbacks: a class with methods named after events.
 
     Each method takes the learner and returns nothing. The events, and what each means, are
@@ -77,6 +77,7 @@ class Callback:
     requires: ClassVar[tuple[type[Callback], ...]] = ()
     during: During = "both"
     runs_in: frozenset[Run] | None = None
+    _called = "Callback"
 
     def __init__(self, *, during: During | None = None, **handlers: Handler) -> None:
         if during is not None:

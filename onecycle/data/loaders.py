@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from onecycle.arguments import check_callable, check_count, check_flags, shown
+from onecycle.elsewhere import SaysOurNames, says_our_keywords
 
 #: What a DataLoader of another batch size has in common with the one it is made from.
 _KEPT_OPTIONS = (
@@ -38,7 +39,7 @@ _KEPT_OPTIONS = (
 )
 
 
-class DataLoaders:
+class DataLoaders(SaysOurNames):
     """The loaders of a fit: one to train on and, if wanted, one to validate on.
 
     Args:
@@ -54,6 +55,8 @@ class DataLoaders:
         DataLoaders(train=4 batches, valid=None)
     """
 
+    _called = "DataLoaders"
+
     def __init__(self, train: Iterable[Any], valid: Iterable[Any] | None = None) -> None:
         _check_loader(train, "training", "drop_last=True with fewer samples than batch_size?")
         if valid is not None:
@@ -62,6 +65,7 @@ class DataLoaders:
         self.valid = valid
 
     @classmethod
+    @says_our_keywords
     def from_datasets(
         cls,
         train_ds: Dataset[Any],
@@ -220,6 +224,7 @@ class TensorLoader:
         [[0, 1], [2, 3], [4]]
     """
 
+    @says_our_keywords
     def __init__(
         self,
         *tensors: Tensor,

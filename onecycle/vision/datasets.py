@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from onecycle.data.loaders import DataLoaders, TensorLoader
+from onecycle.elsewhere import says_our_keywords
 
 Device = torch.device | str | None
 
@@ -140,6 +141,7 @@ def cifar10(
     return _image_loaders(tensors, mean, std, batch_size, device)
 
 
+@says_our_keywords
 def image_folder(
     path: str | Path, size: int, batch_size: int = 64, device: Device = None
 ) -> DataLoaders:
