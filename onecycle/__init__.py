@@ -1,8 +1,17 @@
 """Train any PyTorch model with the 1cycle policy.
 
-A small `Learner` runs the batch loop and fires events; callbacks drive the hyperparameters and
-collect the record. `onecycle.core.events` draws the loop.
+    learn = Learner((train, valid), model, loss_func, metrics=[accuracy])
+    found = learn.lr_find()                          # suggests a rate, leaves nothing behind
+    learn.fit_one_cycle(5, lr_max=found.suggestion)  # up and down once
+    learn.recorder.plot_loss()                       # of every update
+    learn.get_preds()                                # predictions and targets
+
+A small `Learner` runs the batch loop and fires events; callbacks, classes with methods named
+after events, drive the hyperparameters and collect the record. `onecycle.core.events` draws the
+loop. Who comes from another library and types its names is told ours.
 """
+
+import typing
 
 from onecycle.callbacks import (
     EMA,
@@ -263,3 +272,10 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "valley",
     "warmup_stable_decay",
 ]
+
+if not typing.TYPE_CHECKING:  # a type checker must go on to refuse what is not there
+
+    def __getattr__(name: str) -> typing.NoReturn:
+        from onecycle.elsewhere import refuse_class
+
+        refuse_class(name)

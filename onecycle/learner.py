@@ -29,6 +29,7 @@ from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
 from onecycle.core.checks import checked_callbacks
+from onecycle.elsewhere import SaysOurNames, says_our_keywords
 from onecycle.insight.confusion import ConfusionMatrix, confusion_matrix
 from onecycle.insight.looking import show_batch, show_results
 from onecycle.insight.losses import TopLosses, top_losses
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class Learner(Trainer):
+class Learner(Trainer, SaysOurNames):
     """Train a model: it owns the loaders, the model, the loss, the optimizer and the loop.
 
     What a callback reads on a learner is listed at `onecycle.core.state.LoopState`.
@@ -147,6 +148,7 @@ class Learner(Trainer):
         True
     """
 
+    @says_our_keywords
     def fit_clr_beta(
         self,
         n_epoch: int,
@@ -204,6 +206,7 @@ class Learner(Trainer):
         cycle = PlannedScheduler(plan)
         self._fit_by(cycle, n_epoch, wd=wd, cbs=cbs, resume=resume, extend=extend)
 
+    @says_our_keywords
     def fit_flat_cos(
         self,
         n_epoch: int,
@@ -244,6 +247,7 @@ class Learner(Trainer):
         flat = ParamScheduler({"lr": each})
         self._fit_by(flat, n_epoch, wd=wd, cbs=cbs, resume=resume, extend=extend)
 
+    @says_our_keywords
     def fit_sgdr(
         self,
         n_cycles: int,
@@ -310,6 +314,7 @@ class Learner(Trainer):
         own = checked_callbacks(cbs)
         self.fit(n_epoch, wd=wd, cbs=[scheduler, *own], resume=resume, extend=extend)
 
+    @says_our_keywords
     def fine_tune(
         self,
         epochs: int,
@@ -674,6 +679,7 @@ class Learner(Trainer):
         """Print the loop with the callbacks of this learner at their events."""
         print(draw_loop(self.cbs))
 
+    @says_our_keywords
     def compare(
         self,
         n_epoch: int,

@@ -21,6 +21,7 @@ from onecycle.checkpoints.unseen import Unseen
 from onecycle.core.callback import Callback, During, Stage
 from onecycle.core.restore import RngState
 from onecycle.data.nested import map_tensors
+from onecycle.elsewhere import says_our_keywords
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -91,6 +92,7 @@ class Checkpoint(Callback):
     stage = Stage.SAVE
     during: During = "train"
 
+    @says_our_keywords
     def __init__(
         self,
         folder: str | Path,

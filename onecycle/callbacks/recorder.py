@@ -44,6 +44,7 @@ class Recorder(Callback):
     """
 
     stage = Stage.RECORD
+    _called = "Recorder"
     during = "valid"  # of the batch events; after_step is for training anyway
 
     def __init__(self) -> None:

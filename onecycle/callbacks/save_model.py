@@ -15,6 +15,7 @@ from onecycle.callbacks.recorder import Recorder
 from onecycle.checkpoints.learner_files import load_learner, save_learner
 from onecycle.checkpoints.sealed import checksum_of
 from onecycle.core.callback import Callback, Stage
+from onecycle.elsewhere import says_our_keywords
 from onecycle.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class SaveModel(Callback):
     stage = Stage.SAVE
     requires = (Recorder,)
 
+    @says_our_keywords
     def __init__(
         self,
         path: str | Path,

@@ -12,6 +12,7 @@ from onecycle.callbacks.monitor import Mode, Monitor
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback
+from onecycle.elsewhere import says_our_keywords
 from onecycle.errors import CancelFit, ScheduleConflictError
 from onecycle.optim.groups import listed
 
@@ -125,6 +126,7 @@ class EarlyStopping(_Patience):
         array([False,  True])
     """
 
+    @says_our_keywords
     def __init__(
         self,
         monitor: str = "valid_loss",
@@ -224,6 +226,7 @@ class ReduceLROnPlateau(_Patience):
         [2.5e-31]
     """
 
+    @says_our_keywords
     def __init__(
         self,
         monitor: str = "valid_loss",

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from onecycle.arguments import check_one_of, check_takes_learn, shown
 from onecycle.core.events import EVENT_PREFIXES, EVENTS
+from onecycle.elsewhere import SaysOurNames, explain_foreign_name, explain_unknown_event
 from onecycle.errors import UnknownEventError
-from onecycle.explanations import explain_foreign_name, explain_unknown_event
 from onecycle.schedules.occasions import Occasions
 
 #: What takes a method of a callback: it is called with the learner and returns nothing.
@@ -39,7 +39,7 @@ class Stage(IntEnum):
     SAVE = 3  #: checkpoints, after everything else
 
 
-class Callback:
+class Callback(SaysOurNames):
     """Base of all callbacks: a class with methods named after events.
 
     Each method takes the learner and returns nothing. The events, and what each means, are
@@ -92,6 +92,7 @@ class Callback:
     during: During = "both"
     runs_in: frozenset[Run] | None = None
     _occasions = Occasions()  # all of them, but for functions that are called now and then
+    _called = "Callback"
 
     def __init__(
         self,

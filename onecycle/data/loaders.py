@@ -26,6 +26,7 @@ from onecycle.arguments import (
     check_text,
     shown,
 )
+from onecycle.elsewhere import SaysOurNames, says_our_keywords
 
 #: What a DataLoader of another batch size has in common with the one it is made from.
 _KEPT_OPTIONS = (
@@ -45,7 +46,7 @@ _KEPT_OPTIONS = (
 )
 
 
-class DataLoaders:
+class DataLoaders(SaysOurNames):
     """The loaders of a fit: one to train on and, if wanted, one to validate on.
 
     Args:
@@ -62,6 +63,8 @@ class DataLoaders:
         >>> DataLoaders(TensorLoader(torch.zeros(100, 3), batch_size=32))
         DataLoaders(train=4 batches, valid=None)
     """
+
+    _called = "DataLoaders"
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class DataLoaders:
             check_text("each of classes", name)
 
     @classmethod
+    @says_our_keywords
     def from_datasets(
         cls,
         train_ds: Dataset[Any],
@@ -238,6 +242,7 @@ class TensorLoader:
         [[0, 1], [2, 3], [4]]
     """
 
+    @says_our_keywords
     def __init__(
         self,
         *tensors: Tensor,

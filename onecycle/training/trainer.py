@@ -41,6 +41,7 @@ from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode, surely
 from onecycle.data.left_out import warn_of_left_out
 from onecycle.data.loaders import DataLoaders, as_dataloaders
+from onecycle.elsewhere import says_our_keywords
 from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues, ParamGroups
@@ -76,6 +77,7 @@ _NOT_COPIED = ("_turn", "_on", "_on_valid", "_contexts", "stepper", "dl")
 class Trainer(Turns):
     """What one does with a loop: fit, find a rate, validate, predict, save; see `Learner`."""
 
+    @says_our_keywords
     def __init__(
         self,
         dls: DataLoaders | tuple[Any, Any],
@@ -122,6 +124,7 @@ class Trainer(Turns):
         """The recorder: ``learn.recorder.history``, ``learn.recorder.plot_loss()``."""
         return recorder_of(self)
 
+    @says_our_keywords
     def fit(
         self,
         n_epoch: int | None,
@@ -191,6 +194,7 @@ class Trainer(Turns):
                 max_updates=max_updates,
             )
 
+    @says_our_keywords
     def fit_one_cycle(
         self,
         n_epoch: int | None,
@@ -315,6 +319,7 @@ class Trainer(Turns):
         batch_sizes: Sequence[int] | None = ...,
     ) -> RangeTests: ...
 
+    @says_our_keywords
     def lr_find(
         self,
         start_lr: float = 1e-7,
@@ -479,6 +484,7 @@ class Trainer(Turns):
             raise RuntimeError("every batch was cancelled by a callback: nothing to look at")
         return look.check
 
+    @says_our_keywords
     def get_preds(
         self,
         dl: Iterable[Any] | None = None,
@@ -511,7 +517,8 @@ class Trainer(Turns):
             inference_mode: Use ``torch.inference_mode``: see `Loop.infer`.
 
         Returns:
-            Predictions and targets on the CPU; they unpack as ``preds, targets``.
+            Predictions and targets on the CPU; they unpack as ``preds, targets``, or with the
+            losses as ``preds, targets, losses``.
 
         Raises:
             ValueError: If there is no loader, the batches cannot be joined, or ``with_loss`` is
@@ -599,6 +606,7 @@ class Trainer(Turns):
         """
         save_learner(self, check_path("path", path))
 
+    @says_our_keywords
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:
         """Load what `save` wrote; runs no code from the file.
 

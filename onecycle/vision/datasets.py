@@ -18,6 +18,7 @@ from torch import Tensor
 
 from onecycle.arguments import check_count, check_path
 from onecycle.data.loaders import DataLoaders, TensorLoader
+from onecycle.elsewhere import says_our_keywords
 from onecycle.vision.cache import list_images, open_cache
 from onecycle.vision.steps import ImageSteps, channel_counts, channel_statistics, to_square
 
@@ -160,6 +161,7 @@ def cifar10(
     return _image_loaders(tensors, classes, mean, std, batch_size, device)
 
 
+@says_our_keywords
 def image_folder(
     path: str | Path,
     size: int,

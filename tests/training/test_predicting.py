@@ -256,9 +256,9 @@ def test_losses_of_dicts_detections_and_several_targets_are_those_of_batches_of_
 
     batches = [(X[cut], [{"n": i} for i in range(10)[cut]]) for cut in CUTS]
     learn = learner(Detector(), batches, of_boxes)
-    preds, targets = found = learn.get_preds(with_loss=True)
+    preds, targets, losses = learn.get_preds(with_loss=True)
     by_hand = [p["scores"].sum() + t["n"] for p, t in zip(preds, targets, strict=True)]
-    torch.testing.assert_close(found.losses, torch.stack(by_hand))
+    torch.testing.assert_close(losses, torch.stack(by_hand))
 
 
 def test_losses_use_what_a_learner_overrides() -> None:
