@@ -129,6 +129,16 @@ def at_batch(number: int, error: Any) -> Callback:
     return Callback(after_batch=leave, during="train")
 
 
+class Wrapper:
+    """Passes on the batches of a DataLoader whose workers stay."""
+
+    def __init__(self) -> None:
+        self.loader = rows(num_workers=1, persistent_workers=True)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.loader
+
+
 CUT: dict[str, Callable[[], Any]] = {
     "anew": Anew,
     "sized": Sized,
@@ -136,6 +146,7 @@ CUT: dict[str, Callable[[], Any]] = {
     "a place in a field": lambda: rows(Counting()),
     "a worker": lambda: rows(num_workers=1),
     "a worker that stays": lambda: rows(num_workers=1, persistent_workers=True),
+    "a wrapper": Wrapper,
     "an endless sampler": lambda: DataLoader(Items(), None, sampler=Forever()),
 }
 
@@ -270,7 +281,10 @@ def test_two_learners_each_go_on_by_themselves() -> None:
         assert found == [[0, 1, 2, 3]] * 2 + [[4, 5, 6, 7]] * 2
 
 
-SHARED = {name: CUT[name] for name in ("anew", "rows", "a place in a field", "a worker that stays")}
+SHARED = {
+    name: CUT[name]
+    for name in ("anew", "rows", "a place in a field", "a worker that stays", "a wrapper")
+}
 
 
 @pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
