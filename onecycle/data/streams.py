@@ -166,10 +166,10 @@ class Stream:
 
     def _take_workers(self) -> None:
         """Keep processes that live on for this pass: another would set them back."""
-        for part in order_parts(self._loader).values():
-            if isinstance(part, DataLoader) and part._iterator is not None:
-                self._workers.append((part, part._iterator))
-                part._iterator = None
+        loader = self._loader
+        if isinstance(loader, DataLoader) and loader._iterator is not None:
+            self._workers.append((loader, loader._iterator))
+            loader._iterator = None
 
     def _give_workers_back(self) -> None:
         for loader, workers in self._workers:

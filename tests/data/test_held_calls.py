@@ -125,7 +125,11 @@ def by_hand(loss: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
-@pytest.mark.parametrize("test", [False, True], ids=["fit", "range test, fit"])
+@pytest.mark.parametrize(
+    "test",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["fit", "range test, fit"],
+)
 def test_a_loss_that_counts_its_calls_is_called_as_by_hand(make: Any, test: bool) -> None:
     anew()
     ours = fitted(make(), test)

@@ -129,6 +129,16 @@ def at_batch(number: int, error: Any) -> Callback:
     return Callback(after_batch=leave, during="train")
 
 
+class Wrapper:
+    """Passes on the batches of a DataLoader whose workers stay."""
+
+    def __init__(self) -> None:
+        self.loader = rows(num_workers=1, persistent_workers=True)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.loader
+
+
 CUT: dict[str, Callable[[], Any]] = {
     "anew": Anew,
     "sized": Sized,
@@ -136,6 +146,7 @@ CUT: dict[str, Callable[[], Any]] = {
     "a place in a field": lambda: rows(Counting()),
     "a worker": lambda: rows(num_workers=1),
     "a worker that stays": lambda: rows(num_workers=1, persistent_workers=True),
+    "a wrapper": Wrapper,
     "an endless sampler": lambda: DataLoader(Items(), None, sampler=Forever()),
 }
 
@@ -270,10 +281,16 @@ def test_two_learners_each_go_on_by_themselves() -> None:
         assert found == [[0, 1, 2, 3]] * 2 + [[4, 5, 6, 7]] * 2
 
 
-SHARED = {name: CUT[name] for name in ("anew", "rows", "a place in a field", "a worker that stays")}
+SHARED = [
+    *(pytest.param(CUT[name], id=name) for name in ("anew", "a place in a field")),
+    *(
+        pytest.param(CUT[name], id=name, marks=pytest.mark.slow)
+        for name in ("rows", "a worker that stays", "a wrapper")
+    ),
+]
 
 
-@pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize("make", SHARED)
 def test_range_tests_validation_and_predictions_leave_a_stream_where_it_is(make: Any) -> None:
     learn = learner(make())
     assert fit(learn, n_epoch=1) == [0, 1, 2, 3]
@@ -284,7 +301,7 @@ def test_range_tests_validation_and_predictions_leave_a_stream_where_it_is(make:
     assert fit(learn, n_epoch=1) == [4, 5, 6, 7]
 
 
-@pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize("make", SHARED)
 def test_a_stream_that_also_validates_goes_on_behind_the_validation(make: Any) -> None:
     stream = make()
     assert fit(learner(stream, stream)) == [*range(N), 0, 1]
