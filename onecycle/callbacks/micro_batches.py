@@ -63,10 +63,10 @@ class MicroBatches(Callback):
 
     Raises:
         TypeError, ValueError: For what is no number of samples; before the first batch, with
-            `MixUp`, `CutMix` or `CudaGraph`, callbacks that handle ``after_pred``, or parameters
-            that have hooks.
-        Exception: The error of the device, where one sample is too large, or a batch has parts
-            that cannot be taken apart by samples.
+            `MixUp`, `CutMix` or `CudaGraph`, or parameters that have hooks; with a ``size`` also
+            for callbacks that handle ``after_pred``.
+        Exception: The error of the device, where one sample is too large, a batch has parts that
+            cannot be taken apart by samples, or a callback handles ``after_pred``.
 
     Example:
         >>> from onecycle import MicroBatches
@@ -93,12 +93,8 @@ class MicroBatches(Callback):
             if isinstance(other, _NEED_ALL) and other is not self:
                 name = type(other).__name__
                 raise ValueError(f"MicroBatches and {name} cannot both have a batch: keep one")
-        for handler in training_handlers(learn).after_pred:
-            if getattr(handler, "__func__", None) is not MixedPrecision.after_pred:
-                raise ValueError(
-                    f"{handler_owner(handler)} handles after_pred, and MicroBatches has no "
-                    "prediction of a whole batch that the loss is made of: keep one of them"
-                )
+        if self.size is not None:
+            _check_handlers(learn)
 
     def before_train(self, learn: Loop) -> None:
         """Take the forward pass of training batches over, from whatever makes the updates."""
@@ -126,62 +122,92 @@ _NEED_ALL = (MixUp, CutMix, CudaGraph, MicroBatches)
 
 
 class _Parts:
-    """Makes prediction, loss and gradients of a training batch in the learner's place."""
+    """Makes prediction, loss and gradients of a training batch in the learner's place.
+
+    In one part, each where the loop asks for it; in several, all of them with the prediction.
+    """
 
     def __init__(self, learn: Loop, callback: MicroBatches) -> None:
         self._learn, self._callback = learn, callback
         self._after_pred = training_handlers(learn).after_pred
         self._loss: Tensor | None = None
+        self._n = 0
 
     def predict_batch(self, batch: Any) -> Any:
-        """Return the prediction; of a training batch, loss and gradients are made with it."""
-        learn, callback, self._loss = self._learn, self._callback, None
+        """Return the prediction, and keep the loss if it was made with it."""
+        learn, self._loss = self._learn, None
         if not learn.training:
             return learn.predict_batch(batch)
-        n = learn.batch_size(batch)
-        buffers, rng = KeptBuffers(learn.model, learn.loss_module), RngState()
-        while True:
-            n_parts = 1 if callback.size is None else math.ceil(n / callback.size)
+        self._n = learn.batch_size(batch)
+        self._buffers = KeptBuffers(learn.model, learn.loss_module)
+        self._rng = RngState()
+        if self._n_parts() == 1:
             try:
-                return self._run(n, n_parts)
+                return learn.predict_batch(batch)
             except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if reason := self._why_not_smaller(n, n_parts):
-                    error.add_note(
-                        f"onecycle: MicroBatches cannot run this batch in parts: {reason}"
-                    )
-                    raise
-            # Here the error is gone, and with it the memory that its frames held.
-            buffers.put_back()
-            rng.restore()
-            self._halve(n, n_parts)
+                self._check(error)
+            self._halve()
+        pred, self._loss = self._in_parts()
+        return pred
 
     def compute_loss(self, pred: Any, batch: Any) -> Tensor:
-        """Return the loss that was made with the prediction."""
-        loss, self._loss = self._loss, None
-        return self._learn.compute_loss(pred, batch) if loss is None else loss
-
-    def _why_not_smaller(self, n: int, n_parts: int) -> str | None:
+        """Return the loss, whose gradients are made already."""
         learn = self._learn
-        if n_parts >= n:
+        if not learn.training:
+            return learn.compute_loss(pred, batch)
+        loss, self._loss = self._loss, None
+        if loss is not None:
+            return loss
+        total = _Total(learn, self._n, 1)
+        try:
+            total.add(learn.compute_loss(pred, batch))
+            loss = total.loss()
+        except Exception as error:
+            self._check(error)
+        if loss is not None:
+            learn.pred = _without_graph(learn.pred)
+            return loss
+        del pred, total  # they hold the graph
+        learn.pred = None
+        self._halve()
+        learn.pred, made = self._in_parts()
+        return made
+
+    def _n_parts(self) -> int:
+        return 1 if self._callback.size is None else math.ceil(self._n / self._callback.size)
+
+    def _check(self, error: Exception) -> None:
+        """Raise an error that smaller parts cannot mend."""
+        reason = self._why_not_smaller() if is_out_of_memory(error) else None
+        if reason is not None:
+            error.add_note(f"onecycle: MicroBatches cannot make smaller parts: {reason}")
+        if reason is not None or not is_out_of_memory(error):
+            raise error
+
+    def _why_not_smaller(self) -> str | None:
+        learn = self._learn
+        if self._n_parts() >= self._n:
             return "one sample is too large for the memory"
         if any(isinstance(m, nn.RNNBase) and not m.batch_first for m in learn.model.modules()):
             return "it may have time first (a recurrent layer without batch_first=True)"
         try:
-            part_of((learn.batch, learn.xb, learn.yb), slice(0, 1), n)
+            part_of((learn.batch, learn.xb, learn.yb), slice(0, 1), self._n)
+            _check_handlers(learn)
         except ValueError as error:
             return str(error)
         return None
 
-    def _halve(self, n: int, n_parts: int) -> None:
-        learn, size = self._learn, math.ceil(math.ceil(n / n_parts) / 2)
-        self._callback.size = size
+    def _halve(self) -> None:
+        """Go back to before the attempt, with smaller parts; the error is gone by now."""
+        learn, before = self._learn, math.ceil(self._n / self._n_parts())
+        self._buffers.put_back()
+        self._rng.restore()
+        size = self._callback.size = math.ceil(before / 2)
         free_memory(learn.device)
         log.warning(
             "MicroBatches: out of memory with %d samples at once; from here on at most %d, in as "
             "many updates as before",
-            math.ceil(n / n_parts),
+            before,
             size,
         )
         if any(isinstance(m, _NormBase) and m.training for m in learn.model.modules()):
@@ -191,15 +217,23 @@ class _Parts:
                 size,
             )
 
-    def _run(self, n: int, n_parts: int) -> Any:
-        """Run the batch; return its prediction, and keep its loss."""
+    def _in_parts(self) -> tuple[Any, Tensor]:
+        _check_handlers(self._learn)
+        while True:
+            try:
+                return self._run(self._n, self._n_parts())
+            except Exception as error:
+                self._check(error)
+            self._halve()
+
+    def _run(self, n: int, n_parts: int) -> tuple[Any, Tensor]:
+        """Run the batch; return its prediction, and its loss."""
         learn, preds, sizes = self._learn, [], []
         whole = learn.batch, learn.xb, learn.yb
         total = _Total(learn, n, n_parts)
         try:
             for rows in _rows(n, n_parts):
-                if n_parts > 1:
-                    learn.batch, learn.xb, learn.yb = (part_of(each, rows, n) for each in whole)
+                learn.batch, learn.xb, learn.yb = (part_of(each, rows, n) for each in whole)
                 learn.pred = learn.predict_batch(learn.batch)
                 if self._after_pred:
                     fire(learn, self._after_pred, "after_pred")
@@ -209,9 +243,17 @@ class _Parts:
         finally:
             learn.batch, learn.xb, learn.yb = whole
             learn.pred = None
-        self._loss = total.loss()
-        pred = preds[0] if n_parts == 1 else concatenate(preds, sizes)
-        return map_tensors(_WithoutGraph.of, pred)
+        return _without_graph(concatenate(preds, sizes)), total.loss()
+
+
+def _check_handlers(learn: Loop) -> None:
+    """Refuse what changes predictions of whole batches: the loss is made of those of parts."""
+    for handler in training_handlers(learn).after_pred:
+        if getattr(handler, "__func__", None) is not MixedPrecision.after_pred:
+            raise ValueError(
+                f"{handler_owner(handler)} handles after_pred, and MicroBatches has no "
+                "prediction of a whole batch that the loss is made of: keep one of them"
+            )
 
 
 class _Total:
@@ -296,18 +338,20 @@ class _Gathered(torch.autograd.Function):
         return (None, None, None, *scaled)
 
 
+def _without_graph(pred: Any) -> Any:
+    """Return predictions that may be looked at, and refuse to be differentiated."""
+
+    def guarded(part: Tensor) -> Tensor:
+        if not part.is_floating_point():
+            return part
+        anchor = torch.zeros((), device=part.device, requires_grad=True)
+        found: Tensor = _WithoutGraph.apply(part.detach(), anchor)
+        return found
+
+    return map_tensors(guarded, pred)
+
+
 class _WithoutGraph(torch.autograd.Function):
-    """A prediction that may be looked at, and refuses to be differentiated."""
-
-    @staticmethod
-    def of(pred: Tensor) -> Tensor:
-        """Return a prediction as such."""
-        if not pred.is_floating_point():
-            return pred
-        anchor = torch.zeros((), device=pred.device, requires_grad=True)
-        guarded: Tensor = _WithoutGraph.apply(pred, anchor)
-        return guarded
-
     @staticmethod
     def forward(_: Any, pred: Tensor, __: Tensor) -> Tensor:
         return pred.view_as(pred)

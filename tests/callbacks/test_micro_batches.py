@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -315,7 +316,7 @@ def rescaled(learn: Any) -> None:
         ([MicroBatches(), MixUp()], "MicroBatches and MixUp"),
         ([CutMix(), MicroBatches()], "MicroBatches and CutMix"),
         ([MicroBatches(), MicroBatches(2)], "MicroBatches and MicroBatches"),
-        ([MicroBatches(), Callback(after_pred=rescaled)], "handles after_pred"),
+        ([MicroBatches(4), Callback(after_pred=rescaled)], "handles after_pred"),
     ],
 )
 def test_what_needs_the_whole_batch_is_refused(cbs: list[Callback], message: str) -> None:
@@ -323,6 +324,39 @@ def test_what_needs_the_whole_batch_is_refused(cbs: list[Callback], message: str
     with pytest.raises(ValueError, match=message):
         learn.fit(1, cbs=cbs)
     assert learn.total_updates == 0
+
+
+def test_a_callback_that_changes_predictions_is_heard_once_and_keeps_a_batch_whole() -> None:
+    change = Callback(after_pred=rescaled, during="train")
+    plain = learner(Limited(), change)
+    plain.fit(1)
+    watched = learner(Limited(), MicroBatches(), change)
+    watched.fit(1)
+    assert trained(watched) == trained(plain)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        learner(Limited(3), MicroBatches(), change).fit(1)
+    assert any("handles after_pred" in note for note in raised.value.__notes__)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_an_attempt_that_failed_is_let_go_of_before_the_next(backward: bool) -> None:
+    alive: list[Any] = []
+
+    class Watched(Limited):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.layers[0](x)
+            assert not any(each() is not None for each in alive)
+            alive.append(weakref.ref(hidden))
+            if len(x) > self.limit and not self.backward:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            pred: Tensor = self.layers[1:](hidden)
+            if len(x) > self.limit:
+                pred.register_hook(self._fail)
+            return pred
+
+    learn = learner(Watched(3, backward=backward), MicroBatches(), dls=([(X, Y)], None))
+    learn.fit(1)
+    assert learn.cbs[1].size == 2
 
 
 def test_a_hook_on_a_gradient_is_refused() -> None:
