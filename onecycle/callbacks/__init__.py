@@ -26,10 +26,12 @@ from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.save_model import SaveModel
+from onecycle.callbacks.show_graph import ShowGraph
 from onecycle.callbacks.speed import speed_profile
 from onecycle.callbacks.spikes import SpikeStop
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.tensor_board import TensorBoard
+from onecycle.callbacks.throughput import Throughput
 from onecycle.callbacks.timeline import Timeline
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.callbacks.update_ratios import UpdateRatios
@@ -70,10 +72,12 @@ __all__ = [
     "Recorder",
     "ReduceLROnPlateau",
     "SaveModel",
+    "ShowGraph",
     "SnapshotEnsemble",
     "SpikeStop",
     "TensorBoard",
     "TerminateOnNonFinite",
+    "Throughput",
     "Timeline",
     "TorchScheduler",
     "UpdateRatios",
