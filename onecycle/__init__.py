@@ -35,6 +35,7 @@ from onecycle.callbacks import (
     SnapshotEnsemble,
     TerminateOnNonFinite,
     TorchScheduler,
+    Validate,
     When,
     speed_profile,
 )
@@ -182,6 +183,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "TerminateOnNonFinite",
     "TorchScheduler",
     "UnknownEventError",
+    "Validate",
     "When",
     "accuracy",
     "binary_accuracy",

@@ -23,6 +23,7 @@ from onecycle.callbacks.save_model import SaveModel
 from onecycle.callbacks.speed import speed_profile
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.torch_scheduler import TorchScheduler
+from onecycle.callbacks.validate import Validate
 from onecycle.callbacks.when import When
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "SnapshotEnsemble",
     "TerminateOnNonFinite",
     "TorchScheduler",
+    "Validate",
     "When",
     "speed_profile",
 ]
