@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from onecycle.arguments import (
     Default,
     check_count,
+    check_epochs,
     check_flag,
     check_fraction,
     check_list,
@@ -151,7 +152,7 @@ class Learner(Trainer, SaysOurNames):
     @says_our_keywords
     def fit_clr_beta(
         self,
-        n_epoch: int,
+        n_epoch: float,
         lr: GroupValues,
         use_clr_beta: Sequence[float],
         wd: float | None = None,
@@ -163,7 +164,7 @@ class Learner(Trainer, SaysOurNames):
         """Train as fastai 0.7 did with ``use_clr_beta``: lines up and down, and a tail.
 
         Args:
-            n_epoch: The number of epochs.
+            n_epoch: The number of epochs, perhaps with a fraction.
             lr: The peak.
             use_clr_beta: ``(div, pct)`` or ``(div, pct, max_mom, min_mom)``. The rate begins and
                 comes back to ``lr / div``; ``pct`` percent of the updates are left for the tail
@@ -209,7 +210,7 @@ class Learner(Trainer, SaysOurNames):
     @says_our_keywords
     def fit_flat_cos(
         self,
-        n_epoch: int,
+        n_epoch: float,
         lr: GroupValues | Default = Default.OWN,
         div_final: float = 1e5,
         pct_start: float = 0.75,
@@ -222,7 +223,7 @@ class Learner(Trainer, SaysOurNames):
         """Train with a constant rate that falls on half a cosine at the end.
 
         Args:
-            n_epoch: The number of epochs.
+            n_epoch: The number of epochs, perhaps with a fraction.
             lr: The rate that is held; by default the learner's.
             div_final: The rate ends at ``lr / div_final``.
             pct_start: The fraction of the updates after which it falls.
@@ -251,7 +252,7 @@ class Learner(Trainer, SaysOurNames):
     def fit_sgdr(
         self,
         n_cycles: int,
-        cycle_len: int,
+        cycle_len: float,
         lr_max: GroupValues | Default = Default.OWN,
         cycle_mult: int = 2,
         cbs: Sequence[Callback] | None = None,
@@ -264,7 +265,7 @@ class Learner(Trainer, SaysOurNames):
 
         Args:
             n_cycles: The number of cycles.
-            cycle_len: The epochs of the first cycle.
+            cycle_len: The epochs of the first cycle, perhaps with a fraction.
             lr_max: The rate at the first update of each cycle; by default the learner's. At its
                 last update it is 0.
             cycle_mult: How many times longer each cycle is than the one before.
@@ -289,7 +290,7 @@ class Learner(Trainer, SaysOurNames):
             [0.1, 0.05, 0.0, 0.1, 0.09, 0.065, 0.035, 0.01, 0.0]
         """
         check_count("n_cycles", n_cycles)
-        check_count("cycle_len", cycle_len)
+        check_epochs("cycle_len", cycle_len)
         check_count("cycle_mult", cycle_mult)
         peaks = self.groups.expand("lr_max", self.lr if lr_max is Default.OWN else lr_max)
 
@@ -304,7 +305,7 @@ class Learner(Trainer, SaysOurNames):
     def _fit_by(
         self,
         scheduler: ParamScheduler,
-        n_epoch: int,
+        n_epoch: float,
         *,
         wd: float | None,
         cbs: Sequence[Callback] | None,
@@ -317,9 +318,9 @@ class Learner(Trainer, SaysOurNames):
     @says_our_keywords
     def fine_tune(
         self,
-        epochs: int,
+        epochs: float,
         base_lr: float = 2e-3,
-        freeze_epochs: int = 1,
+        freeze_epochs: float = 1,
         lr_mult: float = 100,
         pct_start: float = 0.3,
         div: float = 5.0,
@@ -361,8 +362,9 @@ class Learner(Trainer, SaysOurNames):
             >>> learn.total_epochs
             3
         """
-        check_count("epochs", epochs)
-        check_count("freeze_epochs", freeze_epochs, least=0)
+        check_epochs("epochs", epochs)
+        if not isinstance(freeze_epochs, float) or freeze_epochs:
+            check_epochs("freeze_epochs", freeze_epochs, least=0)
         check_positive("div", div)
         check_fraction("pct_start", pct_start)
         half = check_positive("base_lr", check_value("base_lr", base_lr)) / 2
@@ -682,7 +684,7 @@ class Learner(Trainer, SaysOurNames):
     @says_our_keywords
     def compare(
         self,
-        n_epoch: int,
+        n_epoch: float,
         lr: GroupValues | Default = Default.OWN,
         policies: Sequence[str] | Mapping[str, Compared] = NAMES,
         seeds: Sequence[int] = (0, 1, 2),
@@ -791,7 +793,7 @@ class Learner(Trainer, SaysOurNames):
         mode: Mode = "auto",
         lr_usual: float | None = None,
         verify: bool = True,
-        n_epoch: int | None = None,
+        n_epoch: float | None = None,
         seeds: Sequence[int] = (0, 1, 2),
         init: Init | None = None,
     ) -> Diagnosis:
@@ -873,7 +875,7 @@ class Learner(Trainer, SaysOurNames):
     def regularization_report(
         self,
         lr_max: GroupValues | Default = Default.OWN,
-        n_epoch: int = 1,
+        n_epoch: float = 1,
         *,
         wds: Sequence[float] | None = None,
         dropouts: Sequence[float] | None = None,

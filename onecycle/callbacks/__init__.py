@@ -35,6 +35,7 @@ from onecycle.callbacks.throughput import Throughput
 from onecycle.callbacks.timeline import Timeline
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.callbacks.update_ratios import UpdateRatios
+from onecycle.callbacks.validate import Validate
 from onecycle.callbacks.wandb import WandB
 from onecycle.callbacks.when import When
 
@@ -81,6 +82,7 @@ __all__ = [
     "Timeline",
     "TorchScheduler",
     "UpdateRatios",
+    "Validate",
     "WandB",
     "When",
     "speed_profile",

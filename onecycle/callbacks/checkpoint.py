@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 
-from onecycle.arguments import check_count, check_flag, check_path, shown
+from onecycle.arguments import check_cadence, check_count, check_flag, check_path
 from onecycle.callbacks.signals import EXIT_CODE, signals_of
 from onecycle.checkpoints import fit_files as files
 from onecycle.checkpoints.background import BackgroundWriter, copied
@@ -32,7 +31,6 @@ _LATE = (
     "the training loader goes on from an earlier fit, of which it is not known how it began: what "
     "it draws at random, or counts, may come in another way"
 )
-_EVERY = re.compile(r"(\d+(?:\.\d+)?) (update|epoch|minute)s?")
 
 
 class Checkpoint(Callback):
@@ -59,7 +57,8 @@ class Checkpoint(Callback):
             epochs of the fit, or that long after the last one.
         keep: How many files are kept, at least 1; older ones are removed when a new one is there.
         on_signal: Whether SIGTERM, or one of the signals that are given, ends the fit in order:
-            the running update is finished and saved, a validation is left at once, callbacks
+            the running update is finished and saved, a validation is left at once (one of
+            `Validate` between two batches is finished), callbacks
             clean up, and the process ends with exit code 75, upon which a scheduler can run it
             again. The fit must run in the main thread, and the signal go to its process alone,
             not to the workers of its loaders. The handlers that were there before are put back
@@ -105,7 +104,7 @@ class Checkpoint(Callback):
     ) -> None:
         self.folder, self.keep = check_path("folder", folder), check_count("keep", keep)
         self._writer = BackgroundWriter() if check_flag("background", background) else None
-        self._number, self._unit = _parse(every)
+        self.cadence = self._number, self._unit = check_cadence("every", every)
         if self.folder.is_file():
             raise ValueError(f"expected a folder for checkpoints; {str(folder)!r} is a file")
         self.on_signal, self.on_error = on_signal, check_flag("on_error", on_error)
@@ -161,7 +160,7 @@ class Checkpoint(Callback):
     def after_batch(self, learn: Loop) -> None:
         """Save, if it is time and no gradients wait for an update."""
         if not learn.training:
-            self._leave_if_asked()
+            self._leave_if_asked(learn)
             return
         self._n_heard = learn.iter + 1
         if learn.batches_in_window == 0:
@@ -203,9 +202,15 @@ class Checkpoint(Callback):
         finally:
             self._signals.give_back()
 
-    def _leave_if_asked(self) -> None:
-        """Leave a validation, with what stood before it."""
+    def _leave_if_asked(self, learn: Loop) -> None:
+        """Leave a validation, with what stood before it, or before the last update.
+
+        One between two batches is finished first, where nothing was copied before it.
+        """
         if self._signals.came and self._last is not None:
+            lost = learn.n_updates - self._last["counters"]["n_updates"]
+            if lost > 1:
+                return
             self.wait_for_write()
             self._write(self._last)
             self._leave()
@@ -220,6 +225,10 @@ class Checkpoint(Callback):
         if (self.on_error or is_last) and not learn.is_cancelled:
             state = self._captured(learn, batches)
             self._last = map_tensors(lambda t: t.detach().to("cpu", copy=True), state)
+
+    def save(self, learn: Loop) -> None:
+        """Save now, whenever the next one is due: in ``after_batch``, when an update was made."""
+        self._save(learn, learn.iter + 1)
 
     def wait_for_write(self) -> None:
         """Wait until the checkpoint that is being written in the background is there."""
@@ -312,14 +321,3 @@ class Checkpoint(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         self._saved_at, self._pass_rng = state["saved_at"], state["pass_rng"]
-
-
-def _parse(every: str) -> tuple[float, str]:
-    match = _EVERY.fullmatch(every) if isinstance(every, str) else None
-    number = float(match[1]) if match else 0.0
-    unit = match[2] if match else ""
-    if not number or (unit != "minute" and number != int(number)):
-        raise ValueError(
-            f"every must be like '50 updates', '1 epoch' or '10 minutes'; got {shown(every)}"
-        )
-    return number, unit

@@ -42,7 +42,7 @@ class Snapshot:
     """
 
     def __init__(self, learn: LoopState) -> None:
-        loaders = (learn.dls.train, learn.dls.valid, learn.dl)
+        loaders = (*learn.dls.loaders(), learn.dl)
         capture = Capture(ignored=loaders)  # a list of batches is data, not state
         roots = [root for root in (learn.model, learn.loss_module) if root is not None]
         modules = [module for root in roots for module in root.modules()]

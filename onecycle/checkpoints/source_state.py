@@ -85,7 +85,7 @@ class Sources:
 
     def lost(self, learn: Loop) -> list[str]:
         """Say what of it a checkpoint cannot hold, a sentence each: a resumed fit may differ."""
-        said = [each for dl in (learn.dls.train, learn.dls.valid) for each in _lost_by(dl)]
+        said = [each for dl in learn.dls.loaders() for each in _lost_by(dl)]
         said += _in_turn_with_dropout(learn)
         said += [
             f"the state_dict of {path} has more than plain values and tensors, and is left out"
@@ -147,13 +147,18 @@ def load_sources(learn: Loop, state: dict[str, Any], *, drawn_again: bool) -> li
 
 def _roots(learn: Loop) -> dict[str, Any]:
     """Name what is looked into; of callbacks those of the user's own that tell no state."""
-    roots: dict[str, Any] = {"train": learn.dls.train, "valid": learn.dls.valid}
+    roots: dict[str, Any] = _loaders(learn)
     roots |= {"model": learn.model, "loss_func": learn.loss_func}
     for callback in learn.cbs:
         if _is_silent(callback):
             name = type(callback).__name__
             roots[f"{name}{sum(each.startswith(name) for each in roots) or ''}"] = callback
     return roots
+
+
+def _loaders(learn: Loop) -> dict[str, Any]:
+    sets = learn.dls.valid_sets().items()
+    return {"train": learn.dls.train} | {f"valid {name}".strip(): dl for name, dl in sets}
 
 
 def _is_silent(callback: Callback) -> bool:
@@ -183,9 +188,7 @@ def _with_state(learn: Loop) -> dict[str, Any]:
     would begin a pass to answer, and the fit would draw other random numbers than without.
     """
     found: dict[int, tuple[str, Any]] = {}
-    for name, loader in (("train", learn.dls.train), ("valid", learn.dls.valid)):
-        if loader is None:
-            continue
+    for name, loader in _loaders(learn).items():
         for path, part in {**order_parts(loader), **data_sets(loader)}.items():
             tells = all(callable(getattr(part, n, None)) for n in ("state_dict", "load_state_dict"))
             if tells and not isinstance(part, nn.Module | DataLoader):
@@ -205,9 +208,8 @@ def _owners(learn: Loop) -> Iterator[tuple[str, Any]]:
 def _fields(learn: Loop) -> dict[str, Any]:
     """Copy the plain fields of all that is reached, and the containers that are an order."""
     orders: dict[int, Any] = {}
-    for loader in (learn.dls.train, learn.dls.valid):
-        if loader is not None:
-            orders |= {id(part): loader for part in order_parts(loader).values()}
+    for loader in learn.dls.loaders():
+        orders |= {id(part): loader for part in order_parts(loader).values()}
     found: dict[str, Any] = {}
     for path, owner in _owners(learn):
         if isinstance(owner, type) or callable(getattr(owner, "__code__", None)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -81,7 +82,10 @@ def _are_counters(found: Mapping[str, Any], names: tuple[str, ...]) -> bool:
     if any(name not in found for name in names):
         return False
     reason = found["stop_reason"]
-    numbers = [name for name in names if name not in ("stop_reason", "seed")]
+    numbers = [name for name in names if name not in ("stop_reason", "seed", "n_epoch")]
+    epochs = found["n_epoch"]
+    if not (_is_count(epochs, maybe=True) or (type(epochs) is float and 0 < epochs < math.inf)):
+        return False
     if not all(_is_count(found[name], maybe=name not in _ALWAYS) for name in numbers):
         return False
     return (reason is None or isinstance(reason, str)) and type(found["seed"]) is int

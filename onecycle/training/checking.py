@@ -25,6 +25,7 @@ from onecycle.data.nested import leaves
 from onecycle.errors import CancelValid
 from onecycle.explanations import describe
 from onecycle.record.metrics import MeanMetric, MetricSet
+from onecycle.record.names import name_on
 from onecycle.training.loss_means import metric_findings, weight_findings
 
 if TYPE_CHECKING:
@@ -87,12 +88,12 @@ class FirstBatch(Callback):
     def before_train(self, learn: Loop) -> None:
         """Try the validation: a metric that cannot work fails here, not after an epoch."""
         self._data = [(each, each._version) for each in _data_of(learn.dl)]
-        valid = learn.dls.valid
+        sets = learn.dls.valid_sets().values()
         is_made = not any(map(is_lazy, learn.model.parameters()))  # the first real batch makes them
-        if self.check is None and valid is not None and is_made and _can_be_drawn(valid):
+        if self.check is None and sets and is_made and all(map(_can_be_drawn, sets)):
             put_back = _hold(learn)
             try:
-                self._valid = measure(learn, valid, self.n_valid)
+                self._valid = measure_sets(learn, self.n_valid)
             finally:
                 surely(put_back)
 
@@ -215,6 +216,15 @@ def measure(learn: Loop, dl: Iterable[Any], n_batches: int | None = None) -> dic
 
     learn.infer(dl, collect)
     return means.compute()
+
+
+def measure_sets(learn: Loop, n_batches: int | None = None) -> dict[str, float]:
+    """Compute the same over every validation set, by the names of the record."""
+    found: dict[str, float] = {}
+    for valid_set, dl in learn.dls.valid_sets().items():
+        values = measure(learn, dl, n_batches)
+        found |= {name_on(name, valid_set): value for name, value in values.items()}
+    return found
 
 
 def _can_be_drawn(dl: Any) -> bool:

@@ -18,6 +18,7 @@ from onecycle.arguments import (
     Default,
     check_budget,
     check_count,
+    check_duration,
     check_flag,
     check_flags,
     check_not_negative,
@@ -26,6 +27,7 @@ from onecycle.arguments import (
 )
 from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.lr_finder import LRFinder
+from onecycle.callbacks.max_time import UNDECIDED, MaxTime
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
@@ -60,6 +62,7 @@ from onecycle.training.checking import (
     FirstBatch,
     check_between_updates,
     measure,
+    measure_sets,
     warn_of_bad_parameters,
     warn_of_other_processes,
 )
@@ -127,26 +130,32 @@ class Trainer(Turns):
     @says_our_keywords
     def fit(
         self,
-        n_epoch: int | None,
+        n_epoch: float | None,
         lr: GroupValues | Default = Default.OWN,
         wd: float | None = None,
         cbs: Sequence[Callback] | None = None,
         *,
         steps_per_epoch: int | None = None,
         max_updates: int | None = None,
+        max_time: str | None = None,
         resume: str | Path | None = None,
         extend: Extend | None = None,
     ) -> None:
         """Train with a constant learning rate, or one that a callback drives.
 
         Args:
-            n_epoch: The number of epochs; ``None`` to stop by ``max_updates`` alone.
+            n_epoch: The number of epochs, perhaps with a fraction: 0.5 is half an epoch, its first
+                batches; ``None`` to stop by ``max_updates`` or ``max_time`` alone.
             lr: The learning rate; by default the learner's.
             wd: The weight decay from here on; by default unchanged.
             cbs: Callbacks for this fit only.
             steps_per_epoch: The batches of an epoch, where the loader has no length or more. A
                 stream goes on where the epoch before ended: see `onecycle.data.streams.Stream`.
             max_updates: The optimizer updates after which the fit ends.
+            max_time: The time that the fit may take, such as ``"3h"``, ``"90 minutes"`` or
+                ``"1h30m"``. After a few updates it decides once how many updates there are, at
+                most those that the other limits leave, and the schedules run over them: see
+                `onecycle.callbacks.max_time.MaxTime`.
             resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
                 arguments are those of the interrupted fit. Where there is none, the fit starts
                 from the beginning and logs so.
@@ -171,7 +180,10 @@ class Trainer(Turns):
             >>> learn.recorder.history["lr"].values.tolist() == [0.05] * 8
             True
         """
-        check_budget(n_epoch, steps_per_epoch, max_updates)
+        limit = [] if max_time is None else [MaxTime(check_duration("max_time", max_time))]
+        if limit and n_epoch is None and max_updates is None:
+            max_updates = UNDECIDED
+        n_epoch = check_budget(n_epoch, steps_per_epoch, max_updates)
         own = checked_callbacks(cbs)
         wd = None if wd is None else check_not_negative("wd", wd)
         resumed = resuming(resume, extend, self._given_seed)
@@ -189,7 +201,7 @@ class Trainer(Turns):
             looks = [look] if look is not None and look.check is None and not resumed else []
             self.run_fit(
                 n_epoch,
-                cbs=[*own, *looks, *resumed],
+                cbs=[*own, *looks, *limit, *resumed],
                 steps_per_epoch=steps_per_epoch,
                 max_updates=max_updates,
             )
@@ -197,7 +209,7 @@ class Trainer(Turns):
     @says_our_keywords
     def fit_one_cycle(
         self,
-        n_epoch: int | None,
+        n_epoch: float | None,
         lr_max: GroupValues | Default = Default.OWN,
         div: float | None = None,
         div_final: float | None = None,
@@ -209,13 +221,15 @@ class Trainer(Turns):
         policy: Policy | Schedule = "cosine",
         steps_per_epoch: int | None = None,
         max_updates: int | None = None,
+        max_time: str | None = None,
         resume: str | Path | None = None,
         extend: Extend | None = None,
     ) -> None:
         """Train by the 1cycle policy: the rate rises and falls, momentum the other way.
 
         Args:
-            n_epoch: The number of epochs; ``None`` to stop by ``max_updates`` alone.
+            n_epoch: The number of epochs, perhaps with a fraction: 0.5 is half an epoch, its first
+                batches; ``None`` to stop by ``max_updates`` or ``max_time`` alone.
             lr_max: The peak; by default the learner's rate.
             div: The rate begins at ``lr_max / div``; by default 25, or the policy's own.
             div_final: It ends at ``lr_max / div_final``; by default 1e5, or the policy's own.
@@ -230,6 +244,10 @@ class Trainer(Turns):
                 whose values are the rate of the last parameter group.
             steps_per_epoch: The batches of an epoch, as in `fit`.
             max_updates: The optimizer updates after which the fit ends.
+            max_time: The time that the fit may take, such as ``"3h"``, ``"90 minutes"`` or
+                ``"1h30m"``. After a few updates it decides once how many updates there are, at
+                most those that the other limits leave, and the schedules run over them: see
+                `onecycle.callbacks.max_time.MaxTime`.
             resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
                 arguments are those of the interrupted fit. Where there is none, the fit starts
                 from the beginning and logs so.
@@ -262,6 +280,7 @@ class Trainer(Turns):
             cbs=[*both, *own],
             steps_per_epoch=steps_per_epoch,
             max_updates=max_updates,
+            max_time=max_time,
             resume=resume,
             extend=extend,
         )
@@ -445,13 +464,14 @@ class Trainer(Turns):
         """Compute the loss and the metrics over a loader; leaves everything as it was.
 
         Args:
-            dl: By default the validation loader.
+            dl: By default the validation loader, or each of several.
 
         Returns:
-            ``"valid_loss"`` and each metric by name.
+            ``"valid_loss"`` and each metric by name, as in the record.
         """
         warn_of_bad_parameters(self)
-        return measure(self, valid_or(self, dl))
+        loader = valid_or(self, dl)
+        return measure_sets(self) if dl is None else measure(self, loader)
 
     def check(self, batches: int = 1) -> Check:
         """Try a few batches of each loader, optimizer included, and say what looks wrong.
