@@ -47,6 +47,7 @@ class MiniCycles:
         measured: ``"validation loss"``, or ``"training loss"``: the mean of the last updates.
         believed: Of two long cycles, in the place of a rule that sees nothing, the peak that was
             believed before them; ``None`` of short ones around a suggestion.
+        around: The suggestion that short cycles confirm; ``None`` of two long ones.
 
     Example:
         >>> cycles = MiniCycles((0.01, 0.03, 0.1), (0.4, 0.2, math.inf), 1.0, 50, "training loss")
@@ -60,6 +61,7 @@ class MiniCycles:
     n_updates: int
     measured: Literal["validation loss", "training loss"]
     believed: float | None = None
+    around: float | None = None
 
     @property
     def best(self) -> float:
@@ -80,13 +82,16 @@ class MiniCycles:
     def lr(self) -> float | None:
         """What is advised.
 
-        The best peak over `SAFETY`. Of two long cycles the best peak, over `EDGE` where the
-        higher one trains nothing. Where no cycle trains, what was believed; or ``None``.
+        Halfway, in log space, from the suggestion to the best peak over `SAFETY`: what 50 updates
+        tell of a whole fit is half of the truth, as they see nothing of overfitting. Of two long
+        cycles the best peak, over `EDGE` where the higher one trains nothing. Where no cycle
+        trains, what was believed; or ``None``.
         """
         if not self.has_trained:
             return self.believed
         if self.believed is None:
-            return self.best / SAFETY
+            safe = self.best / SAFETY
+            return safe if self.around is None else math.sqrt(safe * self.around)
         is_edge = self.best < self.peaks[-1] and not trains(self.losses[-1], self.before)
         return self.best / EDGE if is_edge else self.best
 

@@ -100,7 +100,7 @@ class RateSearch:
 
         believed = believed_peak(reading, end, self.learn.opt, gradient)
         cycle = _Measured(self, max((MOST * result.num_it - sum(spent)) // 2, least))
-        cycles = cycle.table(try_two(cycle.loss, believed, before=cycle.before), believed)
+        cycles = cycle.table(try_two(cycle.loss, believed, before=cycle.before), believed=believed)
         what = "no valley" if result.suggestion is None else "no end of the fall"
         note = f"the test shows {what}: 2 cycles of {cycle.length} updates"
         if not cycles.has_trained and not _moves(reading, cycles):
@@ -112,9 +112,8 @@ class RateSearch:
     def _confirmed(self, result: LRFindResult, centre: float, length: int) -> LRFindResult:
         """Let short cycles around the suggestion confirm it."""
         cycle = _Measured(self, length)
-        cycles = cycle.table(
-            try_peaks(cycle.loss, centre, before=cycle.before, first=FIRST, most=CYCLES)
-        )
+        found = try_peaks(cycle.loss, centre, before=cycle.before, first=FIRST, most=CYCLES)
+        cycles = cycle.table(found, around=centre)
         note = f"{len(cycles.peaks)} cycles of {length} updates"
         note += "" if cycles.has_trained else "; none of them trained"
         note = _note(note, result.num_it + cycles.cost)
@@ -155,7 +154,13 @@ class _Measured:
             return self._validated()
         return _mean(self._training[min(self._training)][: _few(self.length)])
 
-    def table(self, found: dict[float, float], believed: float | None = None) -> MiniCycles:
+    def table(
+        self,
+        found: dict[float, float],
+        *,
+        believed: float | None = None,
+        around: float | None = None,
+    ) -> MiniCycles:
         """Return the losses that were found."""
         return MiniCycles(
             tuple(found),
@@ -164,6 +169,7 @@ class _Measured:
             self.length,
             "training loss" if self.search.learn.dls.valid is None else "validation loss",
             believed,
+            around,
         )
 
     def _validated(self) -> float:

@@ -391,9 +391,10 @@ class Trainer(Turns):
             confirm: Confirm the suggestion by short cycles of so many updates, 50 say: to five
                 peaks around it, 10^0.4 apart, and to a sixth where the best of them lies at an
                 edge. The loss at the end of each is that over as many validation batches, or
-                without a loader the mean of its last training losses. Half of the best peak is
-                the suggestion; ``result.cycles`` is the table. Where the test shows no valley, the
-                two long cycles are the confirmation.
+                without a loader the mean of its last training losses. The suggestion then
+                lies halfway, in log space, between what it was and half of the best peak;
+                ``result.cycles`` is the table. Where the test shows no valley, the two long cycles
+                are the confirmation.
 
         Returns:
             Rates, losses, suggestions, and why the test stopped; of several tests a `RangeTests`,

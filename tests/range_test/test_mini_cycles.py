@@ -84,6 +84,11 @@ def test_the_rate_is_the_best_peak_with_a_margin() -> None:
     assert low < 0.01 / SAFETY < high
 
 
+def test_around_a_suggestion_the_rate_lies_halfway_to_it() -> None:
+    found = MiniCycles((0.01, 0.1), (1.5, 1.0), 2.0, 50, "validation loss", around=0.2)
+    assert found.lr == pytest.approx((0.2 * 0.1 / SAFETY) ** 0.5)
+
+
 def test_of_equal_peaks_the_lower_is_the_best() -> None:
     assert cycles(1.5, 1.0, 1.0).best == cycles(1.5, 1.009, 1.0).best == 0.01
     assert cycles(1.5, 1.011, 1.0).best == 0.1

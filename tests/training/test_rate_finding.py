@@ -184,7 +184,8 @@ class TestConfirm:
         assert alone is not None
         around = [alone * STEP**k for k in range(-2, 3)]
         assert result.cycles.peaks[:5] == pytest.approx(around)
-        assert result.suggestion == result.cycles.best / SAFETY
+        halfway = math.sqrt(alone * result.cycles.best / SAFETY)
+        assert result.suggestion == pytest.approx(halfway)
         assert result.suggestions["knee"] == alone
         assert len(seen) == len(result.losses) + 50 * len(result.cycles.peaks)
         assert 100 + 50 * len(result.cycles.peaks) <= 400
