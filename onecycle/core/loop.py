@@ -18,7 +18,7 @@ import torch
 from onecycle.core.callback import Callback, Handler, Run
 from onecycle.core.checks import check_callbacks, check_requirements
 from onecycle.core.handlers import Handlers, clean_up, explain, fire, report, where
-from onecycle.core.heap import kept_heap
+from onecycle.optim.heap import kept_heap
 from onecycle.core.restore import (
     RngState,
     hold_modes,

@@ -263,6 +263,21 @@ def test_a_file_made_to_do_harm_is_refused_with_its_name(exported, tmp_path, cha
         load_predictor(path)
 
 
+@pytest.mark.parametrize(
+    ("given", "kind", "sentence"),
+    [
+        ({"path": 3}, TypeError, "path must be a path"),
+        ({"path": ""}, ValueError, "path must be a path"),
+        ({"model": nn.Linear}, TypeError, "model must be a Module"),
+        ({"model": "resnet"}, TypeError, "model must be a Module"),
+        ({"path": "nowhere"}, FileNotFoundError, "nowhere"),
+    ],
+)
+def test_a_wrong_argument_is_refused_by_its_name(exported, given, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        load_predictor(**({"path": exported[1]} | given))
+
+
 def test_one_flipped_bit_is_noticed(exported, tmp_path):
     content = bytearray(exported[1].read_bytes())
     content[len(content) // 2] ^= 1
