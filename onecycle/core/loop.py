@@ -18,7 +18,6 @@ import torch
 from onecycle.core.callback import Callback, Handler, Run
 from onecycle.core.checks import check_callbacks, check_requirements
 from onecycle.core.handlers import Handlers, clean_up, explain, fire, report, where
-from onecycle.optim.heap import kept_heap
 from onecycle.core.restore import (
     RngState,
     hold_modes,
@@ -46,6 +45,7 @@ from onecycle.errors import (
 )
 from onecycle.optim.build import ready_state
 from onecycle.optim.checks import check_trains
+from onecycle.optim.heap import kept_heap
 from onecycle.optim.loss_module import in_evaluation
 from onecycle.optim.modes import switch
 
