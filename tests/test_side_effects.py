@@ -44,7 +44,7 @@ CHANGES = {
 
 #: What is called in the middle of a batch only, by the loop.
 OF_THE_LOOP = {"batch_size", "compute_loss", "loss_weight", "measure_batch", "predict_batch"}
-OF_THE_LOOP |= {"count_batches", "make_handlers", "start_batches", "stored_beside"}
+OF_THE_LOOP |= {"count_batches", "make_handlers", "stored_beside"}
 OF_THE_LOOP |= {"whole_batch_size"}
 
 #: By method the calls that leave nothing behind.
@@ -74,6 +74,7 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
     "removed_cbs": [lambda learn, _: enter(learn.removed_cbs(Recorder))],
     "shortfall": [lambda learn, _: learn.shortfall()],
     "save": [lambda learn, folder: learn.save(folder / "model.pt")],
+    "export": [lambda learn, folder: learn.export(folder / "model.onecycle")],
     "show_training_loop": [lambda learn, _: learn.show_training_loop()],
     "summary": [lambda learn, _: str(learn.summary())],
     "tta": [lambda learn, _: learn.tta(transforms=[lambda x: x, lambda x: -x])],

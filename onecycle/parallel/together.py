@@ -14,6 +14,7 @@ from onecycle.core.callback import Callback, Handler, Run
 from onecycle.core.handlers import Handlers
 from onecycle.core.loop import Loop
 from onecycle.core.restore import RngState
+from onecycle.data.streams import is_stream
 from onecycle.errors import OnecycleError
 from onecycle.parallel.agreed import AgreedHandlers, agreed_events
 from onecycle.parallel.joining import Parallel, joined
@@ -82,7 +83,7 @@ class ParallelLoop(Loop):
 
     def run_fit(
         self,
-        n_epoch: int | None,
+        n_epoch: float | None,
         *,
         cbs: Sequence[Callback] = (),
         run: Run = "fit",
@@ -115,6 +116,8 @@ class ParallelLoop(Loop):
             return []
         processes.ready()
         callbacks = [each for each in (*self.cbs, *cbs) if each.takes_part_in(run)]
+        if any(type(each).__name__ == "MaxTime" for each in callbacks):
+            raise ValueError("max_time= is for one process: the clocks of several do not agree")
         if run == "fit" and processes.is_first and not self._has_told:
             self._has_told = True
             self._tell(processes.world)
@@ -144,10 +147,15 @@ class ParallelLoop(Loop):
             AgreedHandlers(callbacks, "valid", processes, events),
         )
 
-    def start_batches(self, skip: int) -> Iterator[Any]:
+    def _begin_pass(self, skip: int) -> Iterator[Any]:
         """Start the pass over this process's part of ``dl``."""
         if self.shards is None or not self._shares:
-            return super().start_batches(skip)
+            return super()._begin_pass(skip)
+        if self.training and self.steps_per_epoch is not None and is_stream(self.dl):
+            raise ValueError(
+                "several processes do not go on in a stream that steps_per_epoch cuts: leave it "
+                "out, or give the loader an order for each epoch, by set_epoch"
+            )
         return self.shards.start_pass(self.dl, self.seed, self.total_epochs, skip)
 
     def count_batches(self, dl: Any) -> int | None:

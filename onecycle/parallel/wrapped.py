@@ -174,7 +174,7 @@ class DataParallel:
         self._share_buffers(learn)
 
 
-def _callback(stage: Stage, **handlers: Callable[[Any], None]) -> Callback:
+def _callback(stage: Stage, **handlers: Any) -> Callback:
     made = Callback(during="train", **handlers)
     made.stage, made.runs_in = stage, frozenset(("fit", "range_test"))
     return made
