@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from onecycle import vision
 from onecycle.data.loaders import DataLoaders, n_batches
 from onecycle.learner import Learner
-from onecycle.range_test.result import LRFindResult
+from onecycle.range_test.knee import knee
+from onecycle.range_test.result import LRFindResult, written
 from onecycle.range_test.rules import minimum, slide, steep, valley
 from onecycle.record.metrics import accuracy
 
@@ -80,15 +81,14 @@ def demo(options: argparse.Namespace) -> None:
 def find_rate(learn: Learner) -> LRFindResult:
     """Run the range test, and say what it suggests and why."""
     print("\nRange test: the learning rate rises over 100 updates; then everything is put back")
-    result = learn.lr_find(suggest_funcs=(minimum, valley, slide, steep), show_plot=False)
+    result = learn.lr_find(suggest_funcs=(knee, valley, slide, minimum, steep), show_plot=False)
     print(f"  it ended after {len(result.lrs)} updates: {result.stop_reason}")
     if result.reason is not None:
         print(f"  {result.reason}; a rate of 1e-3 is taken")
         return result
-    others = ", ".join(f"{rule} {lr:.1e}" for rule, lr in list(result.suggestions.items())[1:])
-    print(
-        f"  it suggests {result.suggestion:.2e} (minimum: a tenth of the rate at the lowest loss)"
-    )
+    others = ", ".join(f"{rule} {written(lr)}" for rule, lr in list(result.suggestions.items())[1:])
+    how = result.note or "knee: where the losses have made nine tenths of their fall"
+    print(f"  it suggests {result.suggestion:.2e} ({how})")
     print(f"  other rules: {others}; the loss turns up at {result.lr_max:.1e}")
     return result
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from onecycle.arguments import check_count, check_path
 from onecycle.data.loaders import DataLoaders, TensorLoader
+from onecycle.elsewhere import says_our_keywords
 from onecycle.vision.cache import list_images, open_cache
 from onecycle.vision.steps import ImageSteps, channel_counts, channel_statistics, to_square
 
@@ -160,6 +161,7 @@ def cifar10(
     return _image_loaders(tensors, classes, mean, std, batch_size, device)
 
 
+@says_our_keywords
 def image_folder(
     path: str | Path,
     size: int,
@@ -248,6 +250,11 @@ class _Normalize:
         if self.mean.device != x.device:  # once: a copy for each batch would wait for the device
             self.mean, self.std = self.mean.to(x.device), self.std.to(x.device)
         return (x.float().sub_(self.mean).div_(self.std), *rest)
+
+    def undo(self, images: Tensor) -> Tensor:
+        """Return normalised images with values in [0, 1], as they can be shown."""
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        return (images * std + mean) / 255
 
 
 def image_steps(dls: DataLoaders) -> ImageSteps | None:
