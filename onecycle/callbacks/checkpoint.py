@@ -20,11 +20,17 @@ from onecycle.checkpoints.unseen import Unseen
 from onecycle.core.callback import Callback, During, Stage
 from onecycle.core.restore import RngState
 from onecycle.data.nested import map_tensors
+from onecycle.elsewhere import says_our_keywords
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
 
 log = logging.getLogger("onecycle")
+
+_LATE = (
+    "the training loader goes on from an earlier fit, of which it is not known how it began: what "
+    "it draws at random, or counts, may come in another way"
+)
 
 
 class Checkpoint(Callback):
@@ -85,6 +91,7 @@ class Checkpoint(Callback):
     stage = Stage.SAVE
     during: During = "train"
 
+    @says_our_keywords
     def __init__(
         self,
         folder: str | Path,
@@ -111,6 +118,7 @@ class Checkpoint(Callback):
         self._pass_rng: dict[str, Any] = {}
         self._plan: dict[str, Any] = {}
         self._pass_sources: dict[str, Any] = {}
+        self._is_late = False  # the training loader goes on from before this fit
         self._sources: Sources | None = None
         self._lost: list[str] | None = None  # looked for at the first checkpoint
         self._unseen: Unseen | None = None  # until the first checkpoint
@@ -120,7 +128,7 @@ class Checkpoint(Callback):
     def before_fit(self, learn: Loop) -> None:
         """Begin anew."""
         self._plan, self._unseen = plan_of(learn), Unseen(learn)
-        self._sources, self._lost = Sources(learn), None
+        self._sources, self._lost, self._pass_rng = Sources(learn), None, {}
         self._saved_at = self._n_tried = self._n_failed = 0
         self._saved_when = time.monotonic()
         self._last = None
@@ -128,12 +136,19 @@ class Checkpoint(Callback):
 
     def before_train(self, learn: Loop) -> None:
         """Keep the random states, and whatever else a loader may draw its order from."""
-        self.keep_pass(learn)
+        goes_on = learn.stream.goes_on(learn.dl, learn.n_iter)
+        if not goes_on or not self._pass_rng:
+            self.keep_pass(learn)
+            self._is_late = goes_on
+        learn.stream.when_begun[self] = partial(self.keep_pass, learn)
         self._n_heard = 0
 
     def keep_pass(self, learn: Loop) -> None:
-        """Note how the pass begins; a resume does so again when it has put everything back."""
-        self._pass_rng = RngState().state_dict()
+        """Note how the pass begins; a resume does so again when it has put everything back.
+
+        Where a stream goes on, it is how that began.
+        """
+        self._pass_rng, self._is_late = RngState().state_dict(), False
         if self._sources is not None:
             self._pass_sources = self._sources.state(learn)
 
@@ -179,6 +194,7 @@ class Checkpoint(Callback):
     def cleanup_fit(self, learn: Loop) -> None:
         """After an error, save the last whole update where that is asked; put handlers back."""
         last, self._last = self._last, None
+        learn.stream.when_begun.pop(self, None)
         try:
             self.wait_for_write()
             if last is not None and self.on_error:
@@ -247,6 +263,8 @@ class Checkpoint(Callback):
     def _captured(self, learn: Loop, batches: int | None) -> dict[str, Any]:
         state = files.capture(learn, self._plan, batches, self._pass_rng)
         state["extra"] |= self._of_sources(learn, batches)
+        if learn.stream.drawn:
+            state["extra"]["stream"] = {"epoch": learn.stream.epoch, "drawn": learn.stream.drawn}
         return files.readable_parts(state)
 
     def _write(self, state: dict[str, Any]) -> None:
@@ -272,9 +290,14 @@ class Checkpoint(Callback):
         if self._sources is None:
             return {}
         now = self._sources.state(learn)
-        begun = now if batches is None else self._pass_sources
+        begun = now if batches is None and not learn.stream.drawn else self._pass_sources
+        if learn.stream.drawn:  # which began long ago; what is passed beside it did not
+            beside = {p: s for p, s in now["states"].items() if p.partition(".")[0] != "train"}
+            begun = {**begun, "states": {**begun["states"], **beside}}
         if self._lost is None:
             self._lost = self._sources.lost(learn)
+            if self._is_late:
+                self._lost.append(_LATE)
             for sentence in self._lost:
                 log.warning("Checkpoint: a resumed fit may end in other bits: %s", sentence)
         parts = {"pass": self._sources.for_file(begun), "now": self._sources.for_file(now)}

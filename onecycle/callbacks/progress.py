@@ -11,6 +11,8 @@ import numpy as np
 from onecycle.callbacks.monitor import ends_between, recorded_names
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.tables import Table, new_table
+from onecycle.callbacks.throughput import NAME as THROUGHPUT
+from onecycle.callbacks.throughput import Throughput
 from onecycle.core.callback import Callback
 from onecycle.data.lengths import least
 from onecycle.data.loaders import n_batches
@@ -32,10 +34,10 @@ class Progress(Callback):
 
     The columns are ``epoch``, from 0; ``train_loss``, the mean over the updates of the epoch,
     read from ``learn.recorder.history`` once, at its end; ``valid_loss``, the metrics, and
-    whatever else was recorded once for each validation; and ``time``, which is that of the whole
-    epoch. A validation between two batches has a row too, with a fraction of an epoch; time and
-    training loss are then those since the row before. What an epoch did not compute is left
-    blank. The last line is ``learn.stop_reason``, if there is one.
+    whatever else was recorded once for each validation or each epoch, as by `Throughput`; and
+    ``time``, which is that of the whole epoch. A validation between two batches has a row too, with
+    a fraction of an epoch; time and training loss are then those since the row before. What an
+    epoch did not compute is left blank. The last line is ``learn.stop_reason``, if there is one.
 
     Example:
         >>> from onecycle.testing import toy_learner
@@ -59,7 +61,8 @@ class Progress(Callback):
         """Begin the table."""
         self._table = new_table(learn.n_epoch)
         self._refresh_at = perf_counter() if self._table.has_bars else math.inf
-        self._names = recorded_names(learn)
+        asked = any(isinstance(callback, Throughput) for callback in learn.cbs)
+        self._names = [*recorded_names(learn), *([THROUGHPUT] if asked else [])]
         self._table.header(["epoch", *self._names, "time"])
         self._begin_epoch(learn)
 
@@ -93,7 +96,9 @@ class Progress(Callback):
             self._refresh(learn, learn.iter + 1, loss)
 
     def after_train(self, learn: Loop) -> None:
-        """Close the bar."""
+        """Close the bar; what is recorded from here on is of the epoch."""
+        history = recorder_of(learn).history
+        self._lengths = {name: len(series) for name, series in history.items()}
         self._table.close_bar()
 
     def after_validate(self, learn: Loop) -> None:

@@ -43,7 +43,8 @@ class Recorder(Callback):
         history: The series ``train_loss``, ``lr``, ``momentum`` (one value for each update),
             ``valid_loss`` and each metric by name (one for each validation pass; of a further
             validation set with its name, as ``valid_loss/noisy``), and with ``train_metrics``
-            each metric as ``train_accuracy`` (one for each training pass). Rates are those
+            each metric as ``train_accuracy`` (one for each training pass). Where optimizers
+            take turns, ``train_loss/NAME`` is the loss that one of them stepped by. Rates are those
             that the optimizer has, with an ``lr_scale`` applied: of several of its
             ``param_groups`` in one of the splitter's groups, the first one's. See `History`.
         metric_parts: By metric the names of the values that it gave in the last validation pass:
@@ -67,6 +68,7 @@ class Recorder(Callback):
     """
 
     stage = Stage.RECORD
+    _called = "Recorder"
     during: During = "valid"  # of the batch events; after_step is for training anyway
 
     def __init__(self, *, train_metrics: bool = False) -> None:
@@ -113,6 +115,9 @@ class Recorder(Callback):
         """Record the update just made, with the values that were in force."""
         update = learn.total_updates
         self._add_loss(update, learn.update_loss)
+        if learn.turn_losses:
+            for name, loss in learn.turn_losses.items():
+                self.history.series(f"train_loss/{name}").append(update, loss)
         rates, momenta = self._rates, self._momenta
         if len(rates) == 1:
             self._add_lr(update, rates[0].get())
@@ -188,10 +193,11 @@ class Recorder(Callback):
         if learn.update_loss is None or self._recorded == update:
             return
         values = {"train_loss": [learn.update_loss], "lr": [slot.get() for slot in self._rates]}
+        values |= {f"train_loss/{name}": [loss] for name, loss in learn.turn_losses.items()}
         if self._momenta:
             values["momentum"] = [slot.get() for slot in self._momenta]
         for name, value in values.items():
-            series = self.history[name]
+            series = self.history.series(name, width=len(value))
             if not len(series) or series.updates[-1] != update:
                 series.append(update, value)
         self._recorded = update

@@ -13,8 +13,9 @@ from onecycle.arguments import check_count, check_flag, check_path
 from onecycle.callbacks.monitor import Mode, Monitor, ends_between
 from onecycle.callbacks.recorder import Recorder
 from onecycle.checkpoints.learner_files import load_learner, save_learner
-from onecycle.checkpoints.model_files import checksum_of
+from onecycle.checkpoints.sealed import checksum_of
 from onecycle.core.callback import Callback, Stage
+from onecycle.elsewhere import says_our_keywords
 from onecycle.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class SaveModel(Callback):
     stage = Stage.SAVE
     requires = (Recorder,)
 
+    @says_our_keywords
     def __init__(
         self,
         path: str | Path,
@@ -110,6 +112,12 @@ class SaveModel(Callback):
         self._monitor = Monitor(monitor, mode, min_delta)
         self._kept: list[_Saved] = []  # the best first
         self._n_tried = self._n_failed = 0
+
+    @property
+    def best_path(self) -> Path | None:
+        """The file of the best epoch of this fit; ``None`` before there is one."""
+        best = next(iter(self._kept), None)
+        return None if best is None else Path(self._file(best.epoch, best.update))
 
     def plan(self, learn: Loop) -> dict[str, Any]:
         """Return by what the best epoch is told."""

@@ -26,6 +26,7 @@ from onecycle.data.passes import random_in_workers
 from onecycle.data.sources import (
     changes_itself,
     data_sets,
+    draws_in_turn,
     iterators,
     order_fields,
     order_parts,
@@ -35,6 +36,8 @@ from onecycle.data.sources import (
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
 
+#: The layers that draw in training.
+_DROPOUT = nn.modules.dropout._DropoutNd
 _ARRAY, _SET = "array of", "set of"
 _NUMBERS = (bool, int, float, str, type(None))
 #: What torch or we change in a module, and load in other ways.
@@ -83,6 +86,7 @@ class Sources:
     def lost(self, learn: Loop) -> list[str]:
         """Say what of it a checkpoint cannot hold, a sentence each: a resumed fit may differ."""
         said = [each for dl in learn.dls.loaders() for each in _lost_by(dl)]
+        said += _in_turn_with_dropout(learn)
         said += [
             f"the state_dict of {path} has more than plain values and tensors, and is left out"
             for path in self._unreadable
@@ -178,12 +182,16 @@ def _generators(learn: Loop) -> dict[str, Any]:
 
 
 def _with_state(learn: Loop) -> dict[str, Any]:
-    """Return loaders, samplers and data sets that tell their state, each once."""
+    """Return loaders, samplers and data sets that tell their state, each once.
+
+    A DataLoader begins each pass anew, so what it draws from is asked, and not itself: torchdata's
+    would begin a pass to answer, and the fit would draw other random numbers than without.
+    """
     found: dict[int, tuple[str, Any]] = {}
     for name, loader in _loaders(learn).items():
         for path, part in {**order_parts(loader), **data_sets(loader)}.items():
             tells = all(callable(getattr(part, n, None)) for n in ("state_dict", "load_state_dict"))
-            if tells and not isinstance(part, nn.Module):
+            if tells and not isinstance(part, nn.Module | DataLoader):
                 found.setdefault(id(part), (name + path, part))
     return dict(found.values())
 
@@ -240,6 +248,24 @@ def _tensors(learn: Loop) -> dict[str, Any]:
         for name, value in vars(part).items()
         if isinstance(value, Tensor) and value.grad_fn is None and not value.is_inference()
     }
+
+
+def _in_turn_with_dropout(learn: Loop) -> list[str]:
+    """Say where a loader and the model draw from one generator in turn.
+
+    What was drawn before is drawn again by the loader alone when a fit is resumed.
+    """
+    parts, modules = order_parts(learn.dls.train).values(), learn.model.modules()
+    has_workers = any(isinstance(part, DataLoader) and part.num_workers for part in parts)
+    kinds: list[Any] = [type(part) for part in parts]
+    drawing = next((kind for kind in kinds if draws_in_turn(kind)), None)
+    if has_workers or drawing is None or not any(isinstance(m, _DROPOUT) and m.p for m in modules):
+        return []
+    return [
+        f"{drawing.__name__} draws from torch's generator while it gives batches, in turn with the "
+        "dropout of the model: if what comes later depends on it, as in a buffer that is shuffled, "
+        "let it draw from a generator of its own"
+    ]
 
 
 def _lost_by(loader: Any) -> list[str]:

@@ -49,8 +49,9 @@ def malformed(state: Any, counters: tuple[str, ...]) -> str | None:
         "frozen_norms": _are_names,
         "callbacks": lambda found: all(map(_is_callback, found)),
         "rng": _is_rng,
+        "extra": _is_extra,
     }
-    if state["position"].get("batches") is not None:
+    if state["position"].get("batches") is not None or "stream" in state["extra"]:
         looks["pass_rng"] = _is_rng
     return next((part for part, fits in looks.items() if not fits(state[part])), None)
 
@@ -68,6 +69,13 @@ def _is_position(found: Mapping[str, Any]) -> bool:
     counts = all(_is_count(found.get(name)) for name in ("epoch", "total_epochs"))
     maybe = all(_is_count(found.get(name, -1), maybe=True) for name in ("batches", "n_iter"))
     return counts and maybe and isinstance(found.get("training"), bool)
+
+
+def _is_extra(found: Mapping[str, Any]) -> bool:
+    stream = found.get("stream", {})
+    if not isinstance(stream, dict) or (stream and "sources" not in found):
+        return False
+    return set(stream) <= {"epoch", "drawn"} and all(map(_is_count, stream.values()))
 
 
 def _are_counters(found: Mapping[str, Any], names: tuple[str, ...]) -> bool:

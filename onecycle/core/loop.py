@@ -18,7 +18,6 @@ import torch
 from onecycle.core.callback import Callback, Handler, Run
 from onecycle.core.checks import check_callbacks, check_requirements
 from onecycle.core.handlers import Handlers, clean_up, explain, fire, report, where
-from onecycle.core.heap import kept_heap
 from onecycle.core.restore import (
     RngState,
     hold_modes,
@@ -46,6 +45,7 @@ from onecycle.errors import (
 )
 from onecycle.optim.build import ready_state
 from onecycle.optim.checks import check_trains
+from onecycle.optim.heap import kept_heap
 from onecycle.optim.loss_module import in_evaluation
 from onecycle.optim.modes import switch
 
@@ -181,10 +181,10 @@ class Loop(LoopState):
             self.plan_pass()
 
     def _train(self) -> None:
-        on = self._on
+        on, train_batch = self._on, self._batch_trainer()
         try:
             for self.iter, batch in enumerate(self._batches(), self.iter):
-                self._train_batch(batch, on)
+                train_batch(batch, on)
             if self.batches_in_window:  # the pass ended before the window was full
                 try:
                     self._update(on)
@@ -192,6 +192,10 @@ class Loop(LoopState):
                     self._cancelled("batch", cancel, on)
         finally:
             self._drop_gradients()
+
+    def _batch_trainer(self) -> Callable[[Any, Handlers], None]:
+        """Return what trains a batch; asked once for each pass, since there are other ways."""
+        return self._train_batch
 
     def _train_batch(self, batch: Any, on: Handlers) -> None:
         window = self.batches_in_window
@@ -248,9 +252,13 @@ class Loop(LoopState):
         return False
 
     def _validate(self) -> None:
-        with torch.no_grad(), preserved_rng(), in_evaluation(self.loss_module):
-            for self.iter, batch in enumerate(self._batches()):
-                self._valid_batch(batch, self._on_valid)
+        put_back = self.stream.hold(self.dl)
+        try:
+            with torch.no_grad(), preserved_rng(), in_evaluation(self.loss_module):
+                for self.iter, batch in enumerate(self._batches()):
+                    self._valid_batch(batch, self._on_valid)
+        finally:
+            surely(put_back)
 
     def _valid_batch(self, batch: Any, on: Handlers, *, with_loss: bool = True) -> None:
         try:
@@ -271,7 +279,7 @@ class Loop(LoopState):
         while True:
             try:  # not around the yield: what comes while this is closed would be lost
                 if batches is None:
-                    batches = start_pass(self.dl, self.seed, self.total_epochs, skip=drawn)
+                    batches = self._begin_pass(drawn)
                     self.go_on_with_rng()
                 # Asked for each batch: a landing may change n_iter; validation goes to the end.
                 batch = _END if self.training and drawn == self.n_iter else next(batches, _END)
@@ -285,6 +293,12 @@ class Loop(LoopState):
         if not drawn:
             name = "training" if self.training else "validation"
             raise ValueError(f"the {name} loader gave no batch: it is empty")
+
+    def _begin_pass(self, skip: int) -> Iterator[Any]:
+        order = self.dl, self.seed, self.total_epochs
+        if not self.training:
+            return start_pass(*order, skip=skip)
+        return self.stream.start(*order, skip=skip, n_iter=self.n_iter)
 
     def _take(self, batch: Any) -> None:
         self.batch = to_device(batch, self.device)
@@ -397,10 +411,13 @@ class Loop(LoopState):
     def added_cbs(self, cbs: Sequence[Callback]) -> Iterator[None]:
         """Run a block with more callbacks."""
         check_callbacks(cbs)
-        before = self.cbs
+        before, ours = self.cbs, [*self.cbs, *cbs]
         try:
-            self.cbs = [*before, *cbs]
+            self.cbs = ours
             yield
+        except GeneratorExit:  # Ctrl-C while this was entered: it ends after those around it
+            before = before if self.cbs is ours else self.cbs
+            raise
         finally:
             surely(lambda: vars(self).update(cbs=before))
 

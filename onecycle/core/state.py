@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from onecycle.data.calls import call_model
 from onecycle.data.sizes import BatchSizes
+from onecycle.data.streams import Stream
 from onecycle.explanations import (
     BAD_CALL,
     explain_loss_error,
@@ -54,11 +55,14 @@ class LoopState:
         pred: What the model returned.
         loss_grad: The loss with its graph: what is differentiated. May be rewritten.
         loss: The loss detached, on the device: what is reported. Nobody writes it.
-        update_loss: The loss of the update just made: the mean over its accumulated batches.
+        update_loss: The loss of the update just made: the mean over its accumulated batches, or
+            the sum of ``turn_losses``.
+        turn_losses: Where optimizers take turns, the loss that each stepped by, by its name.
         epoch, n_epoch: The epoch, from 0, and their number, perhaps with a fraction (``None``:
             until ``max_updates``).
         iter, n_iter: The batch of this pass, from 0, and their number (``None``: unknown). A pass
             begins at the batch that ``iter`` names after ``before_train``.
+        stream: Where the training loader stands if it has no order of its own: see `Stream`.
         rng: Random states to go on with once the next pass has begun, or ``None``; set by a
             resume, since passing over batches may draw from them.
         event: The event that was fired last.
@@ -130,7 +134,7 @@ class LoopState:
         self.stop_reason: str | None = None
         self.event = self.valid_set = ""
         self._run: Run | None = None
-        self._sizes, self.loss_weights = BatchSizes(), loss_weights
+        self._sizes, self.loss_weights, self.stream = BatchSizes(), loss_weights, Stream()
         self._turn, self._thread = RLock(), 0  # what runs has its turn, and is in this thread
         self.forget_batch()
 
@@ -268,3 +272,4 @@ class LoopState:
         """Keep no batch, prediction or graph alive."""
         self.batch = self.xb = self.yb = self.pred = None
         self.loss = self.loss_grad = self.update_loss = None
+        self.turn_losses: dict[str, Tensor] = {}

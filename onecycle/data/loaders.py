@@ -6,7 +6,7 @@ a list of batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from copy import copy
 from itertools import islice
 from typing import Any
@@ -19,7 +19,15 @@ from torch.utils.data import (
     IterableDataset,
 )
 
-from onecycle.arguments import check_callable, check_count, check_flags, check_text, shown
+from onecycle.arguments import (
+    check_callable,
+    check_count,
+    check_flags,
+    check_list,
+    check_text,
+    shown,
+)
+from onecycle.elsewhere import SaysOurNames, says_our_keywords
 
 #: What a DataLoader of another batch size has in common with the one it is made from.
 _KEPT_OPTIONS = (
@@ -39,7 +47,7 @@ _KEPT_OPTIONS = (
 )
 
 
-class DataLoaders:
+class DataLoaders(SaysOurNames):
     """The loaders of a fit: one to train on and, if wanted, one or several to validate on.
 
     Of several validation sets the first one is the main one: studies, the range test and whatever
@@ -50,6 +58,8 @@ class DataLoaders:
         train: Any iterable of batches that can be iterated once an epoch.
         valid: The same; a dict of such by name, for several validation sets; or None to train
             without validation.
+        classes: The names of the classes, class 0 first, where there are any: what pictures and
+            tables call them.
 
     Attributes:
         train: The training loader.
@@ -57,7 +67,7 @@ class DataLoaders:
         more_valid: The other validation loaders by name.
 
     Raises:
-        TypeError: A loader cannot be iterated, or only once.
+        TypeError: A loader cannot be iterated, or only once; a class is no text.
         ValueError: A loader has no batches, or a validation set no name that a series can have.
 
     Example:
@@ -68,10 +78,14 @@ class DataLoaders:
         DataLoaders(train=4 batches, valid={clean: 2 batches, noisy: 1 batches})
     """
 
+    _called = "DataLoaders"
+
     def __init__(
         self,
         train: Iterable[Any],
         valid: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
+        *,
+        classes: Sequence[str] | None = None,
     ) -> None:
         _check_loader(train, "training", "drop_last=True with fewer samples than batch_size?")
         named = _named_sets(valid)
@@ -82,6 +96,9 @@ class DataLoaders:
         self.valid = next(iter(named.values()), None)
         self.more_valid = dict(islice(named.items(), 1, None))
         self._first_name = next(iter(named), "")
+        self.classes = None if classes is None else check_list("classes", classes, "texts")
+        for name in self.classes or ():
+            check_text("each of classes", name)
 
     def valid_sets(self) -> dict[str, Iterable[Any]]:
         """Return the validation loaders: the main one by the name ``""``, the others by theirs."""
@@ -92,6 +109,7 @@ class DataLoaders:
         return [self.train, *self.valid_sets().values()]
 
     @classmethod
+    @says_our_keywords
     def from_datasets(
         cls,
         train_ds: Dataset[Any],
@@ -273,6 +291,7 @@ class TensorLoader:
         [[0, 1], [2, 3], [4]]
     """
 
+    @says_our_keywords
     def __init__(
         self,
         *tensors: Tensor,

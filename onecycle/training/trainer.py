@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode, surely
 from onecycle.data.left_out import warn_of_left_out
 from onecycle.data.loaders import DataLoaders, as_dataloaders
+from onecycle.elsewhere import says_our_keywords
 from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues, ParamGroups
@@ -68,6 +69,7 @@ from onecycle.training.checking import (
 from onecycle.training.options import check_options
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 from onecycle.training.rate_finding import RateSearch
+from onecycle.training.turns import Turns
 
 log = logging.getLogger("onecycle")
 
@@ -75,9 +77,10 @@ log = logging.getLogger("onecycle")
 _NOT_COPIED = ("_turn", "_on", "_on_valid", "_contexts", "stepper", "dl")
 
 
-class Trainer(Loop):
+class Trainer(Turns):
     """What one does with a loop: fit, find a rate, validate, predict, save; see `Learner`."""
 
+    @says_our_keywords
     def __init__(
         self,
         dls: DataLoaders | tuple[Any, Any],
@@ -88,7 +91,7 @@ class Trainer(Loop):
         metrics: Sequence[Any] = (),
         cbs: Sequence[Callback] = (),
         *,
-        opt: Optimizer | Sequence[Optimizer] | None = None,
+        opt: Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer] | None = None,
         wd: float | None = None,
         wd_bn_bias: bool = False,
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
@@ -124,6 +127,7 @@ class Trainer(Loop):
         """The recorder: ``learn.recorder.history``, ``learn.recorder.plot_loss()``."""
         return recorder_of(self)
 
+    @says_our_keywords
     def fit(
         self,
         n_epoch: float | None,
@@ -145,7 +149,8 @@ class Trainer(Loop):
             lr: The learning rate; by default the learner's.
             wd: The weight decay from here on; by default unchanged.
             cbs: Callbacks for this fit only.
-            steps_per_epoch: The batches of an epoch, where the loader has no length or more.
+            steps_per_epoch: The batches of an epoch, where the loader has no length or more. A
+                stream goes on where the epoch before ended: see `onecycle.data.streams.Stream`.
             max_updates: The optimizer updates after which the fit ends.
             max_time: The time that the fit may take, such as ``"3h"``, ``"90 minutes"`` or
                 ``"1h30m"``. After a few updates it decides once how many updates there are, at
@@ -201,6 +206,7 @@ class Trainer(Loop):
                 max_updates=max_updates,
             )
 
+    @says_our_keywords
     def fit_one_cycle(
         self,
         n_epoch: float | None,
@@ -236,7 +242,7 @@ class Trainer(Loop):
             policy: ``"cosine"`` (fastai 2), ``"linear"``, ``"three_phase"`` (the paper's),
                 ``"smith"`` (its training logs'), ``"torch"`` (``OneCycleLR``), or a `Schedule`,
                 whose values are the rate of the last parameter group.
-            steps_per_epoch: The batches of an epoch, where the loader has no length or more.
+            steps_per_epoch: The batches of an epoch, as in `fit`.
             max_updates: The optimizer updates after which the fit ends.
             max_time: The time that the fit may take, such as ``"3h"``, ``"90 minutes"`` or
                 ``"1h30m"``. After a few updates it decides once how many updates there are, at
@@ -332,6 +338,7 @@ class Trainer(Loop):
         batch_sizes: Sequence[int] | None = ...,
     ) -> RangeTests: ...
 
+    @says_our_keywords
     def lr_find(
         self,
         start_lr: float = 1e-7,
@@ -355,11 +362,13 @@ class Trainer(Loop):
         of the last one, and the others keep their ratios to it.
 
         Where the test shows a valley, that is all. Where it does not (the fall is as small as the
-        noise, or the loss breaks before it falls), the rule `knee` lets short cycles decide, of
-        half as many updates as the test and at most six; where the loss neither fell nor broke, a
-        second test goes on to higher rates first. A line of the result says what was done, and
-        how many updates it took: by default at most 400. Tests of fewer than 50 updates, linear
-        ones, and the sweeps do without.
+        noise, or the loss breaks before it falls, or still falls at the last rate), two cycles of
+        150 updates decide in the place of the rule `knee`: to the peak that the breaking rate and
+        the optimizer make likely, and to four times as much, or where that one trains nothing a
+        quarter. A line of the result says what was done, and how many updates it took: by default
+        at most 400. Where neither trains enough to be evidence, the likely peak is suggested, and
+        the line says "unsure". Tests of fewer than 50 updates, linear ones, and the sweeps do
+        without.
 
         Args:
             start_lr: The first rate, above 0.
@@ -380,10 +389,12 @@ class Trainer(Loop):
             batch_sizes: Run one test for each of these batch sizes of the training loader: a
                 `TensorLoader`, or a DataLoader made with ``batch_size=``.
             confirm: Confirm the suggestion by short cycles of so many updates, 50 say: to five
-                peaks around it, half a decade apart, and to more where the best of them lies at
-                an edge, at most ten. The loss at the end of each is that over as many validation
-                batches, or without a loader the mean of its last training losses. Half of the
-                best peak is the suggestion; ``result.cycles`` is the table.
+                peaks around it, 10^0.4 apart, and to a sixth where the best of them lies at an
+                edge. The loss at the end of each is that over as many validation batches, or
+                without a loader the mean of its last training losses. The suggestion then
+                lies halfway, in log space, between what it was and half of the best peak;
+                ``result.cycles`` is the table. Where the test shows no valley, the two long cycles
+                are the confirmation.
 
         Returns:
             Rates, losses, suggestions, and why the test stopped; of several tests a `RangeTests`,
@@ -494,6 +505,7 @@ class Trainer(Loop):
             raise RuntimeError("every batch was cancelled by a callback: nothing to look at")
         return look.check
 
+    @says_our_keywords
     def get_preds(
         self,
         dl: Iterable[Any] | None = None,
@@ -526,7 +538,8 @@ class Trainer(Loop):
             inference_mode: Use ``torch.inference_mode``: see `Loop.infer`.
 
         Returns:
-            Predictions and targets on the CPU; they unpack as ``preds, targets``.
+            Predictions and targets on the CPU; they unpack as ``preds, targets``, or with the
+            losses as ``preds, targets, losses``.
 
         Raises:
             ValueError: If there is no loader, the batches cannot be joined, or ``with_loss`` is
@@ -614,6 +627,7 @@ class Trainer(Loop):
         """
         save_learner(self, check_path("path", path))
 
+    @says_our_keywords
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:
         """Load what `save` wrote; runs no code from the file.
 
