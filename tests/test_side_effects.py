@@ -44,6 +44,7 @@ CHANGES = {
 
 #: What is called in the middle of a batch only, by the loop.
 OF_THE_LOOP = {"batch_size", "compute_loss", "loss_weight", "measure_batch", "predict_batch"}
+OF_THE_LOOP |= {"run_validation"}
 
 #: By method the calls that leave nothing behind.
 CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
