@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from onecycle.arguments import check_count, check_finite, check_not_negative, check_one_of, shown
 from onecycle.callbacks.landing import is_landing, land_running
-from onecycle.callbacks.monitor import Mode, Monitor
+from onecycle.callbacks.monitor import Mode, Monitor, ends_between
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback
+from onecycle.elsewhere import says_our_keywords
 from onecycle.errors import CancelFit, ScheduleConflictError
 from onecycle.optim.groups import listed
 
@@ -22,7 +23,10 @@ log = logging.getLogger("onecycle")
 
 
 class _Patience(Callback):
-    """Counts the epochs since a monitored value was best, and acts when they are too many."""
+    """Counts the epochs since a monitored value was best, and acts when they are too many.
+
+    Of a value that validation gives it counts the validations, where there are more of them.
+    """
 
     requires = (Recorder,)
 
@@ -30,6 +34,7 @@ class _Patience(Callback):
         self.patience = None if patience is None else check_count("patience", patience)
         self._monitor = monitor
         self._waited = 0
+        self._unit = "epoch"
 
     def plan(self, learn: Loop) -> dict[str, Any]:
         """Return what is monitored, and how long it may not improve."""
@@ -45,10 +50,19 @@ class _Patience(Callback):
     def before_fit(self, learn: Loop) -> None:
         """Begin anew, after checking that this fit records the monitored value."""
         self._monitor.begin(learn)
-        self._waited = 0
+        self._waited, self._unit = 0, "epoch"
+
+    def after_validate(self, learn: Loop) -> None:
+        """Compare the value of a validation between two batches with the best."""
+        if ends_between(learn) and self._monitor.name != "train_loss":
+            self._unit = "validation"
+            self._look(learn)
 
     def after_epoch(self, learn: Loop) -> None:
         """Compare this epoch's value with the best; one that recorded none does not count."""
+        self._look(learn)
+
+    def _look(self, learn: Loop) -> None:
         value = self._monitor.read(learn)
         if value is None or self._is_over(learn, value):
             return
@@ -71,7 +85,7 @@ class _Patience(Callback):
         raise NotImplementedError
 
     def _why(self) -> str:
-        best, epochs = self._monitor.best, "epoch" if self.patience == 1 else "epochs"
+        best, epochs = self._monitor.best, self._unit + "s" * (self.patience != 1)
         said = "was never a number" if best is None else f"has not improved on {best:.6g}"
         return f"{self._monitor.name} {said} for {self.patience} {epochs}"
 
@@ -94,13 +108,14 @@ class EarlyStopping(_Patience):
     or ``action="land"``.
 
     Args:
-        monitor: ``"valid_loss"``, the name of a metric, or ``"train_loss"`` (the mean over the
-            updates of an epoch).
+        monitor: ``"valid_loss"``, the name of a metric, either also on another validation set, as
+            ``"valid_loss/noisy"``, or ``"train_loss"`` (the mean over the updates of an epoch).
         mode: ``"min"``: less is better; ``"max"``: more is. ``"auto"``: as the metric says it by
             its attribute ``higher_is_better``, or as its name is known for.
         min_delta: By how much a value must be better than the best to count, at least 0.
-        patience: After how many epochs in a row without improvement the fit ends, at least 1. An
-            epoch whose value is NaN has not improved. ``None``: only the thresholds end it.
+        patience: After how many epochs in a row without improvement the fit ends, at least 1; with
+            `Validate`, after how many validations. One whose value is NaN has not improved.
+            ``None``: only the thresholds end it.
         action: ``"stop"``: the fit ends at once. ``"land"``: it ends with a landing, as
             ``learn.land`` does it, during which nothing is monitored.
         land_updates: The updates of the landing.
@@ -125,6 +140,7 @@ class EarlyStopping(_Patience):
         array([False,  True])
     """
 
+    @says_our_keywords
     def __init__(
         self,
         monitor: str = "valid_loss",
@@ -167,10 +183,9 @@ class EarlyStopping(_Patience):
                 f"and limit={limit:g}"
             )
 
-    def after_epoch(self, learn: Loop) -> None:
-        """Compare this epoch's value with the best, unless the fit is about to end already."""
+    def _look(self, learn: Loop) -> None:
         if self.land_updates is None or not is_landing(learn):
-            super().after_epoch(learn)
+            super()._look(learn)
 
     def _is_over(self, learn: Loop, value: float) -> bool:
         said, limit = f"{self._monitor.name} is {value:.6g}", self.limit
@@ -201,13 +216,14 @@ class ReduceLROnPlateau(_Patience):
         monitor: As in `EarlyStopping`.
         mode: As in `EarlyStopping`.
         min_delta: By how much a value must be better than the best to count, at least 0.
-        patience: After how many epochs in a row without improvement the rates fall, at least 1.
-            The ``patience`` of torch's scheduler is one less.
+        patience: After how many epochs in a row without improvement the rates fall, at least 1;
+            with `Validate`, after how many validations. The ``patience`` of torch's scheduler is
+            one less.
         factor: What the rates are multiplied with, between 0 and 1, both excluded.
         min_lr: No rate is lowered beyond it; at least 0.
         threshold: By which part of the best a value must be better than it to count, in [0, 1]:
             1e-4 asks a loss of 2 to fall below 1.9998.
-        cooldown: For how many epochs after the rates fell none without improvement counts.
+        cooldown: For how many of them after the rates fell none without improvement counts.
 
     Raises:
         ValueError: For arguments out of range; before the first batch, if the fit does not record
@@ -224,6 +240,7 @@ class ReduceLROnPlateau(_Patience):
         [2.5e-31]
     """
 
+    @says_our_keywords
     def __init__(
         self,
         monitor: str = "valid_loss",

@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
-from onecycle.arguments import check_one_of, shown
+from onecycle.arguments import check_one_of, check_takes_learn, shown
 from onecycle.core.events import EVENT_PREFIXES, EVENTS
+from onecycle.elsewhere import SaysOurNames, explain_foreign_name, explain_unknown_event
 from onecycle.errors import UnknownEventError
-from onecycle.explanations import explain_foreign_name, explain_unknown_event
 from onecycle.schedules.occasions import Occasions
 
 #: What takes a method of a callback: it is called with the learner and returns nothing.
@@ -39,7 +39,7 @@ class Stage(IntEnum):
     SAVE = 3  #: checkpoints, after everything else
 
 
-class Callback:
+class Callback(SaysOurNames):
     """Base of all callbacks: a class with methods named after events.
 
     Each method takes the learner and returns nothing. The events, and what each means, are
@@ -66,6 +66,7 @@ class Callback:
     Raises:
         UnknownEventError: If a method or keyword looks like an event and is none; raised when
             the class is made.
+        TypeError: If a method that is an event does not take the learner; raised likewise.
 
     Example:
         >>> class Count(Callback):
@@ -91,6 +92,7 @@ class Callback:
     during: During = "both"
     runs_in: frozenset[Run] | None = None
     _occasions = Occasions()  # all of them, but for functions that are called now and then
+    _called = "Callback"
 
     def __init__(
         self,
@@ -118,9 +120,9 @@ class Callback:
         for name in dir(cls):  # what a mixin brings included
             is_like_one = name.startswith(EVENT_PREFIXES) or explain_foreign_name(name)
             if is_like_one and name not in EVENTS:
-                raise UnknownEventError(
-                    explain_unknown_event(cls.__name__, name, EVENTS, EVENT_PREFIXES)
-                )
+                raise UnknownEventError(explain_unknown_event(cls.__name__, name, *_KNOWN))
+        for name in EVENTS:
+            check_takes_learn(cls, name)
         if cls.during not in _DURING:
             raise ValueError(
                 f'{cls.__name__}.during must be "train", "valid" or "both"; got {cls.during!r}'

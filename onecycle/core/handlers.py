@@ -92,6 +92,9 @@ def report(learn: LoopState, handlers: tuple[Handler, ...], event: str) -> None:
 
     Of several cancels the widest acts, so that a stop is never lost to a smaller wish.
     """
+    if len(handlers) == 1:
+        fire(learn, handlers, event)
+        return
     cancels: list[Cancel] = []
     try:
         for handler in handlers:

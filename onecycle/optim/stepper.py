@@ -98,6 +98,10 @@ class Stepper:
         self._class_step = type(opt).step
         self._bare_step = _bare_step(opt)
 
+    def __repr__(self) -> str:
+        """Show what makes the updates."""
+        return f"{type(self).__name__}({type(self.opt).__name__}, {self.describe()})"
+
     def _list_params(self) -> None:
         self._n_groups = len(self.opt.param_groups)
         self.params[:] = [p for group in self.opt.param_groups for p in group["params"]]
