@@ -16,6 +16,7 @@ from onecycle import Callback, Learner, Recorder, constant, plot_schedule
 from onecycle.core.loop import Loop
 from onecycle.core.state import LoopState
 from onecycle.training.trainer import Trainer
+from onecycle.training.turns import Turns
 
 #: What trains, or is meant to change something.
 CHANGES = {
@@ -43,8 +44,15 @@ CHANGES = {
 }
 
 #: What is called in the middle of a batch only, by the loop.
-OF_THE_LOOP = {"batch_size", "compute_loss", "loss_weight", "measure_batch", "predict_batch"}
-OF_THE_LOOP |= {"run_validation"}
+OF_THE_LOOP = {
+    "batch_size",
+    "compute_loss",
+    "compute_losses",
+    "loss_weight",
+    "measure_batch",
+    "predict_batch",
+    "run_validation",
+}
 
 #: By method the calls that leave nothing behind.
 CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
@@ -52,6 +60,7 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
     "compare": [lambda learn, _: learn.compare(1, 0.01, ["constant"], seeds=[0, 1])],
     "diagnose": [lambda learn, _: learn.diagnose(0.1, 20, wds=[0.1], lr_usual=0.01, verify=False)],
     "epochs_left": [lambda learn, _: learn.epochs_left()],
+    "find_batch_size": [lambda learn, _: learn.find_batch_size(3)],
     "get_preds": [
         lambda learn, _: learn.get_preds(),
         lambda learn, _: learn.get_preds(learn.dls.train, inference_mode=True),
@@ -95,7 +104,7 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
 }
 
 #: What makes fits of its own, which nobody can do within a fit.
-NOT_WITHIN_A_FIT = {"compare", "regularization_report"}
+NOT_WITHIN_A_FIT = {"compare", "find_batch_size", "regularization_report"}
 
 EVERY_CALL = [(name, call) for name, calls in CALLS.items() for call in calls]
 IDS = [f"{name} {calls.index(call) + 1}" for name, calls in CALLS.items() for call in calls]
@@ -117,7 +126,7 @@ def public_methods(*kinds: type, prefix: str = "") -> set[str]:
 
 
 def test_every_public_method_either_trains_or_is_known_to_leave_nothing_behind() -> None:
-    found = public_methods(Learner, Trainer, Loop, LoopState)
+    found = public_methods(Learner, Trainer, Turns, Loop, LoopState)
     found |= public_methods(Recorder, prefix="recorder.")
     assert found - CALLS.keys() - CHANGES - OF_THE_LOOP == set()
     assert CHANGES & CALLS.keys() == set()
