@@ -1,5 +1,6 @@
 """The callbacks that come with onecycle, one concern a file; `one_cycle` is the heart."""
 
+from onecycle.callbacks.activation_checkpointing import ActivationCheckpointing
 from onecycle.callbacks.activation_stats import ActivationStats
 from onecycle.callbacks.attribute_scheduler import AttributeScheduler
 from onecycle.callbacks.averaging import EMA, SWA
@@ -14,6 +15,7 @@ from onecycle.callbacks.landing import LandOnInterrupt
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.memory_format import ChannelsLast
+from onecycle.callbacks.micro_batches import MicroBatches
 from onecycle.callbacks.mixing import CutMix, LabelSmoothing, MixUp
 from onecycle.callbacks.mlflow import MLflow
 from onecycle.callbacks.non_finite import TerminateOnNonFinite
@@ -26,18 +28,21 @@ from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.save_model import SaveModel
 from onecycle.callbacks.show_graph import ShowGraph
 from onecycle.callbacks.speed import speed_profile
+from onecycle.callbacks.spikes import SpikeStop
 from onecycle.callbacks.stopping import EarlyStopping, ReduceLROnPlateau
 from onecycle.callbacks.tensor_board import TensorBoard
 from onecycle.callbacks.throughput import Throughput
 from onecycle.callbacks.timeline import Timeline
 from onecycle.callbacks.torch_scheduler import TorchScheduler
 from onecycle.callbacks.update_ratios import UpdateRatios
+from onecycle.callbacks.validate import Validate
 from onecycle.callbacks.wandb import WandB
 from onecycle.callbacks.when import When
 
 __all__ = [
     "EMA",
     "SWA",
+    "ActivationCheckpointing",
     "ActivationStats",
     "AttributeScheduler",
     "BackendFlags",
@@ -56,6 +61,7 @@ __all__ = [
     "LabelSmoothing",
     "LandOnInterrupt",
     "MLflow",
+    "MicroBatches",
     "MixUp",
     "MixedPrecision",
     "MomentumCycler",
@@ -69,12 +75,14 @@ __all__ = [
     "SaveModel",
     "ShowGraph",
     "SnapshotEnsemble",
+    "SpikeStop",
     "TensorBoard",
     "TerminateOnNonFinite",
     "Throughput",
     "Timeline",
     "TorchScheduler",
     "UpdateRatios",
+    "Validate",
     "WandB",
     "When",
     "speed_profile",

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,9 +38,11 @@ def plot_lr_find(
     suggestions: Mapping[str, float | None],
     lr_range: tuple[float, float] | None = None,
     *,
+    turns: bool = True,
     spreads: Mapping[str, tuple[float, float] | None] | None = None,
     valid_smoothed: ArrayLike | None = None,
     metrics: Mapping[str, ArrayLike] | None = None,
+    cycles: tuple[Sequence[float], Sequence[float], str] | None = None,
     note: str | None = None,
     log: bool = True,
     ax: "Axes | None" = None,
@@ -54,11 +57,13 @@ def plot_lr_find(
         losses: The loss at each, of shape ``(n,)``; what is not finite is a gap.
         smoothed: The smoothed loss, of shape ``(n,)``.
         suggestions: The suggested rate by rule; a rule that found none is left out.
-        lr_range: The range ``(lr_min, lr_max)`` to shade. A line marks its end, where the loss
-            turns up.
+        lr_range: The range ``(lr_min, lr_max)`` to shade.
+        turns: Whether the loss turns up at its end, which a line then marks.
         spreads: By rule the interval of its rate, a bar at its marker; or ``None``.
         valid_smoothed: The smoothed validation loss, of shape ``(n,)``.
         metrics: By name a metric at each rate, of shape ``(n,)``; on a second y axis.
+        cycles: Of short cycles the peaks, the loss after each, and what to call them; a loss
+            above the picture is an arrow at its upper end.
         note: What to say above the curve, such as why nothing is suggested.
         log: Whether the rates grew geometrically, so that the x axis is logarithmic.
         ax: Where to draw; a new figure if ``None``.
@@ -76,15 +81,19 @@ def plot_lr_find(
     rates, raw, curve = np.asarray(lrs, dtype=np.float64), gaps(losses), gaps(smoothed)
     valid = gaps([] if valid_smoothed is None else valid_smoothed)
     if lr_range is not None:
-        _mark_range(ax, *lr_range)
+        _mark_range(ax, *lr_range, turns=turns)
     ax.plot(rates, raw, color=SKY, linewidth=0.8, alpha=0.7, label="loss")
     ax.plot(rates, curve, color=BLUE, linewidth=2, label="loss, smoothed")
     if len(valid):
         ax.plot(rates, valid, color=AMBER, linewidth=2, label="validation loss, smoothed")
     _mark_suggestions(ax, suggestions, spreads or {}, rates, curve)
-    _set_rate_axis(ax, rates, log=log)
+    peaks = np.asarray([] if cycles is None else cycles[0], dtype=np.float64)
+    _set_rate_axis(ax, rates, peaks, log=log)
     ax.set_ylabel("loss")
-    _show_between(ax, [limits(raw, curve), limits(np.empty(0), valid)])
+    ends = [limits(raw, curve), limits(np.empty(0), valid)]
+    _show_between(ax, [*ends, _lowest(ends, cycles)])
+    if cycles is not None:
+        _draw_cycles(ax, peaks, gaps(cycles[1]), cycles[2])
     is_empty = not np.isfinite(raw).any()
     if note is not None and is_empty:
         ax.set_yticks([])
@@ -211,15 +220,39 @@ def _mark_suggestions(
         )
 
 
+def _lowest(
+    ends: Sequence[tuple[float, float] | None],
+    cycles: tuple[Sequence[float], Sequence[float], str] | None,
+) -> tuple[float, float] | None:
+    """Return limits that reach down to the lowest loss after a cycle, or ``None``."""
+    losses = gaps([] if cycles is None else cycles[1])
+    tops = [pair[1] for pair in ends if pair is not None]
+    low = float(np.nanmin(losses)) if np.isfinite(losses).any() else np.inf
+    return (low, max(tops)) if tops and low < max(tops) else None
+
+
+def _draw_cycles(
+    ax: "Axes", peaks: NDArray[np.float64], losses: NDArray[np.float64], label: str
+) -> None:
+    """Draw the loss after each cycle over its peak; what is above the picture is an arrow."""
+    top = ax.get_ylim()[1]
+    inside = np.isfinite(losses) & (losses <= top)
+    draw = partial(ax.plot, color=BLACK, markersize=7, linewidth=1.2, zorder=5, clip_on=False)
+    draw(peaks[inside], losses[inside], marker="o", markerfacecolor="white", label=label)
+    draw(peaks[~inside], np.full((~inside).sum(), top), marker="^", linestyle="none")
+
+
 def _write(ax: "Axes", note: str) -> None:
     """Say in the middle of axes why nothing is drawn."""
     ax.text(0.5, 0.5, note, transform=ax.transAxes, ha="center", va="center")
 
 
-def _mark_range(ax: "Axes", low: float, high: float) -> None:
+def _mark_range(ax: "Axes", low: float, high: float, *, turns: bool) -> None:
     label = f"{low:.1e} to {high:.1e}"
     ax.axvspan(low, high, color=GREEN, alpha=0.12, linewidth=0, label=label)
-    ax.axvline(high, color=GREEN, linewidth=1.2, linestyle="dashed", label="the loss turns up")
+    if turns:
+        label = "the loss turns up"
+        ax.axvline(high, color=GREEN, linewidth=1.2, linestyle="dashed", label=label)
 
 
 def _set_rate_axis(ax: "Axes", *rates: NDArray[np.float64], log: bool) -> None:

@@ -1,6 +1,6 @@
 """Pictures of characters, for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +18,7 @@ def draw_lr_find(
     suggestions: Mapping[str, float],
     *,
     turn: float | None = None,
+    peaks: Sequence[float] = (),
     log: bool = True,
     width: int = 72,
     height: int = 12,
@@ -25,14 +26,15 @@ def draw_lr_find(
     """Draw the smoothed loss of a range test in characters.
 
     The y axis is that of `plot_lr_find`, but for the raw losses; where the curve is above it
-    there is a ``^``. Under it the first letter of its name marks each suggestion, and ``|`` where
-    the loss turns up.
+    there is a ``^``. Under it the first letter of its name marks each suggestion, ``|`` where the
+    loss turns up, and ``o`` the peaks of short cycles, as far as they are in the picture.
 
     Args:
         lrs: The learning rates, increasing, of shape ``(n,)``.
         smoothed: The smoothed loss at each, of shape ``(n,)``.
         suggestions: The suggested rate by rule.
         turn: The rate at which the loss turns up.
+        peaks: Those of short cycles, each an ``o`` under the curve.
         log: Whether the rates grew geometrically.
         width: Of the picture, in characters, at least 40.
         height: Of the curve, in lines, at least 2.
@@ -63,11 +65,12 @@ def draw_lr_find(
         if np.isfinite(share):
             row = round((height - 1) * (1 - min(share, 1.0)))
             rows[row][column] = "*" if share <= 1.0 else "^"
-    marks = {} if turn is None else {"|": turn}
-    marks |= {name[0]: lr for name, lr in suggestions.items()}
+    marks = [("o", peak) for peak in peaks if columns[0] <= scale(peak) <= columns[-1]]
+    marks += [] if turn is None else [("|", turn)]
+    marks += [(name[0], lr) for name, lr in suggestions.items()]
     first, last = (f"{float(np.asarray(lrs)[i]):.3g}" for i in (0, -1))
     under = [*first, *" " * (n - len(first) - len(last)), *last]
-    for mark, lr in marks.items():
+    for mark, lr in marks:
         under[int(np.abs(columns - scale(lr)).argmin())] = mark
     labels = {0: f"{high:.3g}", height - 1: f"{low:.3g}"}
     lines = [f"{labels.get(i, ''):>8} |{''.join(row).rstrip()}" for i, row in enumerate(rows)]

@@ -22,6 +22,11 @@ FALLEN = 0.9
 #: that shows it lie a few updates, and in this time the rate of a test rises by a decade.
 MARGIN = 15.0
 
+#: The loss breaks where it rises above the start by as much as it fell, by this part of the start,
+#: and by so many deviations of the running median, and stays there for so many updates. Without
+#: the last three a fall that is noise is undone by noise, decades below the rate that breaks.
+RISE, DEVIATIONS, UPDATES = 0.3, 3.0, 3
+
 #: A fall shows a valley from so many times the noise of a batch on; pure noise, also skewed or
 #: spiky, reaches 2.6 in one test of a hundred.
 CLEAR = 4.0
@@ -31,6 +36,9 @@ LEAST = 0.01
 
 #: The share of a normal distribution that lies more than one deviation below its median.
 _ONE_DEVIATION = 0.16
+
+#: The deviation of a median of normal numbers over that of their mean: the root of pi / 2.
+_OF_MEDIAN = 1.25
 
 #: Fewer points than this say nothing about a curve.
 POINTS = 10
@@ -47,8 +55,9 @@ class Reading:
             median say nothing about how low a loss may lie by chance.
         falls: The rate from which on a tenth of the fall is made.
         settles: The rate at which nine tenths of it are.
-        breaks: The rate at which the median rises above the start by as much as it fell, or the
-            loss ceases to be finite, or the test was stopped; ``None`` where it never does.
+        breaks: The rate at which the median rises above the start, by as much as it fell and by
+            more than noise and `RISE` explain, or the loss ceases to be finite, or the test was
+            stopped; ``None`` where it never does.
         points: How many finite losses there are.
         has_ended: Whether the fall has: not where it settles within half a decade of the last rate
             and the loss does not break, so that the best rate may lie beyond.
@@ -113,11 +122,11 @@ def read(lrs: npt.ArrayLike, losses: npt.ArrayLike, *, stopped: bool = False) ->
     fall = start - float(medians[low])
     down = np.nonzero(medians <= start - 0.1 * fall)[0] if fall > 0 else np.array([low])
     settled = np.nonzero(medians <= start - FALLEN * fall)[0] if fall > 0 else np.array([low])
-    over = low + np.nonzero(medians[low:] > start + max(fall, 0.0))[0]
     below = (raw[:points] - medians)[: max(low, POINTS)]
-    end = rates[points] if points < len(raw) else rates[-1]
-    broken = float(end) if points < len(raw) or stopped else None
-    breaks = float(rates[over[0]]) if len(over) else broken
+    broken = _break(medians, low, start + _rise(start, fall, below))
+    ends = points if points < len(raw) else len(raw) - 1
+    broken = ends if broken is None and (points < len(raw) or stopped) else broken
+    breaks = None if broken is None else float(rates[broken])
     return Reading(
         start=start,
         fall=fall,
@@ -128,6 +137,22 @@ def read(lrs: npt.ArrayLike, losses: npt.ArrayLike, *, stopped: bool = False) ->
         points=points,
         has_ended=breaks is not None or math.sqrt(10) * rates[settled[0]] < rates[-1],
     )
+
+
+def _rise(start: float, fall: float, noise: Array) -> float:
+    """Return how far above the start the running median is that of a break."""
+    upwards = max(float(np.quantile(noise, 1 - _ONE_DEVIATION)), 0.0)
+    of_median = _OF_MEDIAN * upwards / math.sqrt(WINDOW)
+    return max(fall, RISE * abs(start), DEVIATIONS * of_median)
+
+
+def _break(medians: Array, low: int, level: float) -> int | None:
+    """Return where the medians after the lowest rise above a level for a few updates."""
+    over = medians[low:] > level
+    if len(over) < UPDATES:
+        return None
+    stays = sliding_window_view(over, UPDATES).all(1)
+    return low + int(stays.argmax()) if stays.any() else None
 
 
 def running_median(values: Array) -> Array:

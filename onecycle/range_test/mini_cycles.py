@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-#: From one peak to the next.
-STEP = math.sqrt(10)
+#: From one peak to the next of five. With three a decade a best peak in between is missed.
+STEP = 10**0.4
 
 #: The best peak of a short cycle is divided by this: in a longer one the rate stays near its peak
 #: for longer, and what is almost too much in 50 updates is too much in 200.
@@ -23,6 +23,17 @@ TIE = 0.01
 #: A cycle that lowers the loss by less than this part of it has trained nothing.
 LEAST = 0.01
 
+#: Two long cycles that lower the loss by less than this part of it are no evidence: so much one
+#: gains by chance, and what was believed is better.
+WEAK = 0.03
+
+#: From the first peak of two to the second. One such step below a break there still is room, and
+#: a smaller step tells two peaks apart less well than their noise.
+FAR = 4.0
+
+#: A peak is divided by this where the next of two trains nothing: somewhere in between all breaks.
+EDGE = 1.6
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MiniCycles:
@@ -34,6 +45,9 @@ class MiniCycles:
         before: The loss before training, measured alike.
         n_updates: The updates of each.
         measured: ``"validation loss"``, or ``"training loss"``: the mean of the last updates.
+        believed: Of two long cycles, in the place of a rule that sees nothing, the peak that was
+            believed before them; ``None`` of short ones around a suggestion.
+        around: The suggestion that short cycles confirm; ``None`` of two long ones.
 
     Example:
         >>> cycles = MiniCycles((0.01, 0.03, 0.1), (0.4, 0.2, math.inf), 1.0, 50, "training loss")
@@ -46,25 +60,45 @@ class MiniCycles:
     before: float
     n_updates: int
     measured: Literal["validation loss", "training loss"]
+    believed: float | None = None
+    around: float | None = None
 
     @property
     def best(self) -> float:
-        """The peak of the lowest loss; of several that are alike the lowest peak."""
+        """The peak of the lowest loss; of several that are alike the believed one or the lowest."""
         lowest = min(self.losses)
         alike = lowest + TIE * max(self.before - lowest, 0.0) if math.isfinite(lowest) else lowest
         pairs = zip(self.peaks, self.losses, strict=True)
-        return next(peak for peak, loss in pairs if loss <= alike)
+        among = [peak for peak, loss in pairs if loss <= alike]
+        return self.believed if self.believed in among else among[0]
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether one of them did, and of two long ones by enough to be evidence."""
+        part = LEAST if self.believed is None else WEAK
+        return trains(min(self.losses), self.before, part)
 
     @property
     def lr(self) -> float | None:
-        """What is advised: the best peak over `SAFETY`; ``None`` where no cycle trained."""
-        trained = min(self.losses) < self.before - LEAST * abs(self.before)
-        return self.best / SAFETY if trained else None
+        """What is advised.
+
+        Halfway, in log space, from the suggestion to the best peak over `SAFETY`: what 50 updates
+        tell of a whole fit is half of the truth, as they see nothing of overfitting. Of two long
+        cycles the best peak, over `EDGE` where the higher one trains nothing. Where no cycle
+        trains, what was believed; or ``None``.
+        """
+        if not self.has_trained:
+            return self.believed
+        if self.believed is None:
+            safe = self.best / SAFETY
+            return safe if self.around is None else math.sqrt(safe * self.around)
+        is_edge = self.best < self.peaks[-1] and not trains(self.losses[-1], self.before)
+        return self.best / EDGE if is_edge else self.best
 
     @property
     def spread(self) -> tuple[float, float] | None:
         """Half a step to both sides of the rate: finer the peaks do not tell; or ``None``."""
-        half = math.sqrt(STEP)
+        half = math.sqrt(STEP if self.believed is None else FAR)
         return None if self.lr is None else (self.lr / half, self.lr * half)
 
     @property
@@ -76,9 +110,37 @@ class MiniCycles:
         """Show a line for each peak."""
         lines = [f"{len(self.peaks)} cycles of {self.n_updates} updates, {self.measured}"]
         for peak, loss in zip(self.peaks, self.losses, strict=True):
-            is_best = self.lr is not None and peak == self.best
+            is_best = self.has_trained and peak == self.best
             lines.append(f"  {peak:.2e}  {loss:.4g}{'  the best' if is_best else ''}")
         return "\n".join(lines)
+
+
+def trains(loss: float, before: float, part: float = LEAST) -> bool:
+    """Return whether the loss at the end of a cycle is that of a model that was trained."""
+    return loss < before - part * abs(before)
+
+
+def try_two(
+    measure: Callable[[float], float], believed: float, *, before: Callable[[], float]
+) -> dict[float, float]:
+    """Try the peak that is believed, and `FAR` above it if that trains, or below if not.
+
+    Args:
+        measure: Returns the loss of a cycle to a peak; infinite where it is not finite.
+        believed: The first peak.
+        before: Returns the loss before training; asked after the first peak.
+
+    Returns:
+        The loss by peak, in rising order.
+
+    Example:
+        >>> try_two(lambda peak: 1 / peak, 2.0, before=lambda: 4.0)
+        {2.0: 0.5, 8.0: 0.125}
+    """
+    first = measure(believed)
+    other = believed * FAR if trains(first, before()) else believed / FAR
+    losses = {believed: first, other: measure(other)}
+    return {peak: losses[peak] for peak in sorted(losses)}
 
 
 def try_peaks(
@@ -97,7 +159,7 @@ def try_peaks(
 
     Args:
         measure: Returns the loss of a cycle to a peak; infinite where it is not finite.
-        centre: The middle of the first peaks, half a decade apart.
+        centre: The middle of the first peaks, `STEP` apart.
         before: Returns the loss before training; asked after the first peaks.
         first: The number of first peaks, odd.
         most: How many to try at most.
@@ -110,7 +172,7 @@ def try_peaks(
         ...     lambda peak: abs(peak - 4), 1.0, before=lambda: 4.0, first=3, most=6
         ... )
         >>> [round(peak, 2) for peak in found]
-        [0.32, 1.0, 3.16, 10.0]
+        [0.4, 1.0, 2.51, 6.31]
     """
     places = list(range(-(first // 2), first // 2 + 1))
     losses = {place: measure(centre * STEP**place) for place in places}

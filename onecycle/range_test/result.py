@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: By this name the rate of the short cycles is among the suggestions.
 CYCLES = "mini_cycles"
 
+#: Rules that differ by more than so many times cannot both be trusted.
+APART = 20.0
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LRFindResult:
@@ -153,6 +156,20 @@ class LRFindResult:
         ).around(said)
 
     @property
+    def unsure(self) -> str | None:
+        """Which two rules differ by more than 20 times, in a line; or ``None``."""
+        said = {rule: lr for rule, lr in self.suggestions.items() if lr is not None}
+        if not said:
+            return None
+        low, high = min(said, key=said.__getitem__), max(said, key=said.__getitem__)
+        if said[high] <= APART * said[low]:
+            return None
+        return (
+            f"unsure: {high} says {said[high]:.1e}, {low} {said[low]:.1e}, "
+            f"{said[high] / said[low]:.0f} times less"
+        )
+
+    @property
     def valid_smoothed(self) -> Array | None:
         """The validation losses, smoothed as the training losses are; ``None`` without them."""
         return None if self.valid_losses is None else smooth(self.valid_losses)
@@ -160,7 +177,8 @@ class LRFindResult:
     def plot(self, ax: Axes | None = None) -> Axes:
         """Plot loss against learning rate, with the suggestions and their spreads.
 
-        Of several rules the vote is marked too. What was measured on validation batches is drawn
+        Of several rules the vote is marked too. A ring is the loss after a short cycle, over its
+        peak. What was measured on validation batches is drawn
         smoothed, the metrics on a second y axis.
 
         Args:
@@ -173,13 +191,27 @@ class LRFindResult:
             self.smoothed,
             {name: lr for name, (lr, _) in said.items()},
             None if self.lr_min is None or self.lr_max is None else (self.lr_min, self.lr_max),
+            turns=self._turns,
             spreads={name: interval for name, (_, interval) in said.items()},
             valid_smoothed=self.valid_smoothed,
             metrics={name: smooth(values) for name, values in self.metrics.items()},
-            note=self.reason,
+            cycles=self._drawn_cycles(),
+            note=self.reason or self.note,
             log=not self.linear,
             ax=ax,
         )
+
+    @property
+    def _turns(self) -> bool:
+        """Whether the range ends where the loss turns up, and not at what cycles advise."""
+        return self.lr_max is not None and self.lr_max != self.suggestions.get(CYCLES)
+
+    def _drawn_cycles(self) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
+        """Return peaks, losses and a name of the short cycles, for a picture."""
+        if self.cycles is None:
+            return None
+        label = f"{self.cycles.measured}, cycles of {self.cycles.n_updates}"
+        return self.cycles.peaks, self.cycles.losses, label
 
     def to_text(self, width: int = 72, height: int = 12) -> str:
         """Draw the smoothed loss in characters, above the lines that this prints as.
@@ -190,7 +222,7 @@ class LRFindResult:
 
         Returns:
             The text, for ``print``. Under the curve the first letter of its name marks each
-            suggestion, and ``|`` where the loss turns up.
+            suggestion, ``|`` where the loss turns up, ``o`` the peaks of short cycles.
         """
         check_count("width", width, least=40)
         check_count("height", height, least=2)
@@ -198,7 +230,8 @@ class LRFindResult:
             self.lrs,
             self.smoothed,
             {name: lr for name, lr in self.suggestions.items() if lr is not None},
-            turn=self.lr_max,
+            turn=self.lr_max if self._turns else None,
+            peaks=() if self.cycles is None else self.cycles.peaks,
             log=not self.linear,
             width=width,
             height=height,
@@ -224,6 +257,7 @@ class LRFindResult:
         lines += [self.note] if self.note is not None else []
         if self.reason is not None:
             return "\n".join([*lines, self.reason])
+        lines += [line for line in (self.unsure,) if line is not None]
         lines += [] if self.cycles is None else [repr(self.cycles)]
         said = self._said()
         width = max(map(len, (*said, "cycle")))

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.optim import SGD
 
 from onecycle.arguments import check_count
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback, Stage
-from onecycle.range_test.knee import MARGIN, Reading, knee, read
-from onecycle.range_test.mini_cycles import MiniCycles, try_peaks
-from onecycle.range_test.result import CYCLES, LRFindResult
+from onecycle.range_test.knee import Reading, knee, read
+from onecycle.range_test.mini_cycles import MiniCycles, try_peaks, try_two
+from onecycle.range_test.result import CYCLES as CYCLE_RULE
+from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import Rule
+from onecycle.training.believed_rate import N_GRADIENTS, GradientNorms, believed_peak
 from onecycle.training.checking import measure
 
 if TYPE_CHECKING:
@@ -29,13 +30,10 @@ Run = Callable[[Sequence[Callback], int], None]
 
 #: A test of fewer updates is a look at a few rates, after which nothing else is done.
 LEAST_UPDATES = 50
-#: The cycles of a test that shows no valley, and of one that is confirmed; and how many of them
-#: come first.
-CYCLES_WITHOUT_VALLEY, FIRST_WITHOUT_VALLEY = 6, 3
-CYCLES_CONFIRMED, FIRST_CONFIRMED = 10, 5
-#: Where the loss neither fell nor broke, a second test begins at the last rate over the first of
-#: these, so that it sees the fall, and ends at so many times the last rate.
-BACK, FARTHER = 10.0, 1e4
+#: How many times its updates a test that shows no valley may take in all.
+MOST = 4
+#: The cycles that confirm a suggestion, and how many of them come first.
+CYCLES, FIRST = 6, 5
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,9 @@ class RateSearch:
     def find(self, start_lr: float, end_lr: float, *, confirm: int = 0) -> LRFindResult:
         """Make a range test, and what else it takes.
 
-        Where the rule `knee` is the first and sees no valley, short cycles decide: around the
-        breaking rate over `MARGIN`, which holds without a valley too; and around the last rate
-        where the loss still falls there. Where it neither falls nor breaks, a second test goes on
-        to higher rates first.
+        Where the rule `knee` is the first and sees no valley, or no end of it, two long cycles
+        decide: to the peak that is believed (see `believed_peak`), and to one above or below it.
+        Else short cycles around the suggestion confirm it, if that is asked for.
 
         Args:
             start_lr: The first rate.
@@ -83,81 +80,46 @@ class RateSearch:
         result = self.test(start_lr, end_lr)
         reading = read(result.lrs, result.losses, stopped=result.stopped)
         goes_on = self.rules[:1] == (knee,) and result.num_it >= LEAST_UPDATES and not result.linear
-        if reading.points == 0 or not (confirm or (goes_on and not _is_enough(reading, result))):
+        if reading.points == 0:
             return result
-        spent, centre = result.num_it, result.suggestion
-        if goes_on and centre is None and reading.breaks is None:
-            second = self.test(end_lr / BACK, end_lr * FARTHER)
-            reading = read(second.lrs, second.losses, stopped=second.stopped)
-            spent += second.num_it
-            if second.suggestion is not None:
-                result, centre = second, second.suggestion
-                if not confirm:
-                    return replace(result, note=_note("a second test, to higher rates", spent))
-        elif goes_on and not reading.has_ended and not confirm:
-            centre = float(result.lrs[-1])
-        return self._cycled(result, centre or self._guess(reading), confirm, spent)
+        if result.suggestion is None or (goes_on and not reading.has_ended):
+            return self._decided(result, reading, confirm) if goes_on or confirm else result
+        return self._confirmed(result, result.suggestion, confirm) if confirm else result
 
-    def _guess(self, reading: Reading) -> float:
-        """Return the middle of the peaks that are tried where no rule names a rate."""
-        if reading.breaks is not None and reading.falls < reading.breaks:
-            return reading.breaks / MARGIN
-        return 0.1 if isinstance(self.learn.opt, SGD) else 0.01  # what often is good
+    def _decided(self, result: LRFindResult, reading: Reading, least: int) -> LRFindResult:
+        """Let two long cycles decide in the place of the rule `knee`."""
+        start, end = float(result.lrs[0]), float(result.lrs[-1])
+        spent = [result.num_it]
 
-    def _cycled(
-        self, result: LRFindResult, centre: float, confirm: int, spent: int
-    ) -> LRFindResult:
-        length = confirm or result.num_it // 2
-        first, most = FIRST_WITHOUT_VALLEY, CYCLES_WITHOUT_VALLEY
-        if confirm:
-            first, most = FIRST_CONFIRMED, CYCLES_CONFIRMED
-        most -= math.ceil((spent - result.num_it) / length)
-        cycles = self.cycles(centre, length, first=first, most=most)
-        what = "no valley" if result.suggestion is None else "no end of the fall"
-        why = "" if confirm else f"the test shows {what}: "
-        note = _note(f"{why}{len(cycles.peaks)} cycles of {length} updates", spent + cycles.cost)
-        if cycles.lr is None:
-            return replace(result, cycles=cycles, note=f"{note}; none of them trained")
-        others = {rule: lr for rule, lr in result.suggestions.items() if rule != knee.__name__}
-        knees = {} if result.suggestion is None else result.suggestions
-        return replace(
-            result,
-            suggestions={CYCLES: cycles.lr, **knees, **others},
-            lr_max=result.lr_max or cycles.lr,
-            lr_min=result.lr_min or cycles.lr / 10,
-            reason=None,
-            cycles=cycles,
-            note=note,
-        )
-
-    def cycles(self, centre: float, length: int, *, first: int, most: int) -> MiniCycles:
-        """Run short cycles to peaks around a rate."""
-        valid = self.learn.dls.valid
-        training: dict[float, list[float]] = {}
-
-        def loss_after(peak: float) -> float:
-            kept = _Losses()
+        def gradient() -> float:
+            norms = GradientNorms()
+            spent.append(N_GRADIENTS)
             with preserved(self.learn):
-                self.run([*self._schedules(peak), kept], length)
-                training[peak] = losses = [float(loss) for loss in kept.losses]
-                if not losses or not all(map(math.isfinite, losses)):
-                    return math.inf
-                found = _mean(losses[-_few(length) :]) if valid is None else self._validated(length)
-            return found if math.isfinite(found) else math.inf
+                self.run([*self._schedules(start), norms], N_GRADIENTS)
+            return norms.mean_square
 
-        def before() -> float:
-            if valid is not None:
-                return self._validated(length)
-            return _mean(training[min(training)][: _few(length)])
+        believed = believed_peak(reading, end, self.learn.opt, gradient)
+        cycle = _Measured(self, max((MOST * result.num_it - sum(spent)) // 2, least))
+        cycles = cycle.table(try_two(cycle.loss, believed, before=cycle.before), believed=believed)
+        what = "no valley" if result.suggestion is None else "no end of the fall"
+        note = f"the test shows {what}: 2 cycles of {cycle.length} updates"
+        if not cycles.has_trained and not _moves(reading, cycles):
+            return replace(result, cycles=cycles, note=_note(note, sum(spent) + cycles.cost))
+        if not cycles.has_trained:
+            note = f"{note}; unsure: they hardly trained, {_bounds(believed, reading, end)}"
+        return _with_cycles(result, cycles, _note(note, sum(spent) + cycles.cost), {})
 
-        found = try_peaks(loss_after, centre, before=before, first=first, most=most)
-        return MiniCycles(
-            tuple(found),
-            tuple(found.values()),
-            before(),
-            length,
-            "training loss" if valid is None else "validation loss",
-        )
+    def _confirmed(self, result: LRFindResult, centre: float, length: int) -> LRFindResult:
+        """Let short cycles around the suggestion confirm it."""
+        cycle = _Measured(self, length)
+        found = try_peaks(cycle.loss, centre, before=cycle.before, first=FIRST, most=CYCLES)
+        cycles = cycle.table(found, around=centre)
+        note = f"{len(cycles.peaks)} cycles of {length} updates"
+        note += "" if cycles.has_trained else "; none of them trained"
+        note = _note(note, result.num_it + cycles.cost)
+        if not cycles.has_trained:
+            return replace(result, cycles=cycles, note=note)
+        return _with_cycles(result, cycles, note, result.suggestions)
 
     def _schedules(self, peak: float) -> list[Callback]:
         rates = self.learn.groups.get("lr")
@@ -165,10 +127,56 @@ class RateSearch:
         cycle = _Cycle([peak * ratio for ratio in ratios])
         return [cycle] if self.moms is None else [cycle, _Momentum(self.moms)]
 
-    def _validated(self, n_batches: int) -> float:
+
+@dataclass(frozen=True)
+class _Measured:
+    """Runs cycles of one length from the state of the learner, and measures the loss after each."""
+
+    search: RateSearch
+    length: int
+    _training: dict[float, list[float]] = field(default_factory=dict)
+
+    def loss(self, peak: float) -> float:
+        """Return the loss after a cycle to a peak; infinite where it is not finite."""
+        kept, learn = _Losses(), self.search.learn
+        with preserved(learn):
+            self.search.run([*self.search._schedules(peak), kept], self.length)
+            self._training[peak] = losses = [float(loss) for loss in kept.losses]
+            if not losses or not all(map(math.isfinite, losses)):
+                return math.inf
+            last = losses[-_few(self.length) :]
+            found = _mean(last) if learn.dls.valid is None else self._validated()
+        return found if math.isfinite(found) else math.inf
+
+    def before(self) -> float:
+        """Return the loss before training; without a validation loader, that of first updates."""
+        if self.search.learn.dls.valid is not None:
+            return self._validated()
+        return _mean(self._training[min(self._training)][: _few(self.length)])
+
+    def table(
+        self,
+        found: dict[float, float],
+        *,
+        believed: float | None = None,
+        around: float | None = None,
+    ) -> MiniCycles:
+        """Return the losses that were found."""
+        return MiniCycles(
+            tuple(found),
+            tuple(found.values()),
+            self.before(),
+            self.length,
+            "training loss" if self.search.learn.dls.valid is None else "validation loss",
+            believed,
+            around,
+        )
+
+    def _validated(self) -> float:
         """Return the loss over as many validation batches as a cycle has updates."""
-        loader = self.learn.dls.valid
-        found = {} if loader is None else measure(self.learn, loader, n_batches)
+        learn = self.search.learn
+        loader = learn.dls.valid
+        found = {} if loader is None else measure(learn, loader, self.length)
         return found.get("valid_loss", math.nan)
 
 
@@ -194,8 +202,32 @@ class _Losses(Callback):
         self.losses.append(learn.update_loss)
 
 
-def _is_enough(reading: Reading, result: LRFindResult) -> bool:
-    return result.suggestion is not None and reading.has_ended
+def _with_cycles(
+    result: LRFindResult, cycles: MiniCycles, note: str, knees: dict[str, float | None]
+) -> LRFindResult:
+    """Put what cycles say before what the rules say; the rules that saw nothing are left out."""
+    others = {rule: lr for rule, lr in result.suggestions.items() if rule != knee.__name__}
+    lr = cycles.lr
+    return replace(
+        result,
+        suggestions={CYCLE_RULE: lr, **knees, **others},
+        lr_max=result.lr_max or lr,
+        lr_min=result.lr_min or (None if lr is None else lr / 10),
+        reason=None,
+        cycles=cycles,
+        note=note,
+    )
+
+
+def _moves(reading: Reading, cycles: MiniCycles) -> bool:
+    """Return whether a loss changes at all."""
+    return reading.fall > 0 or any(loss != cycles.before for loss in cycles.losses)
+
+
+def _bounds(believed: float, reading: Reading, end: float) -> str:
+    """Say what is believed, and why."""
+    breaks = "does not break" if reading.breaks is None else f"breaks at {reading.breaks:.1e}"
+    return f"{believed:.1e} is only believed, the loss {breaks} (up to {end:.1e})"
 
 
 def _few(length: int) -> int:

@@ -7,6 +7,7 @@ peaks a decade, as far as there is something to see, for each task (`advice_task
 
     python tests/benchmarks/advice.py grid --out advice.jsonl       # the fits of the grids
     python tests/benchmarks/advice.py fits --out advice.jsonl       # and those at what is suggested
+    python tests/benchmarks/advice.py rivals --out advice.jsonl     # those without a rate
     python tests/benchmarks/advice.py table --out advice.jsonl
 
 Every line of the file is one fit, or what the rules say; what is there already is not done again.
@@ -25,13 +26,14 @@ from time import process_time
 from typing import Any
 
 import torch
+from advice_rivals import rival_fit, rivals
 from advice_table import Lines, key, table
 from advice_tasks import TASKS, Task
 
 from onecycle import LRFindResult, minimum, slide, steep, valley
 
 SEEDS = (0, 1, 2)
-HALVES = ("develop", "unseen", "fresh")
+HALVES = ("develop", "unseen", "fresh", "last")
 #: Where the grid begins, as a power of ten in thirds.
 CENTRE = {"SGD": -3, "AdamW": -6, "RMSprop": -6, "Muon": -5}
 
@@ -100,15 +102,23 @@ def advice(lines: Lines, task: Task, seed: int) -> dict[str, Any]:
     return lines.add(**keys, said=said, cost=_cost(default), cost_confirmed=_cost(confirmed))
 
 
+def against(lines: Lines, task: Task, seed: int) -> None:
+    """Fit what promises to need no rate, on a task of AdamW."""
+    for name in rivals() if task.optimizer == "AdamW" else ():
+        keys = {"kind": "rival", "task": key(task), "seed": seed, "name": name}
+        if lines.find(**keys) is None:
+            lines.add(**keys, loss=rival_fit(task, name, seed))
+
+
 def _cost(found: LRFindResult) -> int:
     """Return the updates that a call made."""
-    return found.num_it if found.note is None else int(found.note.split("; ")[1].split()[0])
+    return found.num_it if found.note is None else int(found.note.split("; ")[-1].split()[0])
 
 
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["grid", "fits", "table"])
+    parser.add_argument("what", choices=["grid", "fits", "rivals", "table"])
     parser.add_argument("--out", type=Path, default=Path("advice.jsonl"))
     parser.add_argument("--half", choices=HALVES, default=None)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
@@ -124,6 +134,8 @@ def main() -> None:
         for task, seed in product(tasks, options.seeds):
             if options.what == "grid":
                 grid(lines, task, seed)
+            elif options.what == "rivals":
+                against(lines, task, seed)
             else:
                 for lr in set(advice(lines, task, seed)["said"].values()) - {None}:
                     kept_fit(lines, task, seed, lr)

@@ -1,7 +1,8 @@
 """The tasks of `advice.py`, and which half each is in.
 
 The halves were fixed before any result was seen. A third part, ``FRESH``, was written after a
-look at the unseen half had changed the rule, and before anything of its own was seen. Tasks of one
+look at the unseen half had changed the rule, and before anything of its own was seen; a fourth,
+``LAST``, when all three had been looked at, in the same way. Tasks of one
 kind are spread over both, and the
 scales of inputs, losses, widths, depths and batches are chosen to put the best peaks far apart.
 """
@@ -10,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
+from advice_last import LAST
 from advice_models import (
     Data,
     Recurrent,
@@ -62,7 +64,7 @@ class Task:
         data: Makes the data, always the same.
         model: Makes the model, from the generator of torch.
         loss_func: The loss.
-        half: ``"develop"``, ``"unseen"`` or ``"fresh"``.
+        half: ``"develop"``, ``"unseen"``, ``"fresh"`` or ``"last"``.
     """
 
     name: str
@@ -76,7 +78,7 @@ class Task:
 
     def learner(self, seed: int) -> Learner:
         """Make a learner; the seed governs weights, the order of the data and dropout."""
-        train, valid = self.data()
+        train, valid = _made(self.data)
         torch.manual_seed(seed)
         model = self.model()
         dls = DataLoaders(
@@ -86,6 +88,11 @@ class Task:
         options: dict[str, Any] = {"n_inp": 1, "device": "cpu", "seed": seed, "check": False}
         opt_func = OPTIMIZERS[self.optimizer]
         return Learner(dls, model, self.loss_func, opt_func, **options)
+
+
+@cache
+def _made(data: Callable[[], Data]) -> Data:
+    return data()
 
 
 _xent, _bce = F.cross_entropy, F.binary_cross_entropy_with_logits
@@ -275,7 +282,15 @@ UNSEEN = [
         partial(mlp, 64, 96, 10),
         _xent,
     ),
-    Task("deep tanh", "AdamW", 32, 6, _digits, partial(mlp, 64, *[48] * 9, 10, act=nn.Tanh), _xent),
+    Task(
+        "deep tanh, ten layers",
+        "AdamW",
+        32,
+        6,
+        _digits,
+        partial(mlp, 64, *[48] * 9, 10, act=nn.Tanh),
+        _xent,
+    ),
     Task(
         "CNN with BatchNorm",
         "SGD",
@@ -307,7 +322,7 @@ UNSEEN = [
         F.mse_loss,
     ),
     Task(
-        "embedding bag",
+        "embedding bag, batches of 4",
         "AdamW",
         4,
         1,
@@ -401,10 +416,11 @@ FRESH = [
     ),
     Task("rare class", "RMSprop", 64, 5, partial(rare, 3000), partial(mlp, 20, 32, 1), _bce),
     Task("twelve layers", "AdamW", 32, 5, _digits, partial(mlp, 64, *[40] * 12, 10), _xent),
-    Task("embedding bag", "SGD", 8, 2, partial(bags, 1600), _bag, _xent),
+    Task("embedding bag, batches of 8", "SGD", 8, 2, partial(bags, 1600), _bag, _xent),
 ]
 TASKS = [
     *DEVELOP,
     *(replace(task, half="unseen") for task in UNSEEN),
     *(replace(task, half="fresh") for task in FRESH),
+    *(Task(*fields, half="last") for fields in LAST),
 ]

@@ -34,6 +34,7 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
     if kind in PACKAGES:
         pytest.importorskip(PACKAGES[kind])
     arguments = {
+        onecycle.ActivationCheckpointing: [["*"]],
         onecycle.When: [Callback(after_step=torch.is_tensor)],
         CSVLogger: [folder / "log.csv"],
         SaveModel: [folder / "best.pt"],

@@ -168,7 +168,10 @@ VERBS = (
 #: What is made by the package and only read by people: records take what they are given.
 RECORDS = frozenset(
     ("Comparison", "Diagnosis", "EnsembleReport", "LRFindResult", "Plateau", "PostMortem")
-) | {"Predictions", "RangeTests", "RegularizationReport", "Stage", "Schedule"}
+) | {"Predictions", "Predictor", "RangeTests", "RegularizationReport", "Stage", "Schedule"}
+
+#: What reads a file that takes a second to make: its arguments are in training/test_exporting.py.
+OF_FILES = frozenset(("load_predictor",))
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ def subjects() -> list[Subject]:
         thing = getattr(onecycle, name)
         is_error = inspect.isclass(thing) and issubclass(thing, Exception)
         # What writes into trackers needs packages of theirs, and seconds for a run.
-        if not is_error and name not in RECORDS and thing not in PACKAGES:
+        if not is_error and name not in RECORDS | OF_FILES and thing not in PACKAGES:
             calls[name] = thing
     verbs = {f"Learner.{verb}": _verb(verb) for verb in VERBS}
     return [_subject(name, call) for name, call in {**calls, **verbs}.items()]

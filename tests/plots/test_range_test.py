@@ -223,3 +223,37 @@ class TestInCharacters:
 
     def test_without_a_finite_loss_there_is_nothing(self) -> None:
         assert draw_lr_find([1e-3], [math.nan], {}) == ""
+
+
+class TestCycles:
+    def test_each_is_a_ring_at_its_peak_and_what_is_above_the_picture_an_arrow(self) -> None:
+        lrs, losses = lr_find_data()
+        peaks, after = [1e-3, 1e-2, 30.0, 90.0], [1.5, 0.2, 500.0, math.inf]
+        ax = plot_lr_find(lrs, losses, losses, {}, cycles=(peaks, after, "after 50"))
+        assert legend_of(ax)[-1] == "after 50"
+        assert x_of(ax, "after 50").tolist() == peaks[:2]
+        assert y_of(ax, "after 50").tolist() == after[:2]
+        arrows = next(line for line in ax.lines if line.get_marker() == "^")
+        assert np.asarray(arrows.get_xdata()).tolist() == peaks[2:]
+        assert np.asarray(arrows.get_ydata()).tolist() == [ax.get_ylim()[1]] * 2
+        assert ax.get_ylim()[0] < 0.2
+        assert ax.get_xlim()[1] > 90
+
+    def test_the_y_axis_is_that_of_the_curve_where_it_shows_them(self) -> None:
+        lrs, losses = lr_find_data()
+        without = plot_lr_find(lrs, losses, losses, {})
+        ax = plot_lr_find(lrs, losses, losses, {}, cycles=([1e-3], [1.5], "after 50"))
+        assert ax.get_ylim() == without.get_ylim()
+
+    def test_in_characters_an_o_stands_under_each_peak_within(self) -> None:
+        drawn = draw_lr_find(
+            np.geomspace(1e-3, 1, 62), np.linspace(2, 1, 62), {}, peaks=[1e-2, 1e-1, 5.0]
+        )
+        under = drawn.splitlines()[-1][10:]
+        assert [i for i, mark in enumerate(under) if mark == "o"] == [20, 41]
+
+
+def test_no_line_marks_a_turn_where_there_is_none() -> None:
+    lrs, losses = lr_find_data()
+    ax = plot_lr_find(lrs, losses, losses, {}, (0.01, 0.1), turns=False)
+    assert legend_of(ax) == ["1.0e-02 to 1.0e-01", "loss", "loss, smoothed"]

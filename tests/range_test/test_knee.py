@@ -57,6 +57,25 @@ def test_breaks_at_the_end_of_a_test_that_was_stopped_and_nowhere_in_one_that_wa
     assert read(LRS[:70], TROUGH[:70], stopped=True).breaks == LRS[69]
 
 
+def test_noise_that_exceeds_a_small_fall_is_no_break() -> None:
+    # The fall is that of one lucky window; a rule that waits for as much above the start takes
+    # noise for the break.
+    found = []
+    for seed in range(50):
+        losses = 2.0 + 0.2 * np.random.default_rng(seed).normal(size=100)
+        losses[90:] = np.geomspace(4, 40, 10)
+        found.append(read(LRS, losses).breaks)
+    assert set(found) <= set(LRS[88:91])
+
+
+def test_a_few_high_losses_are_no_break_and_what_stays_is_one() -> None:
+    losses = TROUGH.copy()
+    losses[[70, 71, 72, 75]] = 9.0  # the median of seven is high for two updates
+    assert read(LRS, losses).breaks == LRS[91]
+    losses[70:80] = 9.0
+    assert read(LRS, losses).breaks == LRS[70]
+
+
 def test_a_flat_and_noisy_bottom_does_not_drag_it_to_the_right() -> None:
     # As with Adam: two decades of a flat bottom whose lowest point is anywhere.
     flat = lines((0, 2.0), (40, 2.0), (60, 1.0), (99, 0.98))

@@ -1,6 +1,7 @@
 """What a range test found: in numbers, in words and drawn."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,16 @@ from onecycle.range_test.spreads import spread
 from onecycle.testing import toy_learner
 
 RULES = (valley, slide, minimum, steep)
+
+
+def _rule(name: str, lr: float) -> Any:
+    """Make a rule that says one rate, whatever it sees."""
+
+    def rule(lrs: Any, losses: Any) -> float:
+        return lr
+
+    rule.__name__ = name
+    return rule
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +113,20 @@ class TestResult:
         assert result.spreads == result.suggestions
         assert len(repr(result).splitlines()) == 2
         assert "never falls clearly" in repr(result)
+
+    def test_is_unsure_where_two_rules_differ_by_more_than_twenty_times(self, found: Any) -> None:
+        _, result = found
+        apart = replace(result, suggestions={"knee": 0.1, "valley": 0.004, "slide": None})
+        assert apart.unsure == "unsure: knee says 1.0e-01, valley 4.0e-03, 25 times less"
+        near = replace(result, suggestions={"knee": 0.1, "valley": 0.006})
+        assert near.unsure is None
+        assert replace(result, suggestions={"knee": None}).unsure is None
+
+    def test_prints_that_it_is_unsure(self) -> None:
+        result = toy_learner(100, 32).lr_find(show_plot=False)
+        rules = tuple(_rule(name, lr) for name, lr in (("low", 1e-6), ("high", 1e-1)))
+        apart = replace(result, suggestions={"low": 1e-6, "high": 1e-1}, rules=rules)
+        assert "unsure: high says 1.0e-01, low 1.0e-06, 100000 times less" in repr(apart)
 
     @pytest.mark.parametrize("num_it", [2, 5, 14])
     def test_of_few_updates_says_so(self, num_it: int) -> None:

@@ -47,7 +47,7 @@ def test_the_demo_says_what_the_range_test_suggests_and_trains_with_it(
 ) -> None:
     output = run(tmp_path, capsys, "--epochs", "1")
 
-    suggested = re.search(r"it suggests (\S+) \(minimum", output)
+    suggested = re.search(r"it suggests (\S+) \(knee", output)
     used = re.search(r"fit_one_cycle\(1, lr_max=(\S+)\)", output)
     assert suggested is not None
     assert used is not None
