@@ -1,12 +1,23 @@
 """Train any PyTorch model with the 1cycle policy.
 
-A small `Learner` runs the batch loop and fires events; callbacks drive the hyperparameters and
-collect the record. `onecycle.core.events` draws the loop.
+    learn = Learner((train, valid), model, loss_func, metrics=[accuracy])
+    found = learn.lr_find()                          # suggests a rate, leaves nothing behind
+    learn.fit_one_cycle(5, lr_max=found.suggestion)  # up and down once
+    learn.recorder.plot_loss()                       # of every update
+    learn.get_preds()                                # predictions and targets
+
+A small `Learner` runs the batch loop and fires events; callbacks, classes with methods named
+after events, drive the hyperparameters and collect the record. `onecycle.core.events` draws the
+loop. Who comes from another library and types its names is told ours.
 """
+
+import typing
 
 from onecycle.callbacks import (
     EMA,
     SWA,
+    ActivationCheckpointing,
+    ActivationStats,
     AttributeScheduler,
     BackendFlags,
     ChannelsLast,
@@ -18,11 +29,15 @@ from onecycle.callbacks import (
     EnsembleReport,
     GradientAccumulation,
     GradientClip,
+    GradientNorm,
+    JSONLines,
     LabelSmoothing,
     LandOnInterrupt,
     LRFinder,
+    MicroBatches,
     MixedPrecision,
     MixUp,
+    MLflow,
     MomentumCycler,
     OneCycleSchedule,
     ParamScheduler,
@@ -32,9 +47,17 @@ from onecycle.callbacks import (
     Recorder,
     ReduceLROnPlateau,
     SaveModel,
+    ShowGraph,
     SnapshotEnsemble,
+    SpikeStop,
+    TensorBoard,
     TerminateOnNonFinite,
+    Throughput,
+    Timeline,
     TorchScheduler,
+    UpdateRatios,
+    Validate,
+    WandB,
     When,
     speed_profile,
 )
@@ -58,6 +81,7 @@ from onecycle.errors import (
 )
 from onecycle.learner import Learner
 from onecycle.optim.several import muon_groups
+from onecycle.optim.stepper import Stepper
 from onecycle.range_test.knee import knee
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import minimum, slide, steep, valley
@@ -117,10 +141,13 @@ from onecycle.studies.plateau import Plateau
 from onecycle.studies.regularization import RegularizationReport
 from onecycle.testing import check_callback, toy_learner
 from onecycle.training.freezing import head_splitter
+from onecycle.training.predictor import Predictor, load_predictor
 from onecycle.vision import Cutout, RandomCrop, RandomFlip, lenet, resnet9, resnet56
 from onecycle.vision.resizing import ProgressiveResizing
 
 __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA first
+    "ActivationCheckpointing",
+    "ActivationStats",
     "AttributeScheduler",
     "BackendFlags",
     "CSVLogger",
@@ -146,12 +173,16 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "EnsembleReport",
     "GradientAccumulation",
     "GradientClip",
+    "GradientNorm",
+    "JSONLines",
     "LRFindResult",
     "LRFinder",
     "LabelSmoothing",
     "LandOnInterrupt",
     "Learner",
+    "MLflow",
     "MeanMetric",
+    "MicroBatches",
     "MissingCallbackError",
     "MixUp",
     "MixedPrecision",
@@ -163,6 +194,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "Plateau",
     "PostMortem",
     "Predictions",
+    "Predictor",
     "Progress",
     "ProgressiveResizing",
     "RandomCrop",
@@ -176,12 +208,21 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "Schedule",
     "ScheduleConflictError",
     "SeededDataset",
+    "ShowGraph",
     "SnapshotEnsemble",
+    "SpikeStop",
     "Stage",
+    "Stepper",
+    "TensorBoard",
     "TensorLoader",
     "TerminateOnNonFinite",
+    "Throughput",
+    "Timeline",
     "TorchScheduler",
     "UnknownEventError",
+    "UpdateRatios",
+    "Validate",
+    "WandB",
     "When",
     "accuracy",
     "binary_accuracy",
@@ -201,6 +242,7 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "knee",
     "lenet",
     "linear",
+    "load_predictor",
     "mae",
     "minimum",
     "momentum_cycle",
@@ -236,3 +278,10 @@ __all__ = [  # noqa: RUF022 - in plain order, which a test checks; ruff puts EMA
     "valley",
     "warmup_stable_decay",
 ]
+
+if not typing.TYPE_CHECKING:  # a type checker must go on to refuse what is not there
+
+    def __getattr__(name: str) -> typing.NoReturn:
+        from onecycle.elsewhere import refuse_class
+
+        refuse_class(name)

@@ -4,6 +4,7 @@ import inspect
 import math
 import operator
 import os
+import re
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
+_CADENCE = re.compile(r"(\d+(?:\.\d+)?) (update|epoch|minute)s?")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*((s|m|h|d)(?:ec|econd|in|inute|r|our|ay)?s?)(?![a-z])")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 #: No run counts further: a number above it is a mistake, and would never end.
 _LARGEST = 2**63 - 1
 
@@ -121,6 +125,44 @@ def check_count(name: str, value: int, *, least: int = 1) -> int:
     return number
 
 
+def check_cadence(name: str, value: str, *, parts_of_epochs: bool = False) -> tuple[float, str]:
+    """Return how often something is done, as a number and ``"update"``, ``"epoch"``, ``"minute"``.
+
+    Args:
+        name: What it is called.
+        value: Such as ``"50 updates"``, ``"1 epoch"`` or ``"10 minutes"``.
+        parts_of_epochs: Whether it may be ``"0.25 epochs"`` too.
+    """
+    match = _CADENCE.fullmatch(value) if isinstance(value, str) else None
+    number = float(match[1]) if match else 0.0
+    unit = match[2] if match else ""
+    may_be_part = unit == "minute" or (parts_of_epochs and unit == "epoch")
+    if not number or (number != int(number) and not may_be_part):
+        epochs = "'0.25 epochs', '1 epoch'" if parts_of_epochs else "'1 epoch'"
+        raise ValueError(
+            f"{name} must be like '50 updates', {epochs} or '10 minutes'; got {shown(value)}"
+        )
+    return number, unit
+
+
+def check_duration(name: str, value: str) -> float:
+    """Return a duration such as ``"3h"``, ``"90 minutes"`` or ``"1h30m"`` in seconds.
+
+    Args:
+        name: What it is called.
+        value: Numbers with units: seconds, minutes, hours and days, as words or ``s, m, h, d``.
+    """
+    parts = _DURATION.findall(value) if isinstance(value, str) else []
+    text = "".join(value.split()) if isinstance(value, str) else ""
+    is_whole = text == "".join(number + word for number, word, _ in parts)
+    seconds = sum(float(number) * _SECONDS[unit] for number, _, unit in parts)
+    if not is_whole or seconds <= 0:
+        raise ValueError(
+            f"{name} must be a duration like '3h', '90 minutes' or '1h30m'; got {shown(value)}"
+        )
+    return seconds
+
+
 def check_flag(name: str, value: bool) -> bool:
     """Return True or False, or refuse what is neither: most mistakes would count as True."""
     if not isinstance(value, bool | np.bool_):
@@ -188,28 +230,51 @@ def check_callable(name: str, value: object, *arguments: str) -> None:
 
 
 def check_takes_learn(callback: object, name: str) -> None:
-    """Refuse a handler of a callback that could not be called with the learner alone."""
-    handler = getattr(callback, name, None)
+    """Refuse a handler that could not be called with the learner alone.
+
+    Args:
+        callback: A callback, or a class of one, of which what it defines itself is looked at.
+        name: The event.
+    """
+    is_class = isinstance(callback, type)
+    handler = vars(callback).get(name) if is_class else getattr(callback, name, None)
     if inspect.ismethod(handler) or inspect.isfunction(handler):
         try:
-            inspect.signature(handler).bind(callback)
+            inspect.signature(handler).bind(*("self", "learn")[not is_class :])
         except TypeError as error:
+            kind: Any = callback if is_class else type(callback)
             raise TypeError(
-                f"{type(callback).__name__}.{name} is called with the learner: add learn, as in "
+                f"{kind.__name__}.{name} is called with the learner: add learn, as in "
                 f"def {name}(self, learn) ({error})"
             ) from None
 
 
-def check_budget(n_epoch: int | None, steps_per_epoch: int | None, max_updates: int | None) -> None:
-    """Refuse a length of a fit that is none.
+def check_epochs(name: str, value: float, *, least: int = 1) -> float:
+    """Return a number of epochs above 0, perhaps with a fraction, or refuse it."""
+    if not isinstance(value, float):
+        return check_count(name, value, least=least)
+    number = check_positive(name, value)
+    if number > _LARGEST:
+        raise ValueError(f"{name} must be a count that ends, below 2**63; got {shown(value)}")
+    return int(number) if number == int(number) else number
+
+
+def check_budget(
+    n_epoch: float | None, steps_per_epoch: int | None, max_updates: int | None
+) -> float | None:
+    """Return the epochs of a fit, or refuse a length that is none.
 
     Raises:
-        TypeError: If a limit is no integer.
-        ValueError: If one is below 1, or nothing would end the fit.
+        TypeError: If a limit is no number, or one that counts no integer.
+        ValueError: If one is below 1, or not above 0; if nothing would end the fit.
     """
-    limits = {"n_epoch": n_epoch, "steps_per_epoch": steps_per_epoch, "max_updates": max_updates}
+    n_epoch = None if n_epoch is None else check_epochs("n_epoch", n_epoch)
+    limits = {"steps_per_epoch": steps_per_epoch, "max_updates": max_updates}
     for name, limit in limits.items():
         if limit is not None:
             check_count(name, limit)
     if n_epoch is None and max_updates is None:
-        raise ValueError("n_epoch=None needs max_updates=: nothing else would end the fit")
+        raise ValueError(
+            "n_epoch=None needs max_updates= or max_time=: nothing else would end the fit"
+        )
+    return n_epoch

@@ -1,4 +1,4 @@
-"""What is added to an error: what came, and what to do; and what names from elsewhere mean here."""
+"""What is added to an error: what came, and what to do."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ def describe(value: Any) -> str:
         'tuple of ((8, 3) float32, str)'
     """
     if isinstance(value, Tensor):
+        if value.is_nested:  # some of them have no shape, and raise
+            return f"nested ({value.size(0)}, ...) {_name(value.dtype)}"
         return f"{tuple(value.shape)} {_name(value.dtype)}"
     kind = type(value).__name__
     if isinstance(value, Mapping):
@@ -94,8 +96,9 @@ def explain_out_of_memory(error: Exception, xb: Any) -> None:
     if is_out_of_memory(error):
         came = f"out of memory with the input {describe(xb)}"
         advice = (
-            "lower the batch size (GradientAccumulation makes up for it in the update), use "
-            "MixedPrecision, or a smaller model or input; the next fit can start at once"
+            "lower the batch size (find_batch_size() tells which one fits; MicroBatches() makes "
+            "the same update in parts), use MixedPrecision or ActivationCheckpointing, or a "
+            "smaller model or input; the next fit can start at once"
         )
         _add(error, came, advice)
         chain: BaseException | None = error
@@ -155,6 +158,8 @@ def accidental_broadcast(pred: Any, targets: tuple[Any, ...]) -> str | None:
     target = targets[0] if len(targets) == 1 else None
     if not isinstance(pred, Tensor) or not isinstance(target, Tensor):
         return None
+    if pred.is_nested or target.is_nested:
+        return None
     try:
         shape = np.broadcast_shapes(pred.shape, target.shape)
     except ValueError:  # the loss function knows what to do with them, or raises an error
@@ -165,58 +170,6 @@ def accidental_broadcast(pred: Any, targets: tuple[Any, ...]) -> str | None:
         f"pred {describe(pred)} and target {describe(target)} broadcast to {shape}: each "
         "sample would be compared with every other; give both one shape, with unsqueeze or squeeze"
     )
-
-
-#: What the events of Keras, Lightning, transformers and fastai are called here.
-_EVENTS_ELSEWHERE = {
-    "before_fit": "on_fit_start on_train_start on_train_begin begin_fit on_sanity_check_start",
-    "after_fit": "on_fit_end on_train_end after_train_end",
-    "cleanup_fit": "on_exception on_teardown cleanup",
-    "before_epoch": "on_epoch_begin on_epoch_start on_train_epoch_start begin_epoch",
-    "after_epoch": "on_epoch_end on_train_epoch_end end_epoch",
-    "before_train": "begin_train",
-    "before_batch": "on_batch_begin on_batch_start on_train_batch_begin on_train_batch_start "
-    "on_validation_batch_start on_test_batch_begin on_step_begin begin_batch",
-    "after_pred": "on_loss_begin",
-    "before_backward": "on_before_backward on_backward_begin",
-    "after_backward": "on_after_backward on_backward_end",
-    "before_step": "on_before_optimizer_step on_pre_optimizer_step on_optimizer_step_start",
-    "after_step": "on_before_zero_grad on_optimizer_step on_step_end",
-    "after_batch": "on_batch_end on_train_batch_end on_validation_batch_end on_test_batch_end "
-    "on_substep_end end_batch",
-    "before_validate": "on_validation_start on_validation_epoch_start on_validation_begin "
-    "on_test_begin begin_validate",
-    "after_validate": "on_validation_end on_validation_epoch_end on_test_end on_evaluate "
-    "end_validate",
-}
-_SUBCLASS = (
-    "a learner calls predict_batch(self, batch) and compute_loss(self, pred, batch), which a "
-    "subclass of Learner may override"
-)
-_STAGE = "the order is that of stage (Stage.PREPARE, RECORD, REACT or SAVE), then that of the list"
-_ELSEWHERE = {
-    "training_step": _SUBCLASS,
-    "validation_step": _SUBCLASS,
-    "test_step": _SUBCLASS,
-    "configure_optimizers": "give the learner opt_func= or opt=",
-    "order": _STAGE,
-    "run_after": _STAGE,
-    "run_before": _STAGE,
-    "on_save_checkpoint": "here it is 'state_dict', which returns what must survive a restart",
-    "on_load_checkpoint": "here it is 'load_state_dict'",
-}
-for _here, _there in _EVENTS_ELSEWHERE.items():
-    _ELSEWHERE |= dict.fromkeys(_there.split(), f"here it is {_here!r}")
-
-
-def explain_foreign_name(name: str) -> str | None:
-    """Return what a name of another library is called here, or ``None``.
-
-    Example:
-        >>> explain_foreign_name("on_train_epoch_end")
-        "here it is 'after_epoch'"
-    """
-    return _ELSEWHERE.get(name)
 
 
 def _add(error: Exception, came: str, advice: str | None) -> None:

@@ -1,6 +1,7 @@
 """`Learner`: the verbs that a person calls, each written once.
 
-Here are the recipes, freezing, landing, the studies and what shows. Inherited from
+Here are the recipes, freezing, landing, the studies, and what shows: the loop, the data, what the
+model makes of them. Inherited from
 `onecycle.training.trainer.Trainer`: ``fit``, ``fit_one_cycle``, ``lr_find``, ``validate``,
 ``check``, ``get_preds``, ``predict``, ``save``, ``load``, ``recorder``, ``removed_cbs`` and
 ``no_bar``; from `onecycle.core.loop.Loop`, which runs them all: ``added_cbs``.
@@ -10,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onecycle.arguments import (
     Default,
     check_count,
+    check_epochs,
     check_flag,
     check_fraction,
     check_list,
+    check_path,
     check_positive,
 )
 from onecycle.callbacks.landing import is_landing
@@ -27,15 +30,22 @@ from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
 from onecycle.core.checks import checked_callbacks
-from onecycle.core.handlers import draw_loop
+from onecycle.elsewhere import SaysOurNames, says_our_keywords
+from onecycle.insight.confusion import ConfusionMatrix, confusion_matrix
+from onecycle.insight.looking import show_batch, show_results
+from onecycle.insight.losses import TopLosses, top_losses
+from onecycle.insight.shown import Decode
 from onecycle.optim.groups import GroupValues, check_value
 from onecycle.record.predictions import Predictions
 from onecycle.schedules.policies import clr_beta, clr_beta_momentum, flat_cos, sgdr
 from onecycle.schedules.shapes import Schedule
+from onecycle.studies.batch_size import find_batch_size
 from onecycle.studies.comparison import NAMES, Compared, Comparison, compare
 from onecycle.studies.diagnosis import Diagnosis, diagnose
 from onecycle.studies.regularization import RegularizationReport, regularization_report
 from onecycle.studies.trials import Init
+from onecycle.training.drawing import draw_loop
+from onecycle.training.exporting import Reads, export
 from onecycle.training.fine_tuning import FineTuneStage, found_stage
 from onecycle.training.freezing import freeze, freeze_to, require_body_and_head, unfreeze
 from onecycle.training.landing import land
@@ -43,8 +53,11 @@ from onecycle.training.summary import Summary, summarize
 from onecycle.training.trainer import Trainer
 from onecycle.training.views import Transform, predict_views
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-class Learner(Trainer):
+
+class Learner(Trainer, SaysOurNames):
     """Train a model: it owns the loaders, the model, the loss, the optimizer and the loop.
 
     What a callback reads on a learner is listed at `onecycle.core.state.LoopState`.
@@ -64,7 +77,9 @@ class Learner(Trainer):
 
     Metrics are called as the loss function is. For what computes its loss in another way override
     ``predict_batch(self, batch)`` and ``compute_loss(self, pred, batch)``. A learner can be copied
-    by ``copy.deepcopy``, data included, and pickled, between fits; both train on apart.
+    by ``copy.deepcopy``, data included, and pickled, between fits; both train on apart. Where
+    several optimizers take turns, each by a loss of its own, as in a GAN, override
+    ``compute_losses(self, batch)``: see `onecycle.training.turns.Turns`.
 
     Args:
         dls: `DataLoaders`, or a pair ``(train, valid)`` of iterables of batches; ``valid`` may be
@@ -85,10 +100,10 @@ class Learner(Trainer):
             gives several values is recorded by their names: see `named_numbers`.
         cbs: Callbacks for every fit, besides the `Recorder` and the `Progress` that each learner
             has.
-        opt: An optimizer that exists, instead of ``opt_func``, or a list of several, each with
-            parameters of its own; used as it is. One that has methods ``train`` and ``eval``, as
-            those called schedule-free, is put in the mode of each pass, and in evaluation mode
-            after a fit.
+        opt: An optimizer that exists, instead of ``opt_func``, or several in a list, or in a dict
+            by name, each with parameters of its own; used as it is. One that has methods ``train``
+            and ``eval``, as those called schedule-free, is put in the mode of each pass, and in
+            evaluation mode after a fit.
         wd: The weight decay; ``None`` for the optimizer's own.
         wd_bn_bias: Whether norms and biases decay too.
         moms: Momentum at the start, the peak and the end of a cycle.
@@ -134,9 +149,10 @@ class Learner(Trainer):
         True
     """
 
+    @says_our_keywords
     def fit_clr_beta(
         self,
-        n_epoch: int,
+        n_epoch: float,
         lr: GroupValues,
         use_clr_beta: Sequence[float],
         wd: float | None = None,
@@ -148,7 +164,7 @@ class Learner(Trainer):
         """Train as fastai 0.7 did with ``use_clr_beta``: lines up and down, and a tail.
 
         Args:
-            n_epoch: The number of epochs.
+            n_epoch: The number of epochs, perhaps with a fraction.
             lr: The peak.
             use_clr_beta: ``(div, pct)`` or ``(div, pct, max_mom, min_mom)``. The rate begins and
                 comes back to ``lr / div``; ``pct`` percent of the updates are left for the tail
@@ -191,9 +207,10 @@ class Learner(Trainer):
         cycle = PlannedScheduler(plan)
         self._fit_by(cycle, n_epoch, wd=wd, cbs=cbs, resume=resume, extend=extend)
 
+    @says_our_keywords
     def fit_flat_cos(
         self,
-        n_epoch: int,
+        n_epoch: float,
         lr: GroupValues | Default = Default.OWN,
         div_final: float = 1e5,
         pct_start: float = 0.75,
@@ -206,7 +223,7 @@ class Learner(Trainer):
         """Train with a constant rate that falls on half a cosine at the end.
 
         Args:
-            n_epoch: The number of epochs.
+            n_epoch: The number of epochs, perhaps with a fraction.
             lr: The rate that is held; by default the learner's.
             div_final: The rate ends at ``lr / div_final``.
             pct_start: The fraction of the updates after which it falls.
@@ -231,10 +248,11 @@ class Learner(Trainer):
         flat = ParamScheduler({"lr": each})
         self._fit_by(flat, n_epoch, wd=wd, cbs=cbs, resume=resume, extend=extend)
 
+    @says_our_keywords
     def fit_sgdr(
         self,
         n_cycles: int,
-        cycle_len: int,
+        cycle_len: float,
         lr_max: GroupValues | Default = Default.OWN,
         cycle_mult: int = 2,
         cbs: Sequence[Callback] | None = None,
@@ -247,7 +265,7 @@ class Learner(Trainer):
 
         Args:
             n_cycles: The number of cycles.
-            cycle_len: The epochs of the first cycle.
+            cycle_len: The epochs of the first cycle, perhaps with a fraction.
             lr_max: The rate at the first update of each cycle; by default the learner's. At its
                 last update it is 0.
             cycle_mult: How many times longer each cycle is than the one before.
@@ -272,7 +290,7 @@ class Learner(Trainer):
             [0.1, 0.05, 0.0, 0.1, 0.09, 0.065, 0.035, 0.01, 0.0]
         """
         check_count("n_cycles", n_cycles)
-        check_count("cycle_len", cycle_len)
+        check_epochs("cycle_len", cycle_len)
         check_count("cycle_mult", cycle_mult)
         peaks = self.groups.expand("lr_max", self.lr if lr_max is Default.OWN else lr_max)
 
@@ -287,7 +305,7 @@ class Learner(Trainer):
     def _fit_by(
         self,
         scheduler: ParamScheduler,
-        n_epoch: int,
+        n_epoch: float,
         *,
         wd: float | None,
         cbs: Sequence[Callback] | None,
@@ -297,11 +315,12 @@ class Learner(Trainer):
         own = checked_callbacks(cbs)
         self.fit(n_epoch, wd=wd, cbs=[scheduler, *own], resume=resume, extend=extend)
 
+    @says_our_keywords
     def fine_tune(
         self,
-        epochs: int,
+        epochs: float,
         base_lr: float = 2e-3,
-        freeze_epochs: int = 1,
+        freeze_epochs: float = 1,
         lr_mult: float = 100,
         pct_start: float = 0.3,
         div: float = 5.0,
@@ -343,8 +362,9 @@ class Learner(Trainer):
             >>> learn.total_epochs
             3
         """
-        check_count("epochs", epochs)
-        check_count("freeze_epochs", freeze_epochs, least=0)
+        check_epochs("epochs", epochs)
+        if not isinstance(freeze_epochs, float) or freeze_epochs:
+            check_epochs("freeze_epochs", freeze_epochs, least=0)
         check_positive("div", div)
         check_fraction("pct_start", pct_start)
         half = check_positive("base_lr", check_value("base_lr", base_lr)) / 2
@@ -503,6 +523,156 @@ class Learner(Trainer):
         """
         return predict_views(self, dl, transforms, n=n, beta=beta)
 
+    def show_batch(
+        self, n: int = 9, *, decode: Decode | None = None, ax: Axes | None = None
+    ) -> Axes:
+        """Draw samples of the next training batch as the model will see them, with their targets.
+
+        Augmentation and mixing of images take part. Leaves everything as it was.
+
+        Images are tensors of 1 or 3 channels; how they were normalised is taken back where a
+        loader says it (those of ``onecycle.vision``, and torchvision's ``Normalize`` at the end of
+        a data set's transforms), and else, where they are not in [0, 1], the lowest value is black
+        and the highest white. Vectors, tuples and dicts are rows of a table, and texts its cells.
+        Classes go by their names where ``DataLoaders(classes=...)``, or the ``classes`` of a data
+        set, have them.
+
+        Args:
+            n: How many samples at most.
+            decode: Makes of the input of one sample what is shown, such as
+                ``tokenizer.decode``: a text, an image, or a dict of the columns of a table.
+            ax: Where to draw; by default a new figure.
+
+        Raises:
+            TypeError: If the inputs cannot be shown as they are, and there is no ``decode``.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> ax = toy_learner().show_batch(2)
+            >>> [text.get_text() for text in ax.texts[:5]]
+            ['x0', 'x1', 'x2', 'x3', 'target']
+        """
+        return show_batch(self, self._run_test, n, decode=decode, ax=ax)
+
+    def show_results(
+        self,
+        n: int = 9,
+        dl: Iterable[Any] | None = None,
+        *,
+        decode: Decode | None = None,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw samples with their targets and what the model says of them.
+
+        What it says of a class index is the class of the highest score; a wrong one is bold, and
+        an image of it framed. Leaves everything as it was.
+
+        Args:
+            n: How many samples at most, from the beginning of the loader.
+            dl: By default the validation loader.
+            decode: As in `show_batch`.
+            ax: Where to draw; by default a new figure.
+
+        Raises:
+            TypeError: If the inputs cannot be shown as they are, and there is no ``decode``.
+            ValueError: If there is no loader.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> ax = toy_learner().show_results(3)
+            >>> [text.get_text() for text in ax.texts[4:6]]
+            ['target', 'prediction']
+        """
+        return show_results(self, n, dl, decode=decode, ax=ax)
+
+    def top_losses(self, k: int = 9, dl: Iterable[Any] | None = None) -> TopLosses:
+        """Find the samples that the model is most wrong about; leaves everything as it was.
+
+        The loss of each sample is that of a batch of it alone, as in `get_preds`. Only the inputs
+        of the ``k`` samples are kept.
+
+        Args:
+            k: How many samples at most.
+            dl: By default the validation loader.
+
+        Returns:
+            The samples, the highest loss first (NaN before all); it prints as a table, and has a
+            ``plot``.
+
+        Raises:
+            ValueError: If there is no loader, or the loss of one sample cannot be taken.
+        """
+        return top_losses(self, k, dl)
+
+    def confusion_matrix(
+        self, dl: Iterable[Any] | None = None, *, threshold: float | None = None
+    ) -> ConfusionMatrix:
+        """Count which classes the model takes for which; leaves everything as it was.
+
+        Args:
+            dl: By default the validation loader.
+            threshold: For yes-or-no targets with one score: a score above it says yes, 0 for
+                logits, 0.5 for probabilities.
+
+        Returns:
+            The counts with the names of the classes; it prints as a table, and has a ``plot`` and
+            ``most_confused()``. Targets below 0, which losses ignore, are not counted.
+
+        Raises:
+            TypeError, ValueError: If predictions are no scores of classes, or one is NaN; if
+                targets are no class indices.
+
+        Example:
+            >>> import torch
+            >>> from onecycle import Learner, TensorLoader
+            >>> x, y = torch.eye(3), torch.tensor([0, 1, 1])
+            >>> model = torch.nn.Linear(3, 3, bias=False)
+            >>> _ = torch.nn.init.eye_(model.weight)
+            >>> loader = TensorLoader(x, y)
+            >>> learn = Learner((loader, loader), model, torch.nn.functional.cross_entropy,
+            ...                 device="cpu")
+            >>> learn.confusion_matrix()
+               0  1  2
+            0  1  0  0
+            1  0  1  1
+            2  0  0  0
+            accuracy 0.6667 of 3 targets; rows are actual, columns predicted
+        """
+        return confusion_matrix(self, dl, threshold)
+
+    def export(self, path: str | Path, *, reads: Reads = "auto") -> None:
+        """Write what is needed to predict to one file, for `load_predictor`.
+
+        The file has the model, as the list of torch's operators that ``torch.export`` finds in it,
+        and its weights; of loaders of `onecycle.vision` what was done to an image file, and the
+        names of the classes; and how predictions read. The operators were tried, and give the same
+        bits as the model. Where there is no such list (models whose course depends on values, or
+        that take no tensors), a warning says why, and the file has the weights alone.
+
+        It is the model in evaluation mode, without callbacks: predictions of a learner with
+        `MixedPrecision` differ, which a warning says. Batches may be of any size, and samples of
+        the size of those in the validation loader.
+
+        Args:
+            path: Where to write; a file that is there is replaced.
+            reads: How predictions become probabilities: ``"softmax"``, ``"sigmoid"``, ``"exp"`` or
+                ``"values"``, as they are. By default as torch's losses of classes say it, and
+                ``"values"`` for other losses.
+
+        Raises:
+            TypeError: If the model has state that could not be read again.
+
+        Example:
+            >>> import tempfile
+            >>> from onecycle import load_predictor
+            >>> from onecycle.testing import toy_learner
+            >>> path = Path(tempfile.mkdtemp()) / "toy.onecycle"
+            >>> toy_learner().export(path)
+            >>> load_predictor(path)
+            Predictor(reads='values', device='cpu')
+        """
+        export(self, check_path("path", path), reads)
+
     def summary(self) -> Summary:
         """Describe the model layer by layer, the groups and the optimizer; prints as a table."""
         return summarize(self)
@@ -511,9 +681,10 @@ class Learner(Trainer):
         """Print the loop with the callbacks of this learner at their events."""
         print(draw_loop(self.cbs))
 
+    @says_our_keywords
     def compare(
         self,
-        n_epoch: int,
+        n_epoch: float,
         lr: GroupValues | Default = Default.OWN,
         policies: Sequence[str] | Mapping[str, Compared] = NAMES,
         seeds: Sequence[int] = (0, 1, 2),
@@ -584,6 +755,34 @@ class Learner(Trainer):
             init=init,
         )
 
+    def find_batch_size(self, most: int | None = None) -> int:
+        """Find the largest batch size whose updates the memory can hold.
+
+        From the batch size of the training loader on, sizes are doubled until two updates run out
+        of memory, or halved until two updates fit. Nothing is left behind, as by `lr_find`: give
+        the size to a new loader. A copy of weights and optimizer state lies in memory meanwhile,
+        so that what is found fits with room to spare. Batches of other shapes, such as longer
+        texts, may need more; `MicroBatches` makes up for these in the fit.
+
+        Args:
+            most: The largest size to try; by default all samples of the training data.
+
+        Returns:
+            The size: that of the loader times or over a power of two, or the limit.
+
+        Raises:
+            TypeError, ValueError: If the training loader is of a kind whose batch size cannot be
+                changed, or ``most`` is no number of samples.
+            RuntimeError: In the middle of a fit.
+            Exception: The error of the device, if not even one sample fits.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> toy_learner(n_batches=8, batch_size=8).find_batch_size()
+            64
+        """
+        return find_batch_size(self, most)
+
     def diagnose(
         self,
         end_lr: float | None = None,
@@ -594,7 +793,7 @@ class Learner(Trainer):
         mode: Mode = "auto",
         lr_usual: float | None = None,
         verify: bool = True,
-        n_epoch: int | None = None,
+        n_epoch: float | None = None,
         seeds: Sequence[int] = (0, 1, 2),
         init: Init | None = None,
     ) -> Diagnosis:
@@ -676,7 +875,7 @@ class Learner(Trainer):
     def regularization_report(
         self,
         lr_max: GroupValues | Default = Default.OWN,
-        n_epoch: int = 1,
+        n_epoch: float = 1,
         *,
         wds: Sequence[float] | None = None,
         dropouts: Sequence[float] | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -110,6 +111,20 @@ def nested(pred: Tensor, both: list[Tensor]) -> Tensor:
 
 def pack(x: Tensor) -> PackedSequence:
     return pack_sequence([x[: len(x) - i // 2] for i in range(len(x))])
+
+
+def jagged(x: Tensor) -> Tensor:
+    return torch.nested.nested_tensor(list(x.split(1)), layout=torch.jagged)
+
+
+def strided(x: Tensor) -> Tensor:
+    with warnings.catch_warnings():  # a prototype, says torch
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor(list(x.split(1)))
+
+
+def of_nested(pred: Tensor, target: Tensor) -> Tensor:
+    return mse_loss(pred.values(), target.values())
 
 
 @dataclass
@@ -298,6 +313,20 @@ KINDS = {
         lambda m, b: m(b[0]),
         plain,
     ),
+    "nested input with strides": kind(
+        lambda x, y: (strided(x), y),
+        lambda: Linear(lambda x: torch.cat(x.unbind())),
+        mse_loss,
+        lambda m, b: m(b[0]),
+        plain,
+    ),
+    "nested prediction and target": kind(
+        lambda x, y: (jagged(x), jagged(y)),
+        Linear,
+        of_nested,
+        lambda m, b: m(b[0]),
+        lambda pred, b: of_nested(pred, b[1]),
+    ),
     "nested input": kind(
         lambda x, y: (torch.nested.nested_tensor(list(x.split(1)), layout=torch.jagged), y),
         lambda: Linear(lambda x: torch.cat(x.unbind())),
@@ -361,6 +390,8 @@ def test_the_predictions_of_all_batches_are_those_of_the_model_by_hand(name: str
         sequences = [s for packed in expected for s in torch.nn.utils.rnn.unpack_sequence(packed)]
         assert len(preds) == len(sequences) == 10
         assert all(map(torch.equal, preds, sequences))
+    elif isinstance(expected[0], Tensor) and expected[0].is_nested:
+        assert all(map(torch.equal, preds, [row for pred in expected for row in pred.unbind()]))
     else:
         logits = [getattr(pred, "logits", pred) for pred in expected]
         assert torch.equal(preds["logits"] if isinstance(preds, dict) else preds, torch.cat(logits))

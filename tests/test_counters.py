@@ -6,7 +6,14 @@ import pytest
 from bare_loop import OPTIMIZERS
 from counters import bare, ours, per_step
 
-from onecycle import Callback
+from onecycle import (
+    ActivationStats,
+    Callback,
+    GradientNorm,
+    JSONLines,
+    Throughput,
+    UpdateRatios,
+)
 
 STEPS = 10
 
@@ -31,3 +38,17 @@ def test_a_step_reads_no_scalar(name):
 def test_a_callback_that_reads_the_loss_is_counted():
     reader = Callback(after_batch=lambda learn: float(learn.loss))
     assert per_step(partial(ours, OPTIMIZERS["SGD"], cbs=[reader]), STEPS).reads == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [GradientNorm, partial(UpdateRatios, 1), partial(ActivationStats, every=1), Throughput],
+    ids=["GradientNorm", "UpdateRatios", "ActivationStats", "Throughput"],
+)
+def test_what_looks_inside_reads_no_scalar(make):
+    assert per_step(partial(ours, OPTIMIZERS["SGD"], cbs=[make()]), STEPS).reads == 0
+
+
+def test_a_tracker_reads_no_scalar_within_a_block(tmp_path):
+    tracker = JSONLines(tmp_path / "run.jsonl")
+    assert per_step(partial(ours, OPTIMIZERS["SGD"], cbs=[tracker]), STEPS).reads == 0

@@ -172,3 +172,14 @@ def test_a_signal_at_any_moment_of_what_has_no_effect_leaves_no_effect(name: str
         n_struck += struck(learn, call, rng.uniform(0, longest))
         assert before.changes(LearnerState(learn)) == []
     assert n_struck > 3
+
+
+def test_a_block_that_ctrl_c_kept_from_being_left_puts_no_old_callbacks_back_later() -> None:
+    learn = tiny()
+    before = learn.cbs
+    around, within = learn.added_cbs([Callback()]), learn.added_cbs([Callback()])
+    with around:
+        within.__enter__()  # and Ctrl-C comes before the block that it opens
+    assert learn.cbs is before
+    del within  # as when the error that held it is gone
+    assert learn.cbs is before

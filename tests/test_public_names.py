@@ -5,8 +5,10 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 
 import onecycle
+from onecycle.testing import toy_learner
 
 
 def test_all_lists_each_public_name_once_in_order() -> None:
@@ -63,3 +65,23 @@ class Silent:
 )
 def test_what_has_no_docstring_is_found(thing: object, expected: list[str]) -> None:
     assert undocumented("it", thing) == expected
+
+
+def test_every_class_and_what_a_learner_shows_tells_what_it_is() -> None:
+    classes = [
+        each for each in map(onecycle.__dict__.get, onecycle.__all__) if inspect.isclass(each)
+    ]
+    assert [each for each in classes if each.__repr__ is object.__repr__] == []
+    learn = toy_learner()
+    data = onecycle.SeededDataset([1, 2, 3])  # type: ignore[arg-type]
+    told = {
+        "ParamGroups(AdamW, lr=[0.001])": learn.groups,
+        "Stream(epoch=0, drawn=0)": learn.stream,
+        "FastStepper(AdamW, fast step)": learn.stepper,
+        "Slot(key='lr', index=None)": learn.groups.slots("lr", 0)[0],
+        "SeededDataset(list, 3 samples)": data,
+        "token_weight(ignore_index=0, class_weight of 2 classes, target='y', shift=True)": (
+            onecycle.token_weight(0, torch.ones(2), target="y", shift=True)
+        ),
+    }
+    assert {repr(each): each for each in told.values()} == told

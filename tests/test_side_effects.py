@@ -72,6 +72,7 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
     "removed_cbs": [lambda learn, _: enter(learn.removed_cbs(Recorder))],
     "shortfall": [lambda learn, _: learn.shortfall()],
     "save": [lambda learn, folder: learn.save(folder / "model.pt")],
+    "export": [lambda learn, folder: learn.export(folder / "model.onecycle")],
     "show_training_loop": [lambda learn, _: learn.show_training_loop()],
     "summary": [lambda learn, _: str(learn.summary())],
     "tta": [lambda learn, _: learn.tta(transforms=[lambda x: x, lambda x: -x])],

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
 
 from onecycle.arguments import check_is, check_text
 from onecycle.checkpoints.description import name_of
 from onecycle.core.callback import Callback, Stage
+from onecycle.data.loaders import TensorLoader
 from onecycle.errors import ScheduleConflictError
 from onecycle.schedules.shapes import Schedule
 
@@ -31,7 +33,8 @@ class AttributeScheduler(Callback):
 
     Raises:
         TypeError: If it is no schedule, or the attribute is no number.
-        ValueError: If the object has no such attribute.
+        ValueError: If the object has no such attribute, or is a loader or a sampler: its number of
+            batches is the length of the fit. Another batch size is another fit.
         ScheduleConflictError: Before the first batch, if two of them drive one attribute.
 
     Example:
@@ -62,6 +65,13 @@ class AttributeScheduler(Callback):
         if not is_number and not (isinstance(value, Tensor) and value.is_floating_point()):
             raise TypeError(
                 f"{type(obj).__name__}.{name} must be a number or a tensor of floats; got {value!r}"
+            )
+        if isinstance(obj, DataLoader | Sampler | TensorLoader):
+            raise ValueError(
+                f"{name!r} of a {type(obj).__name__} cannot be scheduled: the number of batches, "
+                "and with it the length of the fit and of every schedule, would change on the way. "
+                "Train in several fits, each with learn.dls of its own batch size; or let "
+                "GradientAccumulation make larger updates"
             )
         self.obj, self.name, self.schedule = obj, name, schedule
 

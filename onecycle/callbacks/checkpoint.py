@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 
-from onecycle.arguments import check_count, check_flag, check_path, shown
+from onecycle.arguments import check_cadence, check_count, check_flag, check_path
 from onecycle.callbacks.signals import EXIT_CODE, signals_of
 from onecycle.checkpoints import fit_files as files
 from onecycle.checkpoints.background import BackgroundWriter, copied
@@ -21,13 +20,17 @@ from onecycle.checkpoints.unseen import Unseen
 from onecycle.core.callback import Callback, During, Stage
 from onecycle.core.restore import RngState
 from onecycle.data.nested import map_tensors
+from onecycle.elsewhere import says_our_keywords
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
 
 log = logging.getLogger("onecycle")
 
-_EVERY = re.compile(r"(\d+(?:\.\d+)?) (update|epoch|minute)s?")
+_LATE = (
+    "the training loader goes on from an earlier fit, of which it is not known how it began: what "
+    "it draws at random, or counts, may come in another way"
+)
 
 
 class Checkpoint(Callback):
@@ -54,7 +57,8 @@ class Checkpoint(Callback):
             epochs of the fit, or that long after the last one.
         keep: How many files are kept, at least 1; older ones are removed when a new one is there.
         on_signal: Whether SIGTERM, or one of the signals that are given, ends the fit in order:
-            the running update is finished and saved, a validation is left at once, callbacks
+            the running update is finished and saved, a validation is left at once (one of
+            `Validate` between two batches is finished), callbacks
             clean up, and the process ends with exit code 75, upon which a scheduler can run it
             again. The fit must run in the main thread, and the signal go to its process alone,
             not to the workers of its loaders. The handlers that were there before are put back
@@ -87,6 +91,7 @@ class Checkpoint(Callback):
     stage = Stage.SAVE
     during: During = "train"
 
+    @says_our_keywords
     def __init__(
         self,
         folder: str | Path,
@@ -99,7 +104,7 @@ class Checkpoint(Callback):
     ) -> None:
         self.folder, self.keep = check_path("folder", folder), check_count("keep", keep)
         self._writer = BackgroundWriter() if check_flag("background", background) else None
-        self._number, self._unit = _parse(every)
+        self.cadence = self._number, self._unit = check_cadence("every", every)
         if self.folder.is_file():
             raise ValueError(f"expected a folder for checkpoints; {str(folder)!r} is a file")
         self.on_signal, self.on_error = on_signal, check_flag("on_error", on_error)
@@ -113,6 +118,7 @@ class Checkpoint(Callback):
         self._pass_rng: dict[str, Any] = {}
         self._plan: dict[str, Any] = {}
         self._pass_sources: dict[str, Any] = {}
+        self._is_late = False  # the training loader goes on from before this fit
         self._sources: Sources | None = None
         self._lost: list[str] | None = None  # looked for at the first checkpoint
         self._unseen: Unseen | None = None  # until the first checkpoint
@@ -122,7 +128,7 @@ class Checkpoint(Callback):
     def before_fit(self, learn: Loop) -> None:
         """Begin anew."""
         self._plan, self._unseen = plan_of(learn), Unseen(learn)
-        self._sources, self._lost = Sources(learn), None
+        self._sources, self._lost, self._pass_rng = Sources(learn), None, {}
         self._saved_at = self._n_tried = self._n_failed = 0
         self._saved_when = time.monotonic()
         self._last = None
@@ -130,12 +136,19 @@ class Checkpoint(Callback):
 
     def before_train(self, learn: Loop) -> None:
         """Keep the random states, and whatever else a loader may draw its order from."""
-        self.keep_pass(learn)
+        goes_on = learn.stream.goes_on(learn.dl, learn.n_iter)
+        if not goes_on or not self._pass_rng:
+            self.keep_pass(learn)
+            self._is_late = goes_on
+        learn.stream.when_begun[self] = partial(self.keep_pass, learn)
         self._n_heard = 0
 
     def keep_pass(self, learn: Loop) -> None:
-        """Note how the pass begins; a resume does so again when it has put everything back."""
-        self._pass_rng = RngState().state_dict()
+        """Note how the pass begins; a resume does so again when it has put everything back.
+
+        Where a stream goes on, it is how that began.
+        """
+        self._pass_rng, self._is_late = RngState().state_dict(), False
         if self._sources is not None:
             self._pass_sources = self._sources.state(learn)
 
@@ -147,7 +160,7 @@ class Checkpoint(Callback):
     def after_batch(self, learn: Loop) -> None:
         """Save, if it is time and no gradients wait for an update."""
         if not learn.training:
-            self._leave_if_asked()
+            self._leave_if_asked(learn)
             return
         self._n_heard = learn.iter + 1
         if learn.batches_in_window == 0:
@@ -181,6 +194,7 @@ class Checkpoint(Callback):
     def cleanup_fit(self, learn: Loop) -> None:
         """After an error, save the last whole update where that is asked; put handlers back."""
         last, self._last = self._last, None
+        learn.stream.when_begun.pop(self, None)
         try:
             self.wait_for_write()
             if last is not None and self.on_error:
@@ -188,9 +202,15 @@ class Checkpoint(Callback):
         finally:
             self._signals.give_back()
 
-    def _leave_if_asked(self) -> None:
-        """Leave a validation, with what stood before it."""
+    def _leave_if_asked(self, learn: Loop) -> None:
+        """Leave a validation, with what stood before it, or before the last update.
+
+        One between two batches is finished first, where nothing was copied before it.
+        """
         if self._signals.came and self._last is not None:
+            lost = learn.n_updates - self._last["counters"]["n_updates"]
+            if lost > 1:
+                return
             self.wait_for_write()
             self._write(self._last)
             self._leave()
@@ -205,6 +225,10 @@ class Checkpoint(Callback):
         if (self.on_error or is_last) and not learn.is_cancelled:
             state = self._captured(learn, batches)
             self._last = map_tensors(lambda t: t.detach().to("cpu", copy=True), state)
+
+    def save(self, learn: Loop) -> None:
+        """Save now, whenever the next one is due: in ``after_batch``, when an update was made."""
+        self._save(learn, learn.iter + 1)
 
     def wait_for_write(self) -> None:
         """Wait until the checkpoint that is being written in the background is there."""
@@ -239,6 +263,8 @@ class Checkpoint(Callback):
     def _captured(self, learn: Loop, batches: int | None) -> dict[str, Any]:
         state = files.capture(learn, self._plan, batches, self._pass_rng)
         state["extra"] |= self._of_sources(learn, batches)
+        if learn.stream.drawn:
+            state["extra"]["stream"] = {"epoch": learn.stream.epoch, "drawn": learn.stream.drawn}
         return files.readable_parts(state)
 
     def _write(self, state: dict[str, Any]) -> None:
@@ -264,9 +290,14 @@ class Checkpoint(Callback):
         if self._sources is None:
             return {}
         now = self._sources.state(learn)
-        begun = now if batches is None else self._pass_sources
+        begun = now if batches is None and not learn.stream.drawn else self._pass_sources
+        if learn.stream.drawn:  # which began long ago; what is passed beside it did not
+            beside = {p: s for p, s in now["states"].items() if p.partition(".")[0] != "train"}
+            begun = {**begun, "states": {**begun["states"], **beside}}
         if self._lost is None:
             self._lost = self._sources.lost(learn)
+            if self._is_late:
+                self._lost.append(_LATE)
             for sentence in self._lost:
                 log.warning("Checkpoint: a resumed fit may end in other bits: %s", sentence)
         parts = {"pass": self._sources.for_file(begun), "now": self._sources.for_file(now)}
@@ -290,14 +321,3 @@ class Checkpoint(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         self._saved_at, self._pass_rng = state["saved_at"], state["pass_rng"]
-
-
-def _parse(every: str) -> tuple[float, str]:
-    match = _EVERY.fullmatch(every) if isinstance(every, str) else None
-    number = float(match[1]) if match else 0.0
-    unit = match[2] if match else ""
-    if not number or (unit != "minute" and number != int(number)):
-        raise ValueError(
-            f"every must be like '50 updates', '1 epoch' or '10 minutes'; got {shown(every)}"
-        )
-    return number, unit

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from onecycle.arguments import check_count, check_positive
 from onecycle.core.callback import Callback, Stage
+from onecycle.elsewhere import says_our_keywords
 from onecycle.errors import CancelStep
 from onecycle.record.weights import Weight, weight_beside
 
@@ -46,6 +47,7 @@ class GradientAccumulation(Callback):
 
     stage = Stage.PREPARE
 
+    @says_our_keywords
     def __init__(self, n_batches: int) -> None:
         self.n_batches = check_count("n_batches", n_batches)
         self._weight: Weight = 0
@@ -126,6 +128,7 @@ class GradientClip(Callback):
 
     stage = Stage.PREPARE
 
+    @says_our_keywords
     def __init__(self, max_norm: float | None = None, *, max_value: float | None = None) -> None:
         if max_norm is not None and max_value is not None:
             raise ValueError(

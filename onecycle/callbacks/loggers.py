@@ -12,6 +12,7 @@ from onecycle.arguments import check_flag, check_path
 from onecycle.callbacks.monitor import EpochValue, recorded_names, shown_names
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.core.callback import Callback, Stage
+from onecycle.elsewhere import says_our_keywords
 from onecycle.files import atomic_write
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class CSVLogger(Callback):
     add to its rows.
 
     Args:
-        path: The file; its folder is made where it is missing.
+        path: The file; its folder is made where it is missing. By default ``history.csv``, in the
+            folder where Python runs.
         append: Keep the rows of a file that is there, and add to them, instead of replacing it.
 
     Raises:
@@ -60,7 +62,8 @@ class CSVLogger(Callback):
     stage = Stage.RECORD
     requires = (Recorder,)
 
-    def __init__(self, path: str | Path, *, append: bool = False) -> None:
+    @says_our_keywords
+    def __init__(self, path: str | Path = "history.csv", *, append: bool = False) -> None:
         self.path, self.append = check_path("path", path), check_flag("append", append)
         if self.path.is_dir():
             raise ValueError(f"expected the path of a file; {str(path)!r} is a folder")

@@ -1,10 +1,10 @@
-"""What one epoch recorded under a name, and whether that is better than the best so far."""
+"""What was recorded under a name, and whether that is better than the best so far."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from onecycle.arguments import check_fraction, check_not_negative, check_one_of, check_text
 from onecycle.callbacks.recorder import Recorder, recorder_of
@@ -12,6 +12,7 @@ from onecycle.data.held import hold_loaders
 from onecycle.range_test.probe import ValidProbe
 from onecycle.record.directions import Direction
 from onecycle.record.metrics import as_metrics, better_direction, value_owners
+from onecycle.record.names import name_in_training, series_of
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -28,8 +29,9 @@ def recorded_names(learn: Loop) -> list[str]:
         learn: The learner that is about to fit.
 
     Returns:
-        ``"train_loss"``; with a validation loader also ``"valid_loss"`` and the metrics' names. A
-        metric that gives several values is listed by its own name until a pass has shown theirs.
+        ``"train_loss"``, with metrics of the training pass theirs; for each validation set
+        ``"valid_loss"`` and the metrics' names, of a further set with its name behind. A metric
+        that gives several values is listed by its own name until a pass has shown theirs.
     """
     return list(_known_owners(learn))
 
@@ -43,14 +45,29 @@ def shown_names(learn: Loop) -> list[str]:
     return list(_shown_owners(learn))
 
 
-def _known_owners(learn: Loop) -> dict[str, Any]:
+class _Source(NamedTuple):
+    """What a series is of: the plain name of the loss or metric, and the metric."""
+
+    name: str
+    metric: Any
+
+
+def ends_between(learn: Loop) -> bool:
+    """Tell whether a validation between two batches ends with the pass that has just ended."""
+    return bool(learn.between_batches) and learn.valid_set == [*learn.dls.valid_sets()][-1]
+
+
+def _known_owners(learn: Loop) -> dict[str, _Source]:
     """Return by recorded name the metric that the value comes from; the losses have none."""
-    recorders = (callback for callback in learn.cbs if isinstance(callback, Recorder))
-    recorder = next(recorders, None)
+    recorder = _recorder_in(learn)
     return _owners(learn, {} if recorder is None else recorder.metric_parts)
 
 
-def _shown_owners(learn: Loop) -> dict[str, Any]:
+def _recorder_in(learn: Loop) -> Recorder | None:
+    return next((callback for callback in learn.cbs if isinstance(callback, Recorder)), None)
+
+
+def _shown_owners(learn: Loop) -> dict[str, _Source]:
     """Return the same, after a look at what the metrics give for a validation batch."""
     valid = learn.dls.valid
     if not learn.metrics or valid is None or isinstance(valid, Iterator):
@@ -65,11 +82,11 @@ def _shown_owners(learn: Loop) -> dict[str, Any]:
     return _owners(learn, probe.parts)
 
 
-def _owners(learn: Loop, parts: dict[str, list[str]]) -> dict[str, Any]:
-    losses = {"train_loss": None}
-    if learn.dls.valid is None:
-        return losses
-    return {**losses, "valid_loss": None, **value_owners(as_metrics(learn.metrics), parts)}
+def _owners(learn: Loop, parts: dict[str, list[str]]) -> dict[str, _Source]:
+    owners, recorder = value_owners(as_metrics(learn.metrics), parts), _recorder_in(learn)
+    in_training = recorder is not None and recorder.train_metrics
+    found = series_of(owners, learn.dls.valid_sets(), in_training=in_training)
+    return {name: _Source(plain, owners.get(plain)) for name, plain in found.items()}
 
 
 def judged_by(learn: Loop, metric: str | None, mode: Mode) -> tuple[str, Direction]:
@@ -89,23 +106,25 @@ def judged_by(learn: Loop, metric: str | None, mode: Mode) -> tuple[str, Directi
         check_text("metric", metric)
     # A metric may give several values, and none of its own name.
     owners = (_known_owners if metric == "valid_loss" else _shown_owners)(learn)
-    names = list(owners)[1:]
-    if not names:
+    if learn.dls.valid is None:
         raise ValueError(
             "this is judged by validation, and the learner has no validation loader: give it "
             "DataLoaders(train, valid)"
         )
-    name = names[min(1, len(names) - 1)] if metric is None else metric
+    in_training = {name_in_training(source.name) for source in owners.values()}
+    names = [name for name in owners if name not in {"train_loss", *in_training}]
+    main = [name for name in names if name == owners[name].name]
+    name = main[min(1, len(main) - 1)] if metric is None else metric
     if name not in names:
         raise ValueError(f"metric must be one of {', '.join(names)}; got {name!r}")
-    return name, direction_of(name, owners[name], mode)
+    return name, direction_of(*owners[name], mode)
 
 
 def direction_of(name: str, metric: Any, mode: Mode) -> Direction:
     """Return which way a recorded value is better, or ask for it.
 
     Args:
-        name: One of `recorded_names`.
+        name: The plain name of a loss or metric, without that of a validation set.
         metric: What the value comes from; ``None`` for a loss.
         mode: ``"min"`` and ``"max"`` say it; ``"auto"``: as the metric says it, or as its name is
             known for.
@@ -135,7 +154,7 @@ def check_mode(mode: Mode) -> None:
 
 
 class EpochValue:
-    """Reads what each epoch recorded under a name.
+    """Reads what was recorded under a name since it was read last.
 
     Args:
         name: One of `recorded_names`.
@@ -155,7 +174,7 @@ class EpochValue:
     def __init__(self, name: str) -> None:
         self.name = name
         self._seen = 0
-        self._metric: Any = None
+        self._source = _Source(name, None)
 
     def begin(self, learn: Loop) -> None:
         """Leave out what earlier fits recorded.
@@ -166,7 +185,7 @@ class EpochValue:
         names = _known_owners(learn)
         if self.name not in names:
             names = _shown_owners(learn)
-        self._metric = names.get(self.name)
+        self._source = names.get(self.name, self._source)
         if self.name not in names:
             hint = " (the learner has no validation loader)" if learn.dls.valid is None else ""
             raise ValueError(
@@ -177,19 +196,18 @@ class EpochValue:
         self._seen = 0 if series is None else len(series)
 
     def read(self, learn: Loop) -> float | None:
-        """Return the mean of what was recorded since the last reading.
-
-        That is one value of a validation pass, and of the training loss one for each update.
+        """Return what was recorded since the last reading.
 
         Returns:
-            The mean; ``None`` if nothing was recorded, as where validation was cancelled.
+            Of the training loss the mean over the updates; else the value of the last pass;
+            ``None`` if nothing was recorded, as where validation was cancelled.
         """
         series = recorder_of(learn).history.get(self.name)
         if series is None or len(series) == self._seen:
             return None
         new = series.values[self._seen :]
         self._seen += len(new)
-        return float(new.mean())
+        return float(new.mean() if self.name == "train_loss" else new[-1])
 
     def state_dict(self) -> dict[str, Any]:
         """Return how much of the record is read."""
@@ -201,7 +219,7 @@ class EpochValue:
 
 
 class Monitor(EpochValue):
-    """Reads a value of each epoch, and compares it with the best of this fit.
+    """Reads a value of each epoch or validation, and compares it with the best of this fit.
 
     Args:
         name: One of `recorded_names`.
@@ -240,11 +258,11 @@ class Monitor(EpochValue):
             ValueError: If this fit does not record the name, or which way is better is not known.
         """
         super().begin(learn)
-        self._direction = direction_of(self.name, self._metric, self.mode)
+        self._direction = direction_of(*self._source, self.mode)
         self.best = None
 
     def read(self, learn: Loop) -> float | None:
-        """Return the mean of what was recorded since the last reading, as an `EpochValue` does.
+        """Return what was recorded since the last reading, as an `EpochValue` does.
 
         Raises:
             ValueError: If validation has run, and a metric does not give the value any more.

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from onecycle.arguments import check_count, check_one_of
 from onecycle.callbacks.post_mortem import PostMortem, examine
 from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback
 from onecycle.errors import CancelFit, CancelStep
+from onecycle.optim.buffers import KeptBuffers
 from onecycle.optim.groups import listed
 from onecycle.optim.stepper import ScaledStepper
 
@@ -78,7 +78,7 @@ class TerminateOnNonFinite(Callback):
         self._unread: list[tuple[int, Tensor]] = []
         self._skips = 0
         self._skipping = False
-        self._buffers: list[Tensor] = []
+        self._buffers = KeptBuffers()
 
     def plan(self, learn: Loop) -> dict[str, Any]:
         """Return what is done, and when that is given up."""
@@ -88,7 +88,7 @@ class TerminateOnNonFinite(Callback):
     def before_fit(self, learn: Loop) -> None:
         """Begin anew."""
         self.post_mortem = None
-        self._block = _read_every(learn.device)
+        self._block = read_every(learn.device)
         self._unread, self._skips, self._skipping = [], 0, False
 
     # Stop -------------------------------------------------------------------------------------
@@ -122,9 +122,7 @@ class TerminateOnNonFinite(Callback):
     def before_batch(self, learn: Loop) -> None:
         """Keep the buffers, which a batch that is not finite would spoil in the forward pass."""
         if self.action == "skip" and not learn.batches_in_window:
-            buffers = list(learn.model.buffers())
-            lazy = any(map(is_lazy, buffers))  # there is nothing in them yet
-            self._buffers = [] if lazy else [buffer.clone() for buffer in buffers]
+            self._buffers = KeptBuffers(learn.model)
 
     def before_step(self, learn: Loop) -> None:
         """Skip an update whose loss or gradient is not finite."""
@@ -144,8 +142,7 @@ class TerminateOnNonFinite(Callback):
             return
         self._skipping = False
         self._skips += 1
-        for buffer, before in zip(learn.model.buffers(), self._buffers, strict=False):
-            buffer.copy_(before)
+        self._buffers.put_back()
         if self._skips >= self.max_skips:
             found = examine(learn, learn.total_updates + 1, float(learn.update_loss))
             self.post_mortem = found
@@ -171,8 +168,12 @@ class TerminateOnNonFinite(Callback):
         self._unread, self._skips = list(state["unread"]), state["skips"]
 
 
-def _read_every(device: torch.device) -> int:
-    """Return after how many batches to read: it makes the loop wait, save on the CPU."""
+def read_every(device: torch.device) -> int:
+    """Return after how many batches to read: it makes the loop wait, save on the CPU.
+
+    Args:
+        device: Where the losses are.
+    """
     return 1 if device.type == "cpu" else 64
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from onecycle.arguments import check_positive, shown
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.nested import map_tensors
+from onecycle.elsewhere import says_our_keywords
 from onecycle.optim.stepper import ScaledStepper
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class MixedPrecision(Callback):
 
     stage = Stage.PREPARE
 
+    @says_our_keywords
     def __init__(
         self,
         dtype: Literal["bf16", "fp16"] | torch.dtype | None = None,

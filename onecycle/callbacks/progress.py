@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from onecycle.callbacks.monitor import recorded_names
+from onecycle.callbacks.monitor import ends_between, recorded_names
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.tables import Table, new_table
+from onecycle.callbacks.throughput import NAME as THROUGHPUT
+from onecycle.callbacks.throughput import Throughput
 from onecycle.core.callback import Callback
+from onecycle.data.lengths import least
+from onecycle.data.loaders import n_batches
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -30,9 +34,10 @@ class Progress(Callback):
 
     The columns are ``epoch``, from 0; ``train_loss``, the mean over the updates of the epoch,
     read from ``learn.recorder.history`` once, at its end; ``valid_loss``, the metrics, and
-    whatever else was recorded once for each validation; and ``time``, which is that of the whole
-    epoch. What an epoch did not compute is left blank. The last line is ``learn.stop_reason``,
-    if there is one.
+    whatever else was recorded once for each validation or each epoch, as by `Throughput`; and
+    ``time``, which is that of the whole epoch. A validation between two batches has a row too, with
+    a fraction of an epoch; time and training loss are then those since the row before. What an
+    epoch did not compute is left blank. The last line is ``learn.stop_reason``, if there is one.
 
     Example:
         >>> from onecycle.testing import toy_learner
@@ -50,12 +55,14 @@ class Progress(Callback):
         self._n_losses = 0  # recorded before this epoch
         self._epoch_began = 0.0
         self._lengths: dict[str, int] | None = None
+        self._train_lengths: dict[str, int] = {}
 
     def before_fit(self, learn: Loop) -> None:
         """Begin the table."""
         self._table = new_table(learn.n_epoch)
         self._refresh_at = perf_counter() if self._table.has_bars else math.inf
-        self._names = recorded_names(learn)
+        asked = any(isinstance(callback, Throughput) for callback in learn.cbs)
+        self._names = [*recorded_names(learn), *([THROUGHPUT] if asked else [])]
         self._table.header(["epoch", *self._names, "time"])
         self._begin_epoch(learn)
 
@@ -65,8 +72,11 @@ class Progress(Callback):
 
     def _begin_epoch(self, learn: Loop) -> None:
         self._epoch_began = perf_counter()
-        self._n_losses = len(recorder_of(learn).history.get("train_loss", ()))
+        history = recorder_of(learn).history
+        self._n_losses = len(history.get("train_loss", ()))
         self._lengths = None
+        names = (name for name in recorded_names(learn)[1:] if name.startswith("train_"))
+        self._train_lengths = {name: len(history.get(name, ())) for name in names}
 
     def before_train(self, learn: Loop) -> None:
         """Open the bar of the training pass."""
@@ -74,9 +84,10 @@ class Progress(Callback):
 
     def before_validate(self, learn: Loop) -> None:
         """Open the bar of the validation pass."""
-        history = recorder_of(learn).history
-        self._lengths = {name: len(series) for name, series in history.items()}
-        self._begin_pass(learn, "valid")
+        if not learn.valid_set:
+            history = recorder_of(learn).history
+            self._lengths = {name: len(series) for name, series in history.items()}
+        self._begin_pass(learn, f"valid {learn.valid_set}".strip())
 
     def after_batch(self, learn: Loop) -> None:
         """Refresh the bar, if it is time."""
@@ -85,17 +96,27 @@ class Progress(Callback):
             self._refresh(learn, learn.iter + 1, loss)
 
     def after_train(self, learn: Loop) -> None:
-        """Close the bar."""
+        """Close the bar; what is recorded from here on is of the epoch."""
+        history = recorder_of(learn).history
+        self._lengths = {name: len(series) for name, series in history.items()}
         self._table.close_bar()
 
     def after_validate(self, learn: Loop) -> None:
-        """Close the bar."""
+        """Close the bar, and add a row for a validation between two batches."""
         self._table.close_bar()
+        if ends_between(learn):
+            batches = least(n_batches(learn.dls.train), learn.steps_per_epoch)
+            part = 0 if batches is None else 100 * learn.between_batches // batches
+            self._add_row(learn, f"{learn.epoch}.{part:02}" if part else f"{learn.epoch}+")
+            self._begin_pass(learn, "train")
 
     def after_epoch(self, learn: Loop) -> None:
         """Add a row to the table."""
+        self._table.close_bar()  # still open where the epoch was cancelled
+        self._add_row(learn, str(learn.epoch))
+
+    def _add_row(self, learn: Loop, label: str) -> None:
         table = self._table
-        table.close_bar()  # still open where the epoch was cancelled
         values = self._epoch_values(recorder_of(learn))
         if new := [name for name in values if name not in self._names]:
             # A metric that gives several values gives none of its own name.
@@ -103,7 +124,7 @@ class Progress(Callback):
             self._names = given + new
             table.header(["epoch", *self._names, "time"])
         numbers = [number(values[name]) if name in values else "" for name in self._names]
-        table.row([str(learn.epoch), *numbers, clock(perf_counter() - self._epoch_began)])
+        table.row([label, *numbers, clock(perf_counter() - self._epoch_began)])
         self._begin_epoch(learn)  # of the next one, should another callback cancel it at once
 
     def cleanup_fit(self, learn: Loop) -> None:
@@ -122,7 +143,7 @@ class Progress(Callback):
         self._n_losses = state["n_losses"]
 
     def _begin_pass(self, learn: Loop, kind: str) -> None:
-        of = "" if learn.n_epoch is None else f"/{learn.n_epoch}"
+        of = "" if learn.n_epoch is None else f"/{learn.n_epoch:g}"
         self._label = f"epoch {learn.epoch + 1}{of} {kind}"
         self._pass_began = perf_counter()
         if self._pass_began >= self._refresh_at:  # passes of a few milliseconds get no bar
@@ -141,10 +162,12 @@ class Progress(Callback):
         history = recorder.history
         losses = history["train_loss"].values[self._n_losses :]
         values = {"train_loss": float(np.mean(losses))} if len(losses) else {}
-        if self._lengths is not None:
-            for name, series in history.items():
-                if len(series) > self._lengths.get(name, 0) and series.width == 1:
-                    values[name] = float(series.values[-1])
+        for name, series in history.items():
+            known = self._train_lengths.get(name)
+            if known is None and self._lengths is not None:
+                known = self._lengths.get(name, 0)
+            if known is not None and len(series) > known and series.width == 1:
+                values[name] = float(series.values[-1])
         return values
 
 

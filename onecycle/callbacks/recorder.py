@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from onecycle import plots
-from onecycle.core.callback import Callback, Stage
+from onecycle.arguments import check_flag
+from onecycle.core.callback import Callback, During, Stage
+from onecycle.data.nested import map_tensors
 from onecycle.errors import MissingCallbackError
 from onecycle.record.history import History
-from onecycle.record.metrics import MetricSet
+from onecycle.record.metric_state import load_metrics, metrics_state
+from onecycle.record.metrics import MetricSet, value_owners
+from onecycle.record.names import name_in_training, name_on, series_of
 from onecycle.record.smoothing import smooth
 
 if TYPE_CHECKING:
@@ -34,22 +41,46 @@ class Recorder(Callback):
 
     Attributes:
         history: The series ``train_loss``, ``lr``, ``momentum`` (one value for each update),
-            ``valid_loss`` and each metric by name (one for each validation pass). Rates are those
+            ``valid_loss`` and each metric by name (one for each validation pass; of a further
+            validation set with its name, as ``valid_loss/noisy``), and with ``train_metrics``
+            each metric as ``train_accuracy`` (one for each training pass). Where optimizers
+            take turns, ``train_loss/NAME`` is the loss that one of them stepped by. Rates are those
             that the optimizer has, with an ``lr_scale`` applied: of several of its
             ``param_groups`` in one of the splitter's groups, the first one's. See `History`.
         metric_parts: By metric the names of the values that it gave in the last validation pass:
             its own, or those of its several.
         lr_find_result: The result of the last range test, or of the last sweep of them.
+
+    Args:
+        train_metrics: Compute the metrics on the training pass too, of the predictions that it
+            makes anyway: of batches as the model saw them, augmented and in training mode, each
+            by the weights that the updates before it left.
+
+    Raises:
+        ValueError: Before the first batch, if two series would have one name.
+
+    Example:
+        >>> from onecycle.testing import toy_learner
+        >>> learn = toy_learner(cbs=(Recorder(train_metrics=True),))
+        >>> learn.fit(2)
+        >>> list(learn.recorder.history)
+        ['train_loss', 'lr', 'train_mse', 'valid_loss', 'mse']
     """
 
     stage = Stage.RECORD
-    during = "valid"  # of the batch events; after_step is for training anyway
+    _called = "Recorder"
+    during: During = "valid"  # of the batch events; after_step is for training anyway
 
-    def __init__(self) -> None:
+    def __init__(self, *, train_metrics: bool = False) -> None:
+        self.train_metrics = check_flag("train_metrics", train_metrics)
+        if train_metrics:
+            self.during = "both"
         self.history = History()
         self.metric_parts: dict[str, list[str]] = {}
         self.lr_find_result: LRFindResult | RangeTests | None = None
         self._metric_names: list[str] = []
+        self._train: MetricSet | None = None
+        self._untold: set[str] = set()  # metrics of which a resumed pass knows a part only
         self._recorded = 0  # the last update whose record is whole
 
     def before_fit(self, learn: Loop) -> None:
@@ -66,16 +97,27 @@ class Recorder(Callback):
         if self._momenta:
             self._add_momentum = self.history.series("momentum", width=len(groups)).append
         self._valid = MetricSet(learn.metrics)
-        self._has_warned = False
+        # Copies: a validation between two batches must not disturb those of the training pass.
+        self._train = MetricSet(deepcopy(learn.metrics)) if self.train_metrics else None
+        self._device = learn.device
+        self._has_warned = self._has_said = False
+        values = value_owners(self._valid.metrics, self.metric_parts)
+        series_of(values, learn.dls.valid_sets(), in_training=self.train_metrics)  # or refuses
 
     def before_train(self, learn: Loop) -> None:
         """Note how many updates were made before this pass; a resumed fit knows it by now."""
         self._recorded = learn.total_updates
+        if self._train is not None:
+            self._train.reset()
+            self._untold = set()
 
     def after_step(self, learn: Loop) -> None:
         """Record the update just made, with the values that were in force."""
         update = learn.total_updates
         self._add_loss(update, learn.update_loss)
+        if learn.turn_losses:
+            for name, loss in learn.turn_losses.items():
+                self.history.series(f"train_loss/{name}").append(update, loss)
         rates, momenta = self._rates, self._momenta
         if len(rates) == 1:
             self._add_lr(update, rates[0].get())
@@ -92,17 +134,42 @@ class Recorder(Callback):
         self._valid.reset()
 
     def after_batch(self, learn: Loop) -> None:
-        """Add a validation batch to the means."""
-        learn.measure_batch(self._valid)
+        """Add a batch to the means."""
+        if not learn.training:
+            learn.measure_batch(self._valid)
+        elif self._train is not None:
+            pred = learn.pred
+            try:
+                with torch.no_grad():
+                    learn.pred = map_tensors(Tensor.detach, pred)  # a metric may keep it
+                    learn.measure_batch(self._train)
+            finally:
+                learn.pred = pred
+
+    def after_train(self, learn: Loop) -> None:
+        """Record the metrics of the training pass."""
+        if self._train is not None:
+            results = self._train.compute()
+            parts = self._train.parts
+            for name in ("valid_loss", *(part for each in self._untold for part in parts[each])):
+                results.pop(name, None)
+            self._add({name_in_training(name): value for name, value in results.items()}, learn)
+            self.metric_parts |= parts
+            self._train.reset()
+            self._untold = set()
 
     def after_validate(self, learn: Loop) -> None:
         """Record the validation pass."""
         results = self._valid.compute()
-        for name, value in results.items():
-            self.history.series(name).append(learn.total_updates, value)
+        self._add({name_on(name, learn.valid_set): v for name, v in results.items()}, learn)
         self.metric_parts |= self._valid.parts
-        new = results.keys() - {"valid_loss", *self._metric_names}
-        self._metric_names += [name for name in results if name in new]
+
+    def _add(self, values: dict[str, float], learn: Loop) -> None:
+        losses = {name_on("valid_loss", each) for each in learn.dls.valid_sets()}
+        for name, value in values.items():
+            self.history.series(name).append(learn.total_updates, value)
+            if name not in losses and name not in self._metric_names:
+                self._metric_names.append(name)
 
     def after_epoch(self, learn: Loop) -> None:
         """Warn of losses that are not finite in the epoch it happens, once in a fit."""
@@ -126,10 +193,11 @@ class Recorder(Callback):
         if learn.update_loss is None or self._recorded == update:
             return
         values = {"train_loss": [learn.update_loss], "lr": [slot.get() for slot in self._rates]}
+        values |= {f"train_loss/{name}": [loss] for name, loss in learn.turn_losses.items()}
         if self._momenta:
             values["momentum"] = [slot.get() for slot in self._momenta]
         for name, value in values.items():
-            series = self.history[name]
+            series = self.history.series(name, width=len(value))
             if not len(series) or series.updates[-1] != update:
                 series.append(update, value)
         self._recorded = update
@@ -146,11 +214,18 @@ class Recorder(Callback):
         train = self.history["train_loss"]
         losses = train.values
         valid = self.history.get("valid_loss")
+        prefix = name_on("valid_loss", " ")[:-1]
+        others = {
+            name.removeprefix(prefix): (series.updates, series.values)
+            for name, series in self.history.items()
+            if name.startswith(prefix)
+        }
         return plots.plot_loss(
             train.updates,
             losses,
             None if valid is None else valid.updates,
             None if valid is None else valid.values,
+            more_valid=others,
             train_smoothed=smooth(losses, beta=min(0.98, 1 - 20 / max(len(losses), 21))),
             skip_start=skip_start,
             ax=ax,
@@ -193,15 +268,34 @@ class Recorder(Callback):
         self.history.to_csv(path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the record."""
+        """Return the record, and what the metrics of the training pass hold."""
         return {
+            "train": self._train_state(),
             "history": self.history.state_dict(),
             "metrics": list(self._metric_names),
             "parts": {name: list(parts) for name, parts in self.metric_parts.items()},
         }
 
+    def _train_state(self) -> dict[str, Any] | None:
+        if self._train is None:
+            return None
+        state, untold = metrics_state(self._train)
+        if untold and not state["is_empty"] and not self._has_said:
+            self._has_said = True
+            log.warning(
+                "Recorder: no checkpoint within an epoch can hold what %s has seen of the training "
+                "pass: a fit that is resumed there records none of it for that epoch",
+                ", ".join(untold),
+            )
+        return state
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a record."""
+        if self._train is not None and state["train"] is not None:
+            load_metrics(self._train, state["train"], self._device)
+            self._untold = self._train.metrics.keys() - state["train"]["metrics"].keys()
+            if state["train"]["is_empty"]:
+                self._untold = set()
         self.history.load_state_dict(state["history"])
         self._metric_names = list(state["metrics"])
         self.metric_parts = {name: list(parts) for name, parts in state["parts"].items()}

@@ -29,6 +29,7 @@ from onecycle.checkpoints.source_state import load_sources
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.restore import Capture, RngState, surely
 from onecycle.data.passes import can_skip
+from onecycle.data.streams import Stream
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -61,6 +62,7 @@ class Resume(Callback):
         self._state: dict[str, Any] | None = state
         self._extend = extend
         self.before: Snapshot | None = None  # of the learner, until all is put back
+        self._stored: dict[str, Any] | None = None  # until a stream that goes on is open again
         self._rates: list[float] | None = None  # asked for, where they are others than before
         # That of a fit which landed, or was extended, before it was interrupted.
         found = [part for name, part in state["callbacks"] if name == Replan.__name__]
@@ -155,11 +157,12 @@ class Resume(Callback):
             self._state["counters"]["n_updates"],
         )
         files.restore_counters(learn, self._state)
+        learn.stream = Stream(**self._state["extra"].get("stream", {}))
         if position["batches"] is None:
             self._restore(learn, self._state)
             self._load_sources(learn, self._state)
             RngState.from_state_dict(self._state["rng"]).restore()
-            self._state = None
+            self._stored, self._state = self._state, None
             if next(iter(learn.epochs_left()), None) is None:
                 log.warning(
                     "resume: this fit is complete, nothing is trained: for a new one give another "
@@ -168,24 +171,39 @@ class Resume(Callback):
 
     def before_train(self, learn: Loop) -> None:
         """Within an epoch, put everything back now that it has begun."""
-        if self._state is None:
-            return
         state, self._state = self._state, None
+        if state is None:
+            self._reopen(learn)
+            return
         self._restore(learn, state)
         if self._extend is not None:
             learn.plan_pass()
-        if learn.iter and not can_skip(learn.dl):
+        if learn.iter and not learn.stream.drawn and not can_skip(learn.dl):
             log.warning(
                 "resume: the training loader cannot be repositioned: its first %d batches are "
                 "drawn and dropped",
                 learn.iter,
             )
         self._load_sources(learn, state)
+        self._put_where_it_began(learn, state)
+        learn.rng = _Here.of(learn, state)
+
+    def _reopen(self, learn: Loop) -> None:
+        """Let a stream that goes on be drawn as it was, without a trace in the random states."""
+        state, self._stored = self._stored, None
+        if state is not None and learn.stream.goes_on(learn.dl, learn.n_iter):
+            here = _Here.of(learn, {**state, "rng": RngState().state_dict()})
+            load_sources(learn, state["extra"]["sources"]["pass"], drawn_again=False)
+            self._put_where_it_began(learn, state)
+            learn.rng = here
+        elif state is not None and "stream" in state["extra"]:  # a plan that begins it anew
+            load_sources(learn, state["extra"]["sources"]["now"], drawn_again=False)
+
+    def _put_where_it_began(self, learn: Loop, state: dict[str, Any]) -> None:
         RngState.from_state_dict(state["pass_rng"]).restore()
         for callback in learn.cbs:
             if isinstance(callback, Checkpoint):
                 callback.keep_pass(learn)
-        learn.rng = _Here.of(learn, state)
 
     def _load_sources(self, learn: Loop, state: dict[str, Any]) -> None:
         """Put back what the loaders draw from, and say what cannot be."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecycle.arguments import check_count, check_flag, check_path
-from onecycle.callbacks.monitor import Mode, Monitor
+from onecycle.callbacks.monitor import Mode, Monitor, ends_between
 from onecycle.callbacks.recorder import Recorder
 from onecycle.checkpoints.learner_files import load_learner, save_learner
-from onecycle.checkpoints.model_files import checksum_of
+from onecycle.checkpoints.sealed import checksum_of
 from onecycle.core.callback import Callback, Stage
+from onecycle.elsewhere import says_our_keywords
 from onecycle.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ log = logging.getLogger("onecycle")
 
 @dataclass(frozen=True)
 class _Saved:
-    """A file that this run has written: its place follows from the epoch and the present path."""
+    """A file that this run has written: its place follows from these and the present path."""
 
     epoch: int
+    update: int
     value: float
     checksum: str
 
@@ -47,15 +49,16 @@ class SaveModel(Callback):
 
     Args:
         path: The file, replaced each time. It may hold ``{epoch}``, or ``{epoch:03d}``: the epochs
-            trained over the learner's life, this one included.
-        monitor: ``"valid_loss"``, the name of a metric, or ``"train_loss"`` (the mean over the
-            updates of an epoch).
+            trained over the learner's life, this one included; and ``{update}``, the updates.
+        monitor: ``"valid_loss"``, the name of a metric, either also on another validation set, as
+            ``"valid_loss/noisy"``, or ``"train_loss"`` (the mean over the updates of an epoch).
         mode: ``"min"``: less is better; ``"max"``: more is. ``"auto"``: as the metric says it by
             its attribute ``higher_is_better``, or as its name is known for.
         min_delta: By how much a value must be better than the best to be saved, at least 0.
         every: Save after every so many epochs of the learner's life instead, and monitor nothing.
         keep: How many files are kept, those of the best epochs; above 1, ``path`` must hold
-            ``{epoch}``. By default each file that was the best once.
+            ``{epoch}``, or with `Validate` ``{update}``. By default each file that was the best
+            once.
         restore_best: Give the model the best epoch's weights when the fit is done or cancelled,
             not after an error. The optimizer keeps its own state. Without a monitored value there
             is no best one, and nothing is restored.
@@ -80,6 +83,7 @@ class SaveModel(Callback):
     stage = Stage.SAVE
     requires = (Recorder,)
 
+    @says_our_keywords
     def __init__(
         self,
         path: str | Path,
@@ -99,7 +103,7 @@ class SaveModel(Callback):
                     "every= saves without looking at a value: leave out monitor, mode, min_delta "
                     "and keep, or use two SaveModel"
                 )
-        if keep is not None and check_count("keep", keep) > 1 and self._file(1) == self._file(2):
+        if keep is not None and check_count("keep", keep) > 1 and self._is_one_file():
             raise ValueError(
                 f"keep={keep} needs a file for each epoch: write {{epoch}} into the path, as in "
                 f"'best-{{epoch}}.pt'; got {self.path!r}"
@@ -108,6 +112,12 @@ class SaveModel(Callback):
         self._monitor = Monitor(monitor, mode, min_delta)
         self._kept: list[_Saved] = []  # the best first
         self._n_tried = self._n_failed = 0
+
+    @property
+    def best_path(self) -> Path | None:
+        """The file of the best epoch of this fit; ``None`` before there is one."""
+        best = next(iter(self._kept), None)
+        return None if best is None else Path(self._file(best.epoch, best.update))
 
     def plan(self, learn: Loop) -> dict[str, Any]:
         """Return by what the best epoch is told."""
@@ -123,20 +133,35 @@ class SaveModel(Callback):
         if self.every is None:
             self._monitor.begin(learn)
 
+    def _is_one_file(self, *, in_an_epoch: bool = False) -> bool:
+        return self._file(1, 1) == self._file(1 if in_an_epoch else 2, 2)
+
+    def after_validate(self, learn: Loop) -> None:
+        """Save, if a validation between two batches is one of the best."""
+        if self.every is None and ends_between(learn) and self._monitor.name != "train_loss":
+            if (self.keep or 1) > 1 and self._is_one_file(in_an_epoch=True):
+                raise ValueError(
+                    f"keep={self.keep} needs a file for each validation, and there are several in "
+                    f"an epoch: write {{update}} into the path; got {self.path!r}"
+                )
+            self._look(learn)
+
     def after_epoch(self, learn: Loop) -> None:
         """Save, if this epoch is one of the best or its turn has come."""
-        epoch = learn.total_epochs + 1
-        if self.every is not None:
-            if epoch % self.every == 0:
-                self._save(learn, epoch)
-            return
+        if self.every is None:
+            self._look(learn)
+        elif (learn.total_epochs + 1) % self.every == 0:
+            self._save(learn)
+
+    def _look(self, learn: Loop) -> None:
         value = self._monitor.read(learn)
         place = None if value is None else self._place(value)
         if value is None or place is None:
             return
-        checksum = self._save(learn, epoch)
+        checksum = self._save(learn)
         if checksum is not None:
-            self._kept.insert(place, _Saved(epoch, value, checksum))
+            epoch, update = learn.total_epochs + 1, learn.total_updates
+            self._kept.insert(place, _Saved(epoch, update, value, checksum))
             self._monitor.best = self._kept[0].value
             self._drop_others()
 
@@ -154,7 +179,7 @@ class SaveModel(Callback):
         """Remember no more than are kept, and remove the files of the others where asked to."""
         self._kept, others = self._kept[: self.keep or 1], self._kept[self.keep or 1 :]
         for saved in others if self.keep else ():
-            file = Path(self._file(saved.epoch))
+            file = Path(self._file(saved.epoch, saved.update))
             with suppress(OSError):
                 if checksum_of(file) == saved.checksum:
                     file.unlink()
@@ -170,7 +195,7 @@ class SaveModel(Callback):
             )
         if self.restore_best and self._kept:
             best = self._kept[0]
-            file = self._file(best.epoch)
+            file = self._file(best.epoch, best.update)
             try:
                 load_learner(learn, file, with_opt=False, checksum=best.checksum)
             except (CheckpointError, OSError) as error:
@@ -183,13 +208,13 @@ class SaveModel(Callback):
                     error,
                 )
 
-    def _file(self, epoch: int) -> str:
-        return self.path.format(epoch=epoch)
+    def _file(self, epoch: int, update: int) -> str:
+        return self.path.format(epoch=epoch, update=update)
 
-    def _save(self, learn: Loop, epoch: int) -> str | None:
+    def _save(self, learn: Loop) -> str | None:
         """Save the model; return the checksum of its file, or nothing if that did not work."""
         self._n_tried += 1
-        file = self._file(epoch)
+        file = self._file(learn.total_epochs + 1, learn.total_updates)
         with ExitStack() as weights:
             for callback in learn.cbs:
                 weights.enter_context(callback.as_validated(learn))
@@ -210,22 +235,24 @@ class SaveModel(Callback):
         kept = [_Saved(**saved) for saved in state["kept"]]
         self._monitor.load_state_dict(state["monitor"])
         self._kept = kept
-        if self.restore_best and kept and not Path(self._file(kept[0].epoch)).exists():
+        file = self._file(kept[0].epoch, kept[0].update) if kept else ""
+        if self.restore_best and kept and not Path(file).exists():
             log.warning(
                 "SaveModel: the best weights so far, of epoch %d, are not at %s: unless a later "
                 "epoch is better, the fit will end with its last ones",
                 kept[0].epoch,
-                self._file(kept[0].epoch),
+                file,
             )
 
 
 def _check_path(path: str | Path) -> str:
     text = str(check_path("path", path))
     try:
-        file = Path(text.format(epoch=1))
+        file = Path(text.format(epoch=1, update=1))
     except (LookupError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"the path of SaveModel may hold {{epoch}} and no other placeholder; got {str(path)!r}"
+            "the path of SaveModel may hold {epoch} and {update} and no other placeholder; got "
+            f"{str(path)!r}"
         ) from error
     if file.is_dir() or str(path).endswith("/"):
         raise ValueError(f"expected the path of a file; {str(path)!r} is a folder")

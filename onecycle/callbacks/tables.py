@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -117,11 +118,11 @@ class NotebookBar(Table):
 class NotebookTable(NotebookBar):
     """The table in HTML between a bar of epochs and a bar for the pass that is running."""
 
-    def __init__(self, n_epoch: int | None) -> None:
+    def __init__(self, n_epoch: float | None) -> None:
         from fastprogress.fastprogress import NBMasterBar
 
         self._n_rows = 0
-        self._master = NBMasterBar(range(0), n_epoch or "noinfer")
+        self._master = NBMasterBar(range(0), "noinfer" if n_epoch is None else math.ceil(n_epoch))
         self._master.main_bar.update_every = 0
         self._master.update(0)
 
@@ -162,7 +163,7 @@ class NotebookTable(NotebookBar):
         self._master.text = text2html_table(self._master.lines) + html.escape(note)
 
 
-def new_table(n_epoch: int | None) -> Table:
+def new_table(n_epoch: float | None) -> Table:
     """Return the table of a fit for where the output goes."""
     # Imported when a fit begins: in a notebook fastprogress imports matplotlib.
     from fastprogress.fastprogress import IN_NOTEBOOK

@@ -273,12 +273,12 @@ def _checked(scheduler: object, opt: Optimizer) -> LRScheduler:
 def _epochs(learn: Loop) -> int | None:
     """Return how many epochs the fit will have; ``None`` if that cannot be known."""
     if learn.max_updates is None:
-        return learn.n_epoch
+        return None if learn.n_epoch is None else math.ceil(learn.n_epoch)
     limits = [n for n in (n_batches(learn.dls.train), learn.steps_per_epoch) if n is not None]
     if not limits:
         return None
     needed = math.ceil(learn.max_updates / math.ceil(min(limits) / learn.batches_per_update))
-    return needed if learn.n_epoch is None else min(needed, learn.n_epoch)
+    return needed if learn.n_epoch is None else min(needed, math.ceil(learn.n_epoch))
 
 
 def _check_length(scheduler: LRScheduler, n: int | None, units: str) -> None:

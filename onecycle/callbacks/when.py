@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from onecycle.arguments import check_count, shown
+from onecycle.arguments import shown
 from onecycle.core.callback import Callback, Handler, Stage
 from onecycle.core.events import EVENTS
-
-if TYPE_CHECKING:
-    from onecycle.core.loop import Loop
-
-#: What begins and ends a fit is always heard: a callback makes itself ready there, and clean.
-_ALWAYS = ("before_fit", "after_fit", "cleanup_fit")
+from onecycle.schedules.occasions import Occasions
 
 
 class When(Callback):
@@ -63,7 +55,7 @@ class When(Callback):
     ) -> None:
         if (callback is None) is not bool(handlers):
             raise TypeError("give a callback, or functions by event such as after_step=f: not both")
-        self.callback = Callback(during=None, **handlers) if callback is None else callback
+        self.callback = _of_functions(handlers) if callback is None else callback
         if not isinstance(self.callback, Callback):
             raise TypeError(f"callback must be a Callback object; got {shown(callback)}")
         kind = type(self.callback)
@@ -74,72 +66,31 @@ class When(Callback):
                 f"{kind.__name__} must hear of every event, for what it does in one "
                 "it undoes or counts on in another: only what reacts (Stage.REACT) can be filtered"
             )
-        if not isinstance(once, bool):
-            raise TypeError(f"once must be True or False; got {shown(once)}")
-        self.every, self.once = check_count("every", every), once
-        self.after, self.before = _check_place("after", after), _check_place("before", before)
-        self._heard: Counter[str] = Counter()
-        self._passed: set[str] = set()
+        self._occasions = Occasions(every, once, after, before)
+        self.every, self.once, self.after, self.before = every, once, after, before
         vars(self).update(
             stage=self.callback.stage,
             requires=self.callback.requires,
             during=self.callback.during,
             runs_in=self.callback.runs_in,
         )
-        for name in EVENTS:
-            if hasattr(self.callback, name):
-                vars(self)[name] = partial(self._hear, name)
-
-    def _hear(self, name: str, learn: Loop) -> None:
-        if name == "before_fit":
-            self._heard.clear()
-            self._passed.clear()
-        if name in _ALWAYS or self._picks(name, learn):
-            self._passed.add(name)
-            getattr(self.callback, name)(learn)
-
-    def _picks(self, name: str, learn: Loop) -> bool:
-        self._heard[name] += 1
-        if self._heard[name] % self.every or (self.once and name in self._passed):
-            return False
-        is_late = self.after is None or _place(self.after, learn) >= self.after
-        return is_late and (self.before is None or _place(self.before, learn) < self.before)
+        known = (name for name in EVENTS if hasattr(self.callback, name))
+        handlers = {name: getattr(self.callback, name) for name in known}
+        vars(self).update(self._occasions.filtered(handlers))
 
     def plan(self, learn: Any) -> dict[str, Any]:
         """Return the rule, and what the callback returns."""
-        rule = {"every": self.every, "once": self.once, "after": self.after, "before": self.before}
-        return {**rule, **self.callback.plan(learn)}
+        return {**super().plan(learn), **self.callback.plan(learn)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return how often each event was heard, and the callback's own state."""
-        own = {"heard": dict(self._heard), "passed": sorted(self._passed)}
-        return {**own, "callback": self.callback.state_dict()}
+        return {**super().state_dict(), "callback": self.callback.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        self._heard, self._passed = Counter(state["heard"]), set(state["passed"])
+        super().load_state_dict(state)
         self.callback.load_state_dict(state["callback"])
 
 
-def _place(limit: float, learn: Loop) -> float:
-    """Return where the fit is, in the unit of a limit: the epoch, or the fraction of updates."""
-    if isinstance(limit, int):
-        return learn.epoch
-    planned = learn.n_updates_planned
-    if planned is None:
-        raise ValueError(
-            f"a fraction of the fit ({limit}) needs its length: give steps_per_epoch= or "
-            "max_updates=, or an epoch such as after=1"
-        )
-    return learn.n_updates / planned
-
-
-def _check_place(name: str, value: float | None) -> float | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
-        return value
-    if isinstance(value, float) and 0 <= value <= 1 and math.isfinite(value):
-        return value
-    raise ValueError(
-        f"{name} must be an epoch (an integer from 0) or a fraction of the fit (a float in "
-        f"[0, 1]); got {shown(value)}"
-    )
+def _of_functions(handlers: dict[str, Any]) -> Callback:
+    return Callback(**handlers)

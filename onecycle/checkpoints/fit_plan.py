@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from onecycle.checkpoints.description import described, name_of, plain
 from onecycle.checkpoints.opt_names import opt_name, parameter_names
 from onecycle.core.callback import Callback, Stage
+from onecycle.data.lengths import batches_in, least, updates_in
 from onecycle.data.loaders import n_batches
 from onecycle.optim.several import each_of
 from onecycle.schedules.shapes import Schedule
@@ -281,10 +282,14 @@ def updates_of(learn: Loop, tried: int, epoch: int, batches: int) -> int | None:
     known = [length for length in lengths if length is not None]
     if not known or learn.n_epoch is None:
         return learn.max_updates
-    whole = math.ceil(min(known) / learn.batches_per_update)
-    rest = math.ceil((min(known) - batches) / learn.batches_per_update)
-    total = tried + rest + (learn.n_epoch - epoch - 1) * whole
-    return total if learn.max_updates is None else min(total, learn.max_updates)
+    left, per_update = learn.n_epoch - epoch, learn.batches_per_update
+    of_this = batches_in(epoch, min(known), learn.n_epoch) if left > 0 else None
+    rest = math.ceil(((of_this or min(known)) - batches) / per_update)
+    if left > 1:
+        later = updates_in(min(known), left - 1, per_update) or 0
+    else:  # below 0 if the fit is to be shorter than it is already
+        later = min(0, math.ceil(left) - 1) * math.ceil(min(known) / per_update)
+    return least(tried + rest + later, learn.max_updates)
 
 
 def kept_schedules(plan: Mapping[str, Any]) -> dict[str, list[Schedule | None]]:

@@ -115,7 +115,7 @@ def _fields(learn: LoopState) -> dict[str, Any]:
     roots = (learn.model, learn.loss_module)
     seen = {id(module) for root in roots if root is not None for module in root.modules()}
     seen |= {id(each) for each in (learn.opt, *optimizers_within(learn.opt).values())}
-    seen |= {id(each) for each in (*learn.cbs, *learn.metrics, learn.dls.train, learn.dls.valid)}
+    seen |= {id(each) for each in (*learn.cbs, *learn.metrics, *learn.dls.loaders())}
     found: dict[str, Any] = {}
     for name, value in vars(learn).items():
         for path, part in () if name in _KNOWN else _parts(name, value):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from onecycle.checkpoints.archives import Hashed, read_archive, write_archive
 from onecycle.checkpoints.module_state import (
     check_fits,
     differing,
@@ -23,9 +20,9 @@ from onecycle.checkpoints.module_state import (
 )
 from onecycle.checkpoints.opt_state import by_own_names, load_opt_state, opt_misfit, opt_state
 from onecycle.checkpoints.readable import readable
+from onecycle.checkpoints.sealed import check_format, read_sealed, write_sealed
 from onecycle.core.restore import Capture
 from onecycle.errors import CheckpointError
-from onecycle.files import atomic_write
 from onecycle.optim.wrapped import with_inner
 
 if TYPE_CHECKING:
@@ -35,9 +32,6 @@ log = logging.getLogger("onecycle")
 
 #: The version of the files.
 FORMAT = 2
-
-#: The length of the checksum that a file ends with: of SHA-256, in hexadecimal digits.
-_DIGITS = 64
 
 #: In place of an optimizer's state: why it is not there.
 _LEFT_OUT = "left out"
@@ -65,21 +59,7 @@ def write_model(path: str | Path, learn: LoopState) -> str:
         "opt": _readable_opt(path, learn),
         "extra": {"buffers": learn.first_buffers},  # what a reader may pass over
     }
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        sealed = _Sealed(file)
-        write_archive(state, sealed)
-        return sealed.close()
-
-
-def checksum_of(path: str | Path) -> str:
-    """Return the checksum that a file of `write_model` ends with, without reading the rest.
-
-    Raises:
-        OSError: If the file cannot be opened.
-    """
-    with Path(path).open("rb") as file:
-        file.seek(-min(_DIGITS, file.seek(0, os.SEEK_END)), os.SEEK_END)
-        return file.read().decode(errors="replace")
+    return write_sealed(path, state)
 
 
 def _readable_opt(path: str | Path, learn: LoopState) -> dict[str, Any]:
@@ -89,39 +69,6 @@ def _readable_opt(path: str | Path, learn: LoopState) -> dict[str, Any]:
         log.warning("save: %s holds the model without the optimizer: %s", path, error)
         return {_LEFT_OUT: str(error)}
     return found
-
-
-class _Sealed:
-    """A file with a checksum in the comment of a zip archive, which torch and others pass over.
-
-    torch does not look at the checksums that an archive has for its parts: it would load a tensor
-    with a flipped bit.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._digest, self._last = hashlib.sha256(), b""
-        self._file = Hashed(file, self._digest.update)
-
-    def write(self, data: Any) -> int:
-        """Write all but the last two bytes: the length of the comment, which comes last."""
-        n = len(data)
-        if n < 2:
-            data = self._last + bytes(data)
-        else:
-            self._file.write(self._last)
-        self._file.write(data[:-2])
-        self._last = bytes(data[-2:])
-        return n
-
-    def flush(self) -> None:
-        """Do nothing: the file is synced when it is whole."""
-
-    def close(self) -> str:
-        """Write the length of the comment, and the comment, which is returned."""
-        self._file.write(_DIGITS.to_bytes(2, "little"))
-        checksum = self._digest.hexdigest()
-        self._file.write(checksum.encode())
-        return checksum
 
 
 def read_model(
@@ -213,32 +160,12 @@ def loss_state(loss: nn.Module | None) -> dict[str, Any]:
 
 
 def _read(path: str | Path, checksum: str | None) -> dict[str, Any]:
-    content = Path(path).read_bytes()
-    if checksum is not None and content[-_DIGITS:] != checksum.encode():
-        raise CheckpointError(f"{path} is not the file that was written: it has been replaced")
-    try:
-        state = read_archive(content)
-    except Exception as error:
-        # torch's own words fill a page, and advise to switch the protection off.
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is damaged, of another kind, or holds "
-            "more than tensors and plain values, which could run code or fill the memory"
-        ) from error
-    version = state.get("format") if isinstance(state, dict) else None
-    if type(version) is not int:
-        raise CheckpointError(f"{path} was not written by Learner.save")
-    if version != FORMAT:
-        advice = "update it" if version > FORMAT else "load it with an earlier one"
-        raise CheckpointError(
-            f"{path} has format {version}; this onecycle reads {FORMAT}: {advice}"
-        )
-    if not all(isinstance(state.get(name), dict) for name in ("model", "loss", "opt", "extra")):
-        raise CheckpointError(f"{path} was not written by Learner.save")
-    body = memoryview(content)[:-_DIGITS]
-    if hashlib.sha256(body).hexdigest().encode() != content[-_DIGITS:]:
-        raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
-    found: dict[str, Any] = state
-    return found
+    def check(state: Any) -> None:
+        check_format(path, state, FORMAT, "Learner.save")
+        if not all(isinstance(state.get(name), dict) for name in ("model", "loss", "opt", "extra")):
+            raise CheckpointError(f"{path} was not written by Learner.save")
+
+    return read_sealed(path, check, checksum=checksum)
 
 
 def _fitting_opt(path: str | Path, found: dict[str, Any], learn: LoopState) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from torch import nn
 from onecycle.core.restore import Capture, RngState, kept_grad_mode, surely
 from onecycle.core.state import LoopState
 from onecycle.data.held import hold_loaders
+from onecycle.data.held_calls import hold_calls
+from onecycle.data.streams import Stream
 
 
 class Snapshot:
@@ -18,9 +20,9 @@ class Snapshot:
     That is: parameters, buffers, gradients, ``requires_grad``, the train/eval flag and the own
     fields of every module; the optimizer's state and ``param_groups``, and which of them belong
     together; the callbacks' own fields, gradient scalers included; every random number generator,
-    those of the loaders too; the learner's fields. Not restored is what lives outside: files, and
-    the state of data sets; nor what a callback keeps in objects of its own, such as a Recorder
-    its history.
+    those of the loaders too; what loss function and metrics keep; the learner's fields. Not
+    restored is what lives outside: files, and the state of data sets; nor what a callback keeps in
+    objects of its own, such as a Recorder its history.
 
     Args:
         learn: The learner to remember.
@@ -40,7 +42,7 @@ class Snapshot:
     """
 
     def __init__(self, learn: LoopState) -> None:
-        loaders = (learn.dls.train, learn.dls.valid, learn.dl)
+        loaders = (*learn.dls.loaders(), learn.dl)
         capture = Capture(ignored=loaders)  # a list of batches is data, not state
         roots = [root for root in (learn.model, learn.loss_module) if root is not None]
         modules = [module for root in roots for module in root.modules()]
@@ -58,12 +60,15 @@ class Snapshot:
         self._capture = capture
         self._parameters = [(p, p.requires_grad, p.grad) for p in parameters]
         self._loaders = hold_loaders(learn.dls, *loaders)
+        functions = [getattr(metric, "func", None) for metric in learn.metrics]
+        self._calls = hold_calls(learn.loss_func, *functions)
         self._rng = RngState()
 
     def restore(self) -> None:
         """Put everything back, in place: the same tensors, dicts and lists as before."""
         self._capture.restore()
         self._loaders()
+        self._calls()
         for parameter, requires_grad, gradient in self._parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
@@ -79,10 +84,15 @@ def has_lazy(learn: LoopState) -> bool:
 
 @contextmanager
 def preserved(learn: LoopState) -> Iterator[None]:
-    """Run a block that leaves nothing behind in a learner, whatever happens in it."""
+    """Run a block that leaves nothing behind in a learner, whatever happens in it.
+
+    A training loader that goes on from epoch to epoch begins anew in the block, and goes on after
+    it as if the block had not been.
+    """
     snapshot = Snapshot(learn)
     with kept_grad_mode():
         try:
+            learn.stream = Stream()
             yield
         finally:
             surely(snapshot.restore)

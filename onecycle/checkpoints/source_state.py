@@ -26,6 +26,7 @@ from onecycle.data.passes import random_in_workers
 from onecycle.data.sources import (
     changes_itself,
     data_sets,
+    draws_in_turn,
     iterators,
     order_fields,
     order_parts,
@@ -35,6 +36,8 @@ from onecycle.data.sources import (
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
 
+#: The layers that draw in training.
+_DROPOUT = nn.modules.dropout._DropoutNd
 _ARRAY, _SET = "array of", "set of"
 _NUMBERS = (bool, int, float, str, type(None))
 #: What torch or we change in a module, and load in other ways.
@@ -82,7 +85,8 @@ class Sources:
 
     def lost(self, learn: Loop) -> list[str]:
         """Say what of it a checkpoint cannot hold, a sentence each: a resumed fit may differ."""
-        said = [each for dl in (learn.dls.train, learn.dls.valid) for each in _lost_by(dl)]
+        said = [each for dl in learn.dls.loaders() for each in _lost_by(dl)]
+        said += _in_turn_with_dropout(learn)
         said += [
             f"the state_dict of {path} has more than plain values and tensors, and is left out"
             for path in self._unreadable
@@ -143,13 +147,18 @@ def load_sources(learn: Loop, state: dict[str, Any], *, drawn_again: bool) -> li
 
 def _roots(learn: Loop) -> dict[str, Any]:
     """Name what is looked into; of callbacks those of the user's own that tell no state."""
-    roots: dict[str, Any] = {"train": learn.dls.train, "valid": learn.dls.valid}
+    roots: dict[str, Any] = _loaders(learn)
     roots |= {"model": learn.model, "loss_func": learn.loss_func}
     for callback in learn.cbs:
         if _is_silent(callback):
             name = type(callback).__name__
             roots[f"{name}{sum(each.startswith(name) for each in roots) or ''}"] = callback
     return roots
+
+
+def _loaders(learn: Loop) -> dict[str, Any]:
+    sets = learn.dls.valid_sets().items()
+    return {"train": learn.dls.train} | {f"valid {name}".strip(): dl for name, dl in sets}
 
 
 def _is_silent(callback: Callback) -> bool:
@@ -173,14 +182,16 @@ def _generators(learn: Loop) -> dict[str, Any]:
 
 
 def _with_state(learn: Loop) -> dict[str, Any]:
-    """Return loaders, samplers and data sets that tell their state, each once."""
+    """Return loaders, samplers and data sets that tell their state, each once.
+
+    A DataLoader begins each pass anew, so what it draws from is asked, and not itself: torchdata's
+    would begin a pass to answer, and the fit would draw other random numbers than without.
+    """
     found: dict[int, tuple[str, Any]] = {}
-    for name, loader in (("train", learn.dls.train), ("valid", learn.dls.valid)):
-        if loader is None:
-            continue
+    for name, loader in _loaders(learn).items():
         for path, part in {**order_parts(loader), **data_sets(loader)}.items():
             tells = all(callable(getattr(part, n, None)) for n in ("state_dict", "load_state_dict"))
-            if tells and not isinstance(part, nn.Module):
+            if tells and not isinstance(part, nn.Module | DataLoader):
                 found.setdefault(id(part), (name + path, part))
     return dict(found.values())
 
@@ -197,9 +208,8 @@ def _owners(learn: Loop) -> Iterator[tuple[str, Any]]:
 def _fields(learn: Loop) -> dict[str, Any]:
     """Copy the plain fields of all that is reached, and the containers that are an order."""
     orders: dict[int, Any] = {}
-    for loader in (learn.dls.train, learn.dls.valid):
-        if loader is not None:
-            orders |= {id(part): loader for part in order_parts(loader).values()}
+    for loader in learn.dls.loaders():
+        orders |= {id(part): loader for part in order_parts(loader).values()}
     found: dict[str, Any] = {}
     for path, owner in _owners(learn):
         if isinstance(owner, type) or callable(getattr(owner, "__code__", None)):
@@ -238,6 +248,24 @@ def _tensors(learn: Loop) -> dict[str, Any]:
         for name, value in vars(part).items()
         if isinstance(value, Tensor) and value.grad_fn is None and not value.is_inference()
     }
+
+
+def _in_turn_with_dropout(learn: Loop) -> list[str]:
+    """Say where a loader and the model draw from one generator in turn.
+
+    What was drawn before is drawn again by the loader alone when a fit is resumed.
+    """
+    parts, modules = order_parts(learn.dls.train).values(), learn.model.modules()
+    has_workers = any(isinstance(part, DataLoader) and part.num_workers for part in parts)
+    kinds: list[Any] = [type(part) for part in parts]
+    drawing = next((kind for kind in kinds if draws_in_turn(kind)), None)
+    if has_workers or drawing is None or not any(isinstance(m, _DROPOUT) and m.p for m in modules):
+        return []
+    return [
+        f"{drawing.__name__} draws from torch's generator while it gives batches, in turn with the "
+        "dropout of the model: if what comes later depends on it, as in a buffer that is shuffled, "
+        "let it draw from a generator of its own"
+    ]
 
 
 def _lost_by(loader: Any) -> list[str]:

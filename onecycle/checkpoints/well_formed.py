@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,8 +49,9 @@ def malformed(state: Any, counters: tuple[str, ...]) -> str | None:
         "frozen_norms": _are_names,
         "callbacks": lambda found: all(map(_is_callback, found)),
         "rng": _is_rng,
+        "extra": _is_extra,
     }
-    if state["position"].get("batches") is not None:
+    if state["position"].get("batches") is not None or "stream" in state["extra"]:
         looks["pass_rng"] = _is_rng
     return next((part for part, fits in looks.items() if not fits(state[part])), None)
 
@@ -69,11 +71,21 @@ def _is_position(found: Mapping[str, Any]) -> bool:
     return counts and maybe and isinstance(found.get("training"), bool)
 
 
+def _is_extra(found: Mapping[str, Any]) -> bool:
+    stream = found.get("stream", {})
+    if not isinstance(stream, dict) or (stream and "sources" not in found):
+        return False
+    return set(stream) <= {"epoch", "drawn"} and all(map(_is_count, stream.values()))
+
+
 def _are_counters(found: Mapping[str, Any], names: tuple[str, ...]) -> bool:
     if any(name not in found for name in names):
         return False
     reason = found["stop_reason"]
-    numbers = [name for name in names if name not in ("stop_reason", "seed")]
+    numbers = [name for name in names if name not in ("stop_reason", "seed", "n_epoch")]
+    epochs = found["n_epoch"]
+    if not (_is_count(epochs, maybe=True) or (type(epochs) is float and 0 < epochs < math.inf)):
+        return False
     if not all(_is_count(found[name], maybe=name not in _ALWAYS) for name in numbers):
         return False
     return (reason is None or isinstance(reason, str)) and type(found["seed"]) is int

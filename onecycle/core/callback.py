@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
-from onecycle.arguments import check_one_of, shown
+from onecycle.arguments import check_one_of, check_takes_learn, shown
 from onecycle.core.events import EVENT_PREFIXES, EVENTS
+from onecycle.elsewhere import SaysOurNames, explain_foreign_name, explain_unknown_event
 from onecycle.errors import UnknownEventError
-from onecycle.explanations import explain_foreign_name
+from onecycle.schedules.occasions import Occasions
 
 #: What takes a method of a callback: it is called with the learner and returns nothing.
 Handler = Callable[[Any], None]
@@ -21,6 +21,7 @@ During = Literal["train", "valid", "both"]
 #: What is running: a fit, a range test, or validation and prediction outside a fit.
 Run = Literal["fit", "range_test", "inference"]
 
+_KNOWN = [*EVENTS], EVENT_PREFIXES
 _DURING: tuple[During, ...] = ("train", "valid", "both")
 _ALL_RUNS: frozenset[Run] = frozenset(("fit", "range_test", "inference"))
 _FITS: frozenset[Run] = frozenset(("fit",))
@@ -38,12 +39,13 @@ class Stage(IntEnum):
     SAVE = 3  #: checkpoints, after everything else
 
 
-class Callback:
+class Callback(SaysOurNames):
     """Base of all callbacks: a class with methods named after events.
 
     Each method takes the learner and returns nothing. The events, and what each means, are
     drawn in `onecycle.core.events`. For something small, ``Callback(after_batch=f)`` makes a
-    callback from functions.
+    callback from functions, and ``Callback(after_batch=f, every=3)`` calls it now and then, by
+    rules that `When` has for any callback.
 
     Attributes:
         stage: When this callback hears of an event, compared with the others.
@@ -54,11 +56,17 @@ class Callback:
 
     Args:
         during: As the attribute, for a callback made from functions.
+        every: Call the functions every n-th time only, each event counted for itself; at least 1.
+        once: Call them the first time only that the other rules let through.
+        after: From this epoch on (an integer, the first one is 0), or from this fraction of the
+            fit's updates on (a float in [0, 1]).
+        before: Until the epoch before this one, or before this fraction.
         **handlers: Functions that take the learner, by event.
 
     Raises:
         UnknownEventError: If a method or keyword looks like an event and is none; raised when
             the class is made.
+        TypeError: If a method that is an event does not take the learner; raised likewise.
 
     Example:
         >>> class Count(Callback):
@@ -71,30 +79,50 @@ class Callback:
         <Stage.REACT: 2>
         >>> Callback(after_epoch=lambda learn: print(learn.epoch))
         Callback(after_epoch)
+        >>> from onecycle import Callback
+        >>> from onecycle.testing import toy_learner
+        >>> looks = Callback(after_step=lambda learn: print(learn.n_updates), every=3, after=0.5)
+        >>> toy_learner(n_batches=10).fit(1, cbs=[looks])
+        6
+        9
     """
 
     stage: Stage = Stage.REACT
     requires: ClassVar[tuple[type[Callback], ...]] = ()
     during: During = "both"
     runs_in: frozenset[Run] | None = None
+    _occasions = Occasions()  # all of them, but for functions that are called now and then
+    _called = "Callback"
 
-    def __init__(self, *, during: During | None = None, **handlers: Handler) -> None:
+    def __init__(
+        self,
+        *,
+        during: During | None = None,
+        every: int = 1,
+        once: bool = False,
+        after: float | None = None,
+        before: float | None = None,
+        **handlers: Handler,
+    ) -> None:
         if during is not None:
             check_one_of("during", during, _DURING)
             self.during = during
         for name, handler in handlers.items():
             if name not in EVENTS:
-                raise UnknownEventError(_unknown_event("Callback()", name))
+                raise UnknownEventError(explain_unknown_event("Callback()", name, *_KNOWN))
             if isinstance(handler, type) or not callable(handler):
                 raise TypeError(f"{name} must be a function of the learner; got {shown(handler)}")
-            setattr(self, name, handler)
+        self._occasions = Occasions(every, once, after, before)
+        vars(self).update(self._occasions.filtered(handlers))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in dir(cls):  # what a mixin brings included
             is_like_one = name.startswith(EVENT_PREFIXES) or explain_foreign_name(name)
             if is_like_one and name not in EVENTS:
-                raise UnknownEventError(_unknown_event(cls.__name__, name))
+                raise UnknownEventError(explain_unknown_event(cls.__name__, name, *_KNOWN))
+        for name in EVENTS:
+            check_takes_learn(cls, name)
         if cls.during not in _DURING:
             raise ValueError(
                 f'{cls.__name__}.during must be "train", "valid" or "both"; got {cls.during!r}'
@@ -129,7 +157,7 @@ class Callback:
         is refused. A callback of `Stage.PREPARE` that says nothing is compared by its class. Keys
         with a dot are the fit's own: ``"schedule.lr"``.
         """
-        return {}
+        return self._occasions.plan()
 
     def describe_step(self, learn: Any) -> str | None:
         """Say what this callback has make the updates of a fit; ``None`` if it does not choose."""
@@ -137,24 +165,14 @@ class Callback:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive a restart, as plain values and tensors."""
-        return {}
+        return self._occasions.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
+        self._occasions.load_state_dict(state)
 
     def takes_part_in(self, run: Run) -> bool:
         """Tell whether this callback takes part in a run."""
         if self.runs_in is not None:
             return run in self.runs_in
         return run in (_ALL_RUNS if self.stage is Stage.PREPARE else _FITS)
-
-
-def _unknown_event(owner: str, name: str) -> str:
-    if elsewhere := explain_foreign_name(name):
-        return f"{owner} defines {name!r}, a name of another library: {elsewhere}"
-    near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"the events are {', '.join(EVENTS)}."
-    return (
-        f"{owner} defines {name!r}, which looks like an event and is none: {hint} "
-        f"(A helper method must not begin with {', '.join(EVENT_PREFIXES)}.)"
-    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from onecycle.core.callback import Callback, Handler
-from onecycle.core.events import BATCH_EVENTS, EVENTS, LOOP
+from onecycle.core.events import BATCH_EVENTS, EVENTS
 from onecycle.errors import Cancel
 from onecycle.explanations import explain_out_of_memory
 
@@ -92,6 +92,9 @@ def report(learn: LoopState, handlers: tuple[Handler, ...], event: str) -> None:
 
     Of several cancels the widest acts, so that a stop is never lost to a smaller wish.
     """
+    if len(handlers) == 1:
+        fire(learn, handlers, event)
+        return
     cancels: list[Cancel] = []
     try:
         for handler in handlers:
@@ -143,16 +146,3 @@ def where(learn: LoopState) -> str:
     """Say where the loop stands, for messages."""
     kind = "training" if learn.training else "validation"
     return f"epoch {learn.epoch}, {kind} batch {learn.iter}, after {learn.n_updates} updates"
-
-
-def draw_loop(callbacks: Sequence[Callback]) -> str:
-    """Draw the loop with the callbacks at their events, in the order they hear of them."""
-    train, valid = Handlers(callbacks, "train"), Handlers(callbacks, "valid")
-    drawn, on = [], train
-    for line in LOOP.splitlines():
-        event = line.strip().removeprefix("fire ")
-        if event in ("before_validate", "after_validate"):  # the batch events between are valid's
-            on = valid if event == "before_validate" else train
-        names = [handler_owner(handler) for handler in getattr(on, event, ())]
-        drawn.append(f"{line}: {', '.join(names)}" if names else line)
-    return "\n".join(drawn)

@@ -8,7 +8,6 @@ loop itself looks nothing up.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from threading import get_ident
@@ -19,7 +18,6 @@ import torch
 from onecycle.core.callback import Callback, Handler, Run
 from onecycle.core.checks import check_callbacks, check_requirements
 from onecycle.core.handlers import Handlers, clean_up, explain, fire, report, where
-from onecycle.core.heap import kept_heap
 from onecycle.core.restore import (
     RngState,
     hold_modes,
@@ -29,6 +27,7 @@ from onecycle.core.restore import (
 )
 from onecycle.core.state import LoopState
 from onecycle.data.held import hold_loaders
+from onecycle.data.lengths import batches_in, least, updates_in
 from onecycle.data.loaders import n_batches
 from onecycle.data.nested import split_batch
 from onecycle.data.passes import set_epoch, start_pass
@@ -46,6 +45,7 @@ from onecycle.errors import (
 )
 from onecycle.optim.build import ready_state
 from onecycle.optim.checks import check_trains
+from onecycle.optim.heap import kept_heap
 from onecycle.optim.loss_module import in_evaluation
 from onecycle.optim.modes import switch
 
@@ -63,24 +63,23 @@ class Loop(LoopState):
 
     def plan_updates(self) -> None:
         """Set ``n_updates_planned`` from the loader, the limits and the accumulation."""
-        batches = _least(n_batches(self.dls.train), self.steps_per_epoch)
-        planned = None
-        if batches is not None and self.n_epoch is not None:
-            planned = self.n_epoch * math.ceil(batches / self.batches_per_update)
-        self.n_updates_planned = self.n_updates_scheduled = _least(planned, self.max_updates)
+        batches = least(n_batches(self.dls.train), self.steps_per_epoch)
+        planned = updates_in(batches, self.n_epoch, self.batches_per_update)
+        self.n_updates_planned = self.n_updates_scheduled = least(planned, self.max_updates)
 
     def plan_pass(self) -> None:
         """Set ``n_iter`` of this training pass from the loader and the limits, as they are now."""
         left = self.updates_left()
         if left is not None:
             left = self.iter + left * self.batches_per_update - self.batches_in_window
-        self.n_iter = _least(n_batches(self.dl), self.steps_per_epoch, left)
+        whole = least(n_batches(self.dl), self.steps_per_epoch)
+        self.n_iter = least(batches_in(self.epoch, whole, self.n_epoch), left)
 
     # The loop -----------------------------------------------------------------------------
 
     def run_fit(
         self,
-        n_epoch: int | None,
+        n_epoch: float | None,
         *,
         cbs: Sequence[Callback] = (),
         run: Run = "fit",
@@ -108,7 +107,7 @@ class Loop(LoopState):
                 self._drop_gradients()
 
     def _begin(
-        self, n_epoch: int | None, run: Run, steps_per_epoch: int | None, max_updates: int | None
+        self, n_epoch: float | None, run: Run, steps_per_epoch: int | None, max_updates: int | None
     ) -> None:
         self._thread = get_ident()
         callbacks = [callback for callback in self.cbs if callback.takes_part_in(run)]
@@ -121,6 +120,7 @@ class Loop(LoopState):
         self.n_epoch, self.steps_per_epoch, self.max_updates = n_epoch, steps_per_epoch, max_updates
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.training, self.stop_reason, self.rng = True, None, None
+        self.validates, self.between_batches, self.valid_set = True, 0, ""
         self.batches_per_update = 1
         ready_state(self.opt)
         self.stepper = self.make_stepper(self.opt)
@@ -162,8 +162,13 @@ class Loop(LoopState):
     def _passes(self) -> None:
         self._set_up_pass(self.dls.train, training=True)
         self._scope("train", CancelTrain, self._train)
-        if self._run == "fit" and self.dls.valid is not None:
-            self._set_up_pass(self.dls.valid, training=False)
+        if self._run == "fit" and self.validates:
+            self.run_validation()
+
+    def run_validation(self) -> None:
+        """Run the validation passes of a fit with their events, one for each validation set."""
+        for self.valid_set, loader in self.dls.valid_sets().items():
+            self._set_up_pass(loader, training=False)
             self._scope("validate", CancelValid, self._validate)
 
     def _set_up_pass(self, dl: Any, *, training: bool) -> None:
@@ -176,10 +181,10 @@ class Loop(LoopState):
             self.plan_pass()
 
     def _train(self) -> None:
-        on = self._on
+        on, train_batch = self._on, self._batch_trainer()
         try:
             for self.iter, batch in enumerate(self._batches(), self.iter):
-                self._train_batch(batch, on)
+                train_batch(batch, on)
             if self.batches_in_window:  # the pass ended before the window was full
                 try:
                     self._update(on)
@@ -187,6 +192,10 @@ class Loop(LoopState):
                     self._cancelled("batch", cancel, on)
         finally:
             self._drop_gradients()
+
+    def _batch_trainer(self) -> Callable[[Any, Handlers], None]:
+        """Return what trains a batch; asked once for each pass, since there are other ways."""
+        return self._train_batch
 
     def _train_batch(self, batch: Any, on: Handlers) -> None:
         window = self.batches_in_window
@@ -243,9 +252,13 @@ class Loop(LoopState):
         return False
 
     def _validate(self) -> None:
-        with torch.no_grad(), preserved_rng(), in_evaluation(self.loss_module):
-            for self.iter, batch in enumerate(self._batches()):
-                self._valid_batch(batch, self._on_valid)
+        put_back = self.stream.hold(self.dl)
+        try:
+            with torch.no_grad(), preserved_rng(), in_evaluation(self.loss_module):
+                for self.iter, batch in enumerate(self._batches()):
+                    self._valid_batch(batch, self._on_valid)
+        finally:
+            surely(put_back)
 
     def _valid_batch(self, batch: Any, on: Handlers, *, with_loss: bool = True) -> None:
         try:
@@ -266,7 +279,7 @@ class Loop(LoopState):
         while True:
             try:  # not around the yield: what comes while this is closed would be lost
                 if batches is None:
-                    batches = start_pass(self.dl, self.seed, self.total_epochs, skip=drawn)
+                    batches = self._begin_pass(drawn)
                     self.go_on_with_rng()
                 # Asked for each batch: a landing may change n_iter; validation goes to the end.
                 batch = _END if self.training and drawn == self.n_iter else next(batches, _END)
@@ -280,6 +293,12 @@ class Loop(LoopState):
         if not drawn:
             name = "training" if self.training else "validation"
             raise ValueError(f"the {name} loader gave no batch: it is empty")
+
+    def _begin_pass(self, skip: int) -> Iterator[Any]:
+        order = self.dl, self.seed, self.total_epochs
+        if not self.training:
+            return start_pass(*order, skip=skip)
+        return self.stream.start(*order, skip=skip, n_iter=self.n_iter)
 
     def _take(self, batch: Any) -> None:
         self.batch = to_device(batch, self.device)
@@ -346,7 +365,7 @@ class Loop(LoopState):
         on = Handlers([*callbacks, Callback(after_batch=collect)], "valid")
         fields, rng = dict(vars(self)), RngState()
         put_back_modes = hold_modes(self.opt, self.model, self.loss_module)
-        put_back_loader = hold_loaders(*(o for o in (self.dls.train, self.dls.valid) if o is dl))
+        put_back_loader = hold_loaders(*(own for own in self.dls.loaders() if own is dl))
 
         def put_back() -> None:
             rng.restore()
@@ -392,10 +411,13 @@ class Loop(LoopState):
     def added_cbs(self, cbs: Sequence[Callback]) -> Iterator[None]:
         """Run a block with more callbacks."""
         check_callbacks(cbs)
-        before = self.cbs
+        before, ours = self.cbs, [*self.cbs, *cbs]
         try:
-            self.cbs = [*before, *cbs]
+            self.cbs = ours
             yield
+        except GeneratorExit:  # Ctrl-C while this was entered: it ends after those around it
+            before = before if self.cbs is ours else self.cbs
+            raise
         finally:
             surely(lambda: vars(self).update(cbs=before))
 
@@ -422,7 +444,3 @@ class Loop(LoopState):
     def _drop_gradients(self) -> None:
         self.stepper.zero_grad()
         self.batches_in_window = 0
-
-
-def _least(*limits: int | None) -> int | None:
-    return min((limit for limit in limits if limit is not None), default=None)

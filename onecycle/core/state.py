@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from onecycle.data.calls import call_model
 from onecycle.data.sizes import BatchSizes
+from onecycle.data.streams import Stream
 from onecycle.explanations import (
     BAD_CALL,
     explain_loss_error,
@@ -54,10 +55,14 @@ class LoopState:
         pred: What the model returned.
         loss_grad: The loss with its graph: what is differentiated. May be rewritten.
         loss: The loss detached, on the device: what is reported. Nobody writes it.
-        update_loss: The loss of the update just made: the mean over its accumulated batches.
-        epoch, n_epoch: The epoch, from 0, and their number (``None``: until ``max_updates``).
+        update_loss: The loss of the update just made: the mean over its accumulated batches, or
+            the sum of ``turn_losses``.
+        turn_losses: Where optimizers take turns, the loss that each stepped by, by its name.
+        epoch, n_epoch: The epoch, from 0, and their number, perhaps with a fraction (``None``:
+            until ``max_updates``).
         iter, n_iter: The batch of this pass, from 0, and their number (``None``: unknown). A pass
             begins at the batch that ``iter`` names after ``before_train``.
+        stream: Where the training loader stands if it has no order of its own: see `Stream`.
         rng: Random states to go on with once the next pass has begun, or ``None``; set by a
             resume, since passing over batches may draw from them.
         event: The event that was fired last.
@@ -73,6 +78,11 @@ class LoopState:
         batches_in_window: The batches whose gradients wait for the next update.
         stepper: How an update is made, and a batch's loss where not by the learner's own methods;
             each fit begins with a new one of ``make_stepper``.
+        valid_set: The name of the validation set of this pass, or of the last one; ``""`` for the
+            only one, and of several for the first.
+        validates: Whether this epoch ends with validation; may be set until ``after_train``.
+        between_batches: While validation stands between two training batches, how many of them
+            are done in this epoch; else 0.
         stop_reason: The reason that the last cancel gave, or ``None``.
         is_cancelled: Whether a callback before this one has answered the event that fires with a
             cancel, which acts when all have heard of it.
@@ -113,7 +123,7 @@ class LoopState:
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.total_updates = self.total_epochs = self.batches_in_window = 0
         self.batches_per_update = 1
-        self.n_epoch: int | None = 0
+        self.n_epoch: float | None = 0
         self.n_iter: int | None = None
         self.n_updates_planned: int | None = None
         self.n_updates_scheduled: int | None = None
@@ -121,10 +131,11 @@ class LoopState:
         self.max_updates: int | None = None
         self.rng: RngState | None = None
         self.training = self.is_cancelled = False
+        self.validates, self.between_batches = True, 0
         self.stop_reason: str | None = None
-        self.event = ""
+        self.event = self.valid_set = ""
         self._run: Run | None = None
-        self._sizes, self.loss_weights = BatchSizes(), loss_weights
+        self._sizes, self.loss_weights, self.stream = BatchSizes(), loss_weights, Stream()
         self._turn, self._thread = RLock(), 0  # what runs has its turn, and is in this thread
         self.forget_batch()
 
@@ -220,7 +231,8 @@ class LoopState:
         """The share of the fit's batches that is done."""
         if not self.n_epoch or not self.n_iter:
             return self.pos
-        return (self.epoch + self.iter / self.n_iter) / self.n_epoch
+        part = min(1.0, self.n_epoch - self.epoch)  # the last epoch may be a part of one
+        return (self.epoch + part * self.iter / self.n_iter) / self.n_epoch
 
     def updates_left(self) -> int | None:
         """Return how many updates ``max_updates`` still allows; ``None`` without a limit."""
@@ -261,3 +273,4 @@ class LoopState:
         """Keep no batch, prediction or graph alive."""
         self.batch = self.xb = self.yb = self.pred = None
         self.loss = self.loss_grad = self.update_loss = None
+        self.turn_losses: dict[str, Tensor] = {}

@@ -87,7 +87,7 @@ def _held_part(loader: Any, part: Any) -> list[_Restore]:
     own = {} if isinstance(part, TensorLoader) else order_fields(loader, part)  # it holds data
     restores = [each for value in own.values() for each in held_content(value)]
     if hasattr(part, "__dict__"):
-        restores.append(partial(_refill, vars(part), dict(vars(part))))
+        restores.append(partial(refill, vars(part), dict(vars(part))))
     if isinstance(part, DataLoader):
         part._iterator = None
     return restores
@@ -116,14 +116,15 @@ def held_content(value: Any) -> list[_Restore]:
         return [partial(np.copyto, value, value.copy())] if value.flags.writeable else []
     if not is_python and not isinstance(value, tuple):
         return []
-    restores: list[_Restore] = [partial(_refill, value, copy(value))] if is_python else []
+    restores: list[_Restore] = [partial(refill, value, copy(value))] if is_python else []
     parts = value.values() if isinstance(value, dict) else value
     if not set(map(type, parts)).issubset((int, float, str, bool)):
         restores += [each for part in parts for each in held_content(part)]
     return restores
 
 
-def _refill(container: Any, content: Any) -> None:
+def refill(container: Any, content: Any) -> None:
+    """Give a list, deque, dict or set other content, in place."""
     if isinstance(container, dict | set):
         container.clear()
         container.update(content)

@@ -6,8 +6,9 @@ a list of batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from copy import copy
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +19,15 @@ from torch.utils.data import (
     IterableDataset,
 )
 
-from onecycle.arguments import check_callable, check_count, check_flags, shown
+from onecycle.arguments import (
+    check_callable,
+    check_count,
+    check_flags,
+    check_list,
+    check_text,
+    shown,
+)
+from onecycle.elsewhere import SaysOurNames, says_our_keywords
 
 #: What a DataLoader of another batch size has in common with the one it is made from.
 _KEPT_OPTIONS = (
@@ -38,30 +47,69 @@ _KEPT_OPTIONS = (
 )
 
 
-class DataLoaders:
-    """The loaders of a fit: one to train on and, if wanted, one to validate on.
+class DataLoaders(SaysOurNames):
+    """The loaders of a fit: one to train on and, if wanted, one or several to validate on.
+
+    Of several validation sets the first one is the main one: studies, the range test and whatever
+    else needs one set take it, and its series have the plain names, ``valid_loss`` and those of
+    the metrics. Series of the others have the name of the set behind: ``valid_loss/noisy``.
 
     Args:
         train: Any iterable of batches that can be iterated once an epoch.
-        valid: The same, or None to train without validation.
+        valid: The same; a dict of such by name, for several validation sets; or None to train
+            without validation.
+        classes: The names of the classes, class 0 first, where there are any: what pictures and
+            tables call them.
+
+    Attributes:
+        train: The training loader.
+        valid: The validation loader, of several the first; or None.
+        more_valid: The other validation loaders by name.
 
     Raises:
-        TypeError: A loader cannot be iterated, or only once.
-        ValueError: A loader has no batches.
+        TypeError: A loader cannot be iterated, or only once; a class is no text.
+        ValueError: A loader has no batches, or a validation set no name that a series can have.
 
     Example:
-        >>> DataLoaders(TensorLoader(torch.zeros(100, 3), batch_size=32))
+        >>> train = TensorLoader(torch.zeros(100, 3), batch_size=32)
+        >>> DataLoaders(train)
         DataLoaders(train=4 batches, valid=None)
+        >>> DataLoaders(train, {"clean": [1, 2], "noisy": [3]})
+        DataLoaders(train=4 batches, valid={clean: 2 batches, noisy: 1 batches})
     """
 
-    def __init__(self, train: Iterable[Any], valid: Iterable[Any] | None = None) -> None:
+    _called = "DataLoaders"
+
+    def __init__(
+        self,
+        train: Iterable[Any],
+        valid: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+    ) -> None:
         _check_loader(train, "training", "drop_last=True with fewer samples than batch_size?")
-        if valid is not None:
-            _check_loader(valid, "validation", "pass None to train without validation")
+        named = _named_sets(valid)
+        for name, loader in named.items():
+            role = f"validation ({name})" if name else "validation"
+            _check_loader(loader, role, "pass None to train without validation")
         self.train = train
-        self.valid = valid
+        self.valid = next(iter(named.values()), None)
+        self.more_valid = dict(islice(named.items(), 1, None))
+        self._first_name = next(iter(named), "")
+        self.classes = None if classes is None else check_list("classes", classes, "texts")
+        for name in self.classes or ():
+            check_text("each of classes", name)
+
+    def valid_sets(self) -> dict[str, Iterable[Any]]:
+        """Return the validation loaders: the main one by the name ``""``, the others by theirs."""
+        return {} if self.valid is None else {"": self.valid, **self.more_valid}
+
+    def loaders(self) -> list[Iterable[Any]]:
+        """Return all loaders, the training loader first."""
+        return [self.train, *self.valid_sets().values()]
 
     @classmethod
+    @says_our_keywords
     def from_datasets(
         cls,
         train_ds: Dataset[Any],
@@ -106,11 +154,34 @@ class DataLoaders:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of: no worker processes, which wait for another epoch."""
-        idle = {id(dl): _idle(dl) for dl in (self.train, self.valid)}
-        return {name: idle[id(dl)] for name, dl in vars(self).items()}
+        idle = {id(dl): _idle(dl) for dl in (*self.loaders(), *self.more_valid.values())}
+        state = {name: idle.get(id(part), part) for name, part in vars(self).items()}
+        return state | {"more_valid": {n: idle[id(dl)] for n, dl in self.more_valid.items()}}
 
     def __repr__(self) -> str:
-        return f"DataLoaders(train={_describe(self.train)}, valid={_describe(self.valid)})"
+        valid = _describe(self.valid)
+        if self.valid is not None and self._first_name:
+            named = {self._first_name: self.valid, **self.more_valid}
+            valid = f"{{{', '.join(f'{n}: {_describe(dl)}' for n, dl in named.items())}}}"
+        return f"DataLoaders(train={_describe(self.train)}, valid={valid})"
+
+
+def _named_sets(valid: Any) -> dict[str, Iterable[Any]]:
+    """Return validation sets by name, a single one by the name ``""``."""
+    if valid is None:
+        return {}
+    if type(valid) is not dict:
+        return {"": valid}
+    if not valid:
+        raise ValueError("valid={} names no validation set: pass None to train without validation")
+    for name in valid:
+        check_text("the name of a validation set", name)
+        if "/" in name:
+            raise ValueError(
+                f"the name of a validation set must have no '/', which is in the names of its "
+                f"series, as in valid_loss/noisy; got {name!r}"
+            )
+    return dict(valid)
 
 
 def _idle(dl: Any) -> Any:
@@ -220,6 +291,7 @@ class TensorLoader:
         [[0, 1], [2, 3], [4]]
     """
 
+    @says_our_keywords
     def __init__(
         self,
         *tensors: Tensor,

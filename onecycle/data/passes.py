@@ -6,7 +6,7 @@ which was interrupted can go on with the batches it has not seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
@@ -26,6 +26,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from onecycle.data.blocks import start_in_blocks
 from onecycle.data.generators import order_seed
 from onecycle.data.loaders import TensorLoader, n_batches
 from onecycle.data.seeded import SeededDataset, SeededIndex
@@ -35,7 +36,14 @@ from onecycle.data.sources import counts, data_sets, draws
 _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
-def start_pass(dl: Iterable[Any], seed: int, epoch: int, *, skip: int = 0) -> Iterator[Any]:
+def start_pass(
+    dl: Iterable[Any],
+    seed: int,
+    epoch: int,
+    *,
+    skip: int = 0,
+    more: Callable[[], object] | None = None,
+) -> Iterator[Any]:
     """Start one pass over a loader, in the order that belongs to (seed, epoch).
 
     A `TensorLoader`, and a torch DataLoader whose indices come from torch's ``RandomSampler``
@@ -51,6 +59,8 @@ def start_pass(dl: Iterable[Any], seed: int, epoch: int, *, skip: int = 0) -> It
         epoch: Epochs begun before this one, over the life of the learner.
         skip: Batches to pass over, at least 0. `can_skip` tells whether that is free; otherwise
             they are drawn and dropped before this function returns.
+        more: Called where the loader has more batches than its length says, before the last of
+            that length is handed out.
 
     Returns:
         An iterator over the batches that are left, the same ones in the same order as without
@@ -80,7 +90,7 @@ def start_pass(dl: Iterable[Any], seed: int, epoch: int, *, skip: int = 0) -> It
     else:
         batches = islice(dl, by_index, None)
     if not _is_plain(dl):
-        batches = _to_its_end(batches, n_batches(dl))
+        batches = _to_its_end(batches, n_batches(dl), more)
     for _ in islice(batches, skip - by_index):
         pass
     return batches
@@ -96,16 +106,20 @@ def set_epoch(dl: Any, epoch: int) -> None:
         dl: A training loader.
         epoch: The epoch over the learner's life.
     """
+    for part in hearers(dl):
+        part.set_epoch(epoch)
+
+
+def hearers(dl: Any) -> list[Any]:
+    """Return the parts of a training loader that `set_epoch` tells the epoch."""
     batch_sampler, parts = getattr(dl, "batch_sampler", None), [dl, getattr(dl, "sampler", None)]
     parts += [batch_sampler, getattr(batch_sampler, "sampler", None)]
     data_set = getattr(dl, "dataset", None)
     while data_set is not None and len(parts) < 20:  # those within it too, as of a Subset
         parts.append(data_set)
         data_set = getattr(data_set, "dataset", None)
-    for part in {id(part): part for part in parts}.values():
-        tell = getattr(part, "set_epoch", None)
-        if callable(tell):
-            tell(epoch)
+    each = {id(part): part for part in parts}.values()
+    return [part for part in each if callable(getattr(part, "set_epoch", None))]
 
 
 def can_skip(dl: Iterable[Any]) -> bool:
@@ -150,7 +164,9 @@ def random_in_workers(dl: DataLoader[Any]) -> str | None:
     return counting or draws([dl.collate_fn] if seeded else [dl.dataset, dl.collate_fn])
 
 
-def _to_its_end(batches: Iterator[Any], length: int | None) -> Iterator[Any]:
+def _to_its_end(
+    batches: Iterator[Any], length: int | None, tell_more: Callable[[], object] | None
+) -> Iterator[Any]:
     """Let a loader come to its end before the last batch of its length is handed out.
 
     A sampler may count its passes behind its last index, for which a loop that knows the number
@@ -158,6 +174,8 @@ def _to_its_end(batches: Iterator[Any], length: int | None) -> Iterator[Any]:
     """
     for number, batch in enumerate(batches, 1):
         more = list(islice(batches, 1)) if number == length else []
+        if more and tell_more is not None:
+            tell_more()
         yield batch
         del batch  # not kept alive while the next one is loaded
         yield from more
@@ -197,8 +215,9 @@ def _check_seeded(dl: DataLoader[Any]) -> bool:
 
 
 def _dataloader_pass(dl: DataLoader[Any], order: int, skip: int) -> Iterator[Any]:
+    sampler = _index_sampler(dl)
     with _ordered(dl, order, skip):
-        batches = iter(dl)
+        batches = start_in_blocks(dl, sampler) if _is_plain(dl) else iter(dl)
         # Samplers look at their attributes when the first index is drawn, not before.
         first = list(islice(batches, 1))
     if first:

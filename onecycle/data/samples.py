@@ -89,29 +89,47 @@ def _only_sample(value: Any) -> Any:
 
 
 def sample_of(value: Any, i: int, n: int) -> Any:
-    """Take one sample out of a batch, as a batch of one.
+    """Take one sample out of a batch, as a batch of one: see `part_of`.
+
+    Args:
+        value: As for `part_of`.
+        i: Which sample.
+        n: The samples of the batch.
+
+    Raises:
+        ValueError: As by `part_of`.
+
+    Example:
+        >>> sample_of((torch.arange(3), ["a", "b", "c"]), 1, 3)
+        (tensor([1]), ['b'])
+    """
+    return part_of(value, slice(i, i + 1), n)
+
+
+def part_of(value: Any, rows: slice, n: int) -> Any:
+    """Take some samples out of a batch, as a batch of them.
 
     Args:
         value: A tensor of shape ``(n, ...)``, a list of n items, or a tuple, list or dict of such.
             Texts, numbers and None stay what they are.
-        i: Which sample.
+        rows: Which samples.
         n: The samples of the batch.
 
     Raises:
         ValueError: For a tensor of another length, or an object of another kind.
 
     Example:
-        >>> sample_of((torch.arange(3), ["a", "b", "c"]), 1, 3)
-        (tensor([1]), ['b'])
+        >>> part_of({"x": torch.arange(4), "name": list("abcd")}, slice(2, 4), 4)
+        {'x': tensor([2, 3]), 'name': ['c', 'd']}
     """
     if value is None or isinstance(value, str | bytes | Number):
         return value
     if isinstance(value, Tensor) and (not value.ndim or len(value) == n):
-        return value[i : i + 1] if value.ndim else value
+        return value[rows] if value.ndim else value
     if isinstance(value, Mapping):
-        return {key: sample_of(part, i, n) for key, part in value.items()}
+        return {key: part_of(part, rows, n) for key, part in value.items()}
     if isinstance(value, tuple | list) and not isinstance(value, PackedSequence):
         if is_one_a_sample([value], [n]) and len(value) == n:
-            return sequence_like(value, [value[i]])
-        return sequence_like(value, [sample_of(part, i, n) for part in value])
+            return sequence_like(value, list(value[rows]))
+        return sequence_like(value, [part_of(part, rows, n) for part in value])
     raise ValueError(f"cannot take one of {n} samples out of {describe(value)}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from os import getpid
 from typing import Any
 
@@ -69,6 +71,11 @@ class SeededDataset(Dataset[Any]):
         self.dataset = dataset
         self._own: tuple[Any, list[Any]] = (None, [])
 
+    def __repr__(self) -> str:
+        """Show what it seeds."""
+        size = f", {len(self)} samples" if isinstance(self.dataset, Sized) else ""
+        return f"SeededDataset({type(self.dataset).__name__}{size})"
+
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]  # torch's Dataset declares no length
 
@@ -116,6 +123,16 @@ class SeededIndex(int):
     def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]  # int's has one item
         """Return what pickle makes it from again, in a worker."""
         return int(self), self.seed
+
+
+@contextmanager
+def kept_states() -> Iterator[None]:
+    """Run a block that leaves the global generators of Python, NumPy and torch as they were."""
+    before = _states([])
+    try:
+        yield
+    finally:
+        _put_back(before)
 
 
 def _seed(seed: int, own: list[Any]) -> None:

@@ -68,6 +68,14 @@ class BatchSizes:
                     return size
         first, then = _found_in(batch, n_inp)
         size = _decided(first, then)
+        if not first and not self._was_told and _is_single(batch, n_inp):
+            self._was_told = True
+            log.warning(
+                "the target has no dimension, so that the batch size is taken to be %d, that of "
+                "the input: if a batch is one sample, override batch_size(self, batch) of the "
+                "Learner to return 1",
+                size,
+            )
         if not self._was_told and len({*first, *then}) > 1:
             self._was_told = True
             # Where those that decide agree, a rule was followed; else a majority was.
@@ -79,6 +87,13 @@ class BatchSizes:
                 ", ".join(map(str, sorted({*first, *then} - {size}))),
             )
         return size
+
+
+def _is_single(batch: Any, n_inp: int | None) -> bool:
+    if type(batch) not in (tuple, list):
+        return False
+    yb = split_batch(batch, n_inp)[1]
+    return isinstance(yb, Tensor) and not yb.ndim
 
 
 def size_of(targets: Any, inputs: Any = None) -> int:

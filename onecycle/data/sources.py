@@ -8,6 +8,7 @@ generators that code finds in its module.
 from __future__ import annotations
 
 import dis
+import inspect
 from collections import deque
 from collections.abc import Iterator
 from functools import cache, partial
@@ -200,6 +201,18 @@ def _has_drawing(kind: Any) -> bool:
 
 def _is_drawing(function: FunctionType) -> bool:
     return any(not _DRAWING.isdisjoint(code.co_names) for code in _codes(function.__code__))
+
+
+@cache
+def draws_in_turn(kind: Any) -> bool:
+    """Tell whether code of a class draws from torch's global generator between two of its items."""
+    return any(
+        (code.co_flags & inspect.CO_GENERATOR or method.__name__ == "__next__")
+        and "torch" in code.co_names
+        and not (_DRAWING - {"randperm"}).isdisjoint(code.co_names)
+        for method in _methods(kind)
+        for code in _codes(method.__code__)
+    )
 
 
 @cache

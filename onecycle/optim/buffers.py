@@ -1,7 +1,8 @@
-"""Buffers that take shape in training: queues that grow, and what is ``None`` at first."""
+"""Buffers: those that take shape in training (queues, what is ``None`` at first), and copies."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -36,3 +37,30 @@ def buffer_shapes(module: nn.Module | None) -> Shapes:
                     None if buffer is None else list(buffer.shape)
                 )
     return shapes
+
+
+class KeptBuffers:
+    """What the buffers of modules hold now, as the statistics of batch norm, to be put back.
+
+    Args:
+        *roots: The modules; ``None`` among them stands for none. What is lazy has nothing yet.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> kept = KeptBuffers(norm, None)
+        >>> _ = norm(torch.ones(3, 2))
+        >>> kept.put_back()
+        >>> norm.running_mean, norm.num_batches_tracked
+        (tensor([0., 0.]), tensor(0))
+    """
+
+    def __init__(self, *roots: nn.Module | None) -> None:
+        buffers = [b for root in roots if root is not None for b in root.buffers()]
+        buffers = [] if any(map(is_lazy, buffers)) else buffers
+        self._kept = [(buffer, buffer.clone()) for buffer in buffers]
+
+    def put_back(self) -> None:
+        """Put it back, in place."""
+        with torch.no_grad():
+            for buffer, value in self._kept:
+                buffer.copy_(value)

@@ -347,7 +347,7 @@ def move_to(device: str | torch.device | None, *parts: object) -> None:
 def param_groups(
     model: nn.Module,
     loss: nn.Module | None,
-    given: Optimizer | Sequence[Optimizer] | None,
+    given: Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer] | None,
     opt_func: OptFuncs,
     wd: float | None,
     splitter: Splitter | None,

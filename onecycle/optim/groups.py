@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isclose
 from typing import Any, cast
 
@@ -49,7 +49,7 @@ class Slot:
         index: The place within a tuple such as Adam's ``betas``; ``None`` for a plain value.
     """
 
-    group: dict[str, Any]
+    group: dict[str, Any] = field(repr=False)  # it holds the parameters
     key: str
     index: int | None = None
 
@@ -161,6 +161,11 @@ class ParamGroups:
     def __len__(self) -> int:
         """Return the number of the splitter's groups."""
         return len(self._members)
+
+    def __repr__(self) -> str:
+        """Show the rates in force, one for each group, and of what."""
+        rates = ", ".join(f"{rate:.4g}" for rate in self.in_force("lr"))
+        return f"ParamGroups({type(self.opt).__name__}, lr=[{rates}])"
 
     @property
     def members(self) -> Members:

@@ -122,15 +122,17 @@ def each_of(opt: Optimizer) -> list[Optimizer]:
     return [*opt.members.values()] if isinstance(opt, Optimizers) else [opt]
 
 
-def as_one(opt: Optimizer | Sequence[Optimizer] | None) -> Optimizer | None:
-    """Return an optimizer as it is, and a list of several as one, by their places in the list.
+def as_one(
+    opt: Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer] | None,
+) -> Optimizer | None:
+    """Return an optimizer as it is, and several as one, those of a list by their places in it.
 
     Args:
         opt: What was given to the `Learner`.
     """
     if isinstance(opt, list | tuple):
         return Optimizers({str(i): each for i, each in enumerate(opt)})
-    return opt  # type: ignore[return-value]
+    return Optimizers(opt) if isinstance(opt, Mapping) else opt  # type: ignore[return-value]
 
 
 def muon_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:

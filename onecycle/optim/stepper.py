@@ -18,6 +18,23 @@ class ForwardPass(Protocol):
 
     The loop alone calls it, for every batch that it runs, of a validation pass and of inference
     too; who calls the learner's own methods gets these.
+
+    Example:
+        >>> from onecycle import Callback
+        >>> from onecycle.testing import toy_learner
+        >>> class Drier:
+        ...     def __init__(self, learn):
+        ...         self.learn = learn
+        ...
+        ...     def predict_batch(self, batch):
+        ...         return self.learn.predict_batch(batch)
+        ...
+        ...     def compute_loss(self, pred, batch):
+        ...         return self.learn.compute_loss(pred, batch) + 0.01 * pred.square().mean()
+        >>> class Dry(Callback):  # activation regularization, by a callback
+        ...     def before_train(self, learn):
+        ...         learn.stepper.forward_pass = Drier(learn)
+        >>> toy_learner().fit(1, cbs=[Dry()])
     """
 
     def predict_batch(self, batch: Any) -> Any:
@@ -43,9 +60,31 @@ class Stepper:
         params: All that the optimizer holds, groups that are added in the fit included.
         forward_pass: What makes prediction and loss; ``None`` for the learner's own methods.
 
+    A callback may have the updates of a fit made in another way, by a stepper of its own.
+
     Args:
         opt: The optimizer.
         reason: Likewise.
+
+    Example:
+        >>> from onecycle import Callback, Stage, Stepper
+        >>> from onecycle.testing import toy_learner
+        >>> class SignStepper(Stepper):
+        ...     def step(self):
+        ...         for p in self.params:
+        ...             if p.grad is not None:
+        ...                 p.grad.sign_()
+        ...         return super().step()
+        >>> class Signs(Callback):
+        ...     stage = Stage.PREPARE  # so that range tests have it too
+        ...
+        ...     def before_fit(self, learn):
+        ...         learn.stepper = SignStepper(learn.opt)
+        >>> learn = toy_learner(n_batches=1, opt_func=torch.optim.SGD)
+        >>> before = learn.model[2].bias.item()
+        >>> learn.fit(1, lr=0.5, cbs=[Signs()])
+        >>> abs(learn.model[2].bias.item() - before)
+        0.5
     """
 
     kind = "torch's own step"
@@ -58,6 +97,10 @@ class Stepper:
         self._list_params()
         self._class_step = type(opt).step
         self._bare_step = _bare_step(opt)
+
+    def __repr__(self) -> str:
+        """Show what makes the updates."""
+        return f"{type(self).__name__}({type(self.opt).__name__}, {self.describe()})"
 
     def _list_params(self) -> None:
         self._n_groups = len(self.opt.param_groups)

@@ -1,18 +1,22 @@
 """Pictures of what was recorded: losses, schedules, metrics, bands over seeds."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onecycle.plots.style import (
+    AMBER,
     BLACK,
     BLUE,
+    GREEN,
     LINE_STYLES,
     MARKERS,
     ORANGE,
     PALETTE,
+    PURPLE,
     SKY,
     finish,
     gaps,
@@ -24,6 +28,9 @@ from onecycle.plots.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: The colours of further validation sets.
+_FURTHER = (GREEN, PURPLE, AMBER, BLACK)
+
 
 def plot_loss(
     train_updates: ArrayLike,
@@ -31,6 +38,7 @@ def plot_loss(
     valid_updates: ArrayLike | None = None,
     valid_values: ArrayLike | None = None,
     *,
+    more_valid: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
     train_smoothed: ArrayLike | None = None,
     skip_start: int = 0,
     ax: "Axes | None" = None,
@@ -45,6 +53,8 @@ def plot_loss(
         train_values: The training loss, of shape ``(n,)``; what is not finite is a gap.
         valid_updates: Updates of the validation loss, of shape ``(m,)``.
         valid_values: The validation loss, of shape ``(m,)``.
+        more_valid: By the name of a further validation set the updates and the values of its
+            loss, both of shape ``(m,)``.
         train_smoothed: The smoothed training loss, of shape ``(n,)``.
         skip_start: How many of the first training losses to leave out. The smoothed loss still
             has them in it, unless they were NaN when it was made.
@@ -72,6 +82,17 @@ def plot_loss(
         ax.plot(
             np.asarray(valid_updates), valid, "o-", color=ORANGE, markersize=5, label="validation"
         )
+    for (name, each), color in zip((more_valid or {}).items(), cycle(_FURTHER)):
+        values = gaps(each[1])
+        ax.plot(
+            np.asarray(each[0]),
+            values,
+            "s--",
+            color=color,
+            markersize=4,
+            label=f"validation {name}",
+        )
+        valid = np.concatenate([valid, values])
     _leave_out_outliers(ax, train, valid)
     ax.set(xlabel="optimizer update", ylabel="loss")
     return finish(ax)

@@ -3,8 +3,8 @@
 Colours are those of Okabe and Ito, which people with any kind of colour vision can tell apart.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -62,11 +62,38 @@ def names_shown(labels: Sequence[str]) -> list[str]:
     return [label if i in shown else "_" for i, label in enumerate(labels)]
 
 
-def new_axes() -> "Axes":
-    """Make a figure with axes of the size that all pictures have."""
+def new_axes(
+    width: float = 7,
+    height: float = 4.2,
+    layout: Literal["constrained", "compressed"] = "constrained",
+) -> "Axes":
+    """Make a figure with axes: of the size that all curves have, or another, in inches."""
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=(7, 4.2), layout="constrained")[1]
+    return plt.subplots(figsize=(width, height), layout=layout)[1]
+
+
+def to_pixels(plot: Callable[..., object]) -> NDArray[np.uint8]:
+    """Draw a picture that nobody is shown, and return its pixels.
+
+    Args:
+        plot: Called with ``ax=``.
+
+    Returns:
+        uint8 of shape ``(height, width, 3)``.
+
+    Example:
+        >>> to_pixels(lambda ax: ax.plot([1, 2])).shape
+        (420, 700, 3)
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=100, layout="constrained")
+    canvas: Any = FigureCanvasAgg(figure)
+    plot(ax=figure.subplots())
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
 def with_margin(low: float, high: float) -> tuple[float, float]:

@@ -310,7 +310,7 @@ class MeanMetric:
         self._parts: dict[str, WeightedMean] = {}
         self._watch = NanWatch()
         # Of ours that compare, one check at the end does for the whole pass.
-        self._compares = _is_ours(func) and hasattr(func, "__wrapped__")  # not in a partial
+        self._compares = is_ours(func) and hasattr(func, "__wrapped__")  # not in a partial
 
     def reset(self) -> None:
         """Forget every batch."""
@@ -382,7 +382,8 @@ def _one_mean(name: str, value: Any) -> Any:
     return value
 
 
-def _is_ours(func: Any) -> bool:
+def is_ours(func: Any) -> bool:
+    """Tell whether a function is one of this module, or a partial of one."""
     return getattr(_innermost(func), "__module__", None) == __name__
 
 
@@ -537,13 +538,14 @@ class MetricSet:
         self.metrics = as_metrics(metrics)
         self.parts: dict[str, list[str]] = {}
         self._is_empty = True
+        self._updates: list[tuple[Callable[..., Any], str | None]] = []
         self._loss = WeightedMean()
         self._watch = NanWatch()
         self._others = [name for name, each in self.metrics.items() if not _gives_nan(each)]
 
     def reset(self) -> None:
         """Forget every batch."""
-        self._is_empty = True
+        self._is_empty, self._updates = True, []
         self._loss.reset()
         self._watch.reset()
         for metric in self.metrics.values():
@@ -571,17 +573,27 @@ class MetricSet:
         elif type(loss_weight) is not int or loss_weight < 0:
             check_weight(loss_weight)
         targets = target if type(target) is tuple else (target,)
-        for metric in self.metrics.values():
-            if self._is_empty and hasattr(metric, "to"):
-                metric.to(loss.device)
-            if isinstance(metric, MeanMetric) and type(metric).update is MeanMetric.update:
-                weight = loss_weight if metric.weighted_by == "loss" else n
-                metric.update(pred, *targets, weight=weight)
-            else:  # others take no weight
-                metric.update(pred, *targets)
+        if self._is_empty:
+            self._begin(loss.device)
+        for update, weighted_by in self._updates:
+            if weighted_by is None:
+                update(pred, *targets)
+            else:
+                update(pred, *targets, weight=loss_weight if weighted_by == "loss" else n)
         if self._others:
             self._look_at(pred, loss)
         self._loss.keep(loss, loss_weight)
+
+    def _begin(self, device: torch.device) -> None:
+        """Find out once a pass how each metric is called: only the means of functions weigh."""
+        self._updates = []
+        for metric in self.metrics.values():
+            if hasattr(metric, "to"):
+                metric.to(device)
+            weighted_by = None
+            if isinstance(metric, MeanMetric) and type(metric).update is MeanMetric.update:
+                weighted_by = metric.weighted_by
+            self._updates.append((metric.update, weighted_by))
         self._is_empty = False
 
     def _look_at(self, pred: Any, loss: Tensor) -> None:
@@ -626,7 +638,7 @@ class MetricSet:
 
 def _gives_nan(metric: Metric) -> bool:
     """Tell whether a metric is NaN by itself where a prediction is."""
-    return type(metric) is MeanMetric and _is_ours(metric.func)
+    return type(metric) is MeanMetric and is_ours(metric.func)
 
 
 def _innermost(func: Any) -> Any:
@@ -652,9 +664,10 @@ def _takes_pred_and_target(func: Callable[..., Any]) -> bool:
 
 
 def _check_tensors(name: str, pred: Tensor, target: Tensor) -> None:
-    for which, value in (("pred", pred), ("target", target)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} needs tensors; {which} is {shown(value)}")
+    if isinstance(pred, Tensor) and isinstance(target, Tensor):
+        return
+    which, value = ("target", target) if isinstance(pred, Tensor) else ("pred", pred)
+    raise TypeError(f"{name} needs tensors; {which} is {shown(value)}")
 
 
 def _check_class_indices(name: str, pred: Tensor, target: Tensor) -> None:

@@ -14,6 +14,8 @@ from onecycle.explanations import describe
 class Predictions:
     """What `Learner.get_preds` returns; it unpacks as ``preds, targets``.
 
+    With the losses, it unpacks as ``preds, targets, losses``.
+
     Each attribute has an entry for every sample: a tensor of shape ``(samples, ...)``, or a list
     where the samples differ in shape or are no tensors; a tuple or dict of such where there are
     several.
@@ -36,7 +38,8 @@ class Predictions:
     inputs: Any = None
 
     def __iter__(self) -> Iterator[Any]:
-        return iter((self.preds, self.targets))
+        both = (self.preds, self.targets)
+        return iter(both if self.losses is None else (*both, self.losses))
 
     def __repr__(self) -> str:
         given = {name: part for name, part in vars(self).items() if part is not None}

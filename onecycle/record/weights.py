@@ -37,6 +37,14 @@ class TokenWeight:
         self.ignore_index, self.class_weight = ignore_index, class_weight
         self.target, self.shift = target, shift
 
+    def __repr__(self) -> str:
+        """Show which targets it counts."""
+        given = f"ignore_index={self.ignore_index}"
+        if self.class_weight is not None:
+            given += f", class_weight of {self.class_weight.numel()} classes"
+        given += f", target={self.target!r}" if self.target is not None else ""
+        return f"token_weight({given}{', shift=True' if self.shift else ''})"
+
     def __call__(self, pred: Any, batch: Any) -> Tensor:
         """Return the number of valid targets, or the sum of their class weights."""
         target = targets_in(batch) if self.target is None else _part(batch, self.target)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle.arguments import check_callable, check_count, check_is, shown
+from onecycle.plots.style import colors_of
 from onecycle.schedules.of_torch import (
     follows_a_metric,
     is_torch_scheduler,
@@ -81,8 +82,8 @@ def plot_schedule(
     lines = [line for name, curve in curves.items() for line in _lines(name, curve, steps)]
     if ax is None:
         _, ax = plt.subplots(layout="constrained")
-    for label, x, y in lines:
-        ax.plot(x, y, label=label)
+    for (label, x, y), color in zip(lines, colors_of(len(lines)), strict=True):
+        ax.plot(x, y, label=label, color=color)
     ax.set_xlabel("step" if True in of_torch else "fraction of training")
     ax.set_ylabel("learning rate" if True in of_torch else "value")
     ax.grid(alpha=0.3)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle import plots
-from onecycle.arguments import Default, check_count, check_finite, check_one_of, shown
+from onecycle.arguments import Default, check_epochs, check_finite, check_one_of, shown
 from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.callbacks.param_scheduler import ParamScheduler
+from onecycle.core.callback import Callback
+from onecycle.data.lengths import least, updates_in
+from onecycle.data.loaders import n_batches
 from onecycle.optim.groups import GroupValues
 from onecycle.record.history import History
 from onecycle.schedules.policies import flat_cos
@@ -26,11 +30,11 @@ if TYPE_CHECKING:
     from onecycle.training.trainer import Trainer
 
 #: A policy by name, a schedule of the rate, or what trains a learner for a number of epochs.
-Compared = str | Schedule | Callable[[Any, int], Any]
+Compared = str | Schedule | Callable[[Any, Any], Any]
 _Fit = Callable[["Trainer"], Any]
 
 #: What each name does with the highest rates of the groups.
-_BY_NAME: dict[str, Callable[[list[float], Trainer, int], None]] = {
+_BY_NAME: dict[str, Callable[[list[float], Trainer, float], None]] = {
     "constant": lambda rates, learn, n_epoch: learn.fit(n_epoch, rates),
     "step": lambda rates, learn, n_epoch: learn.fit_one_cycle(
         n_epoch, rates, policy=step(rates[-1], 0.1)
@@ -58,6 +62,7 @@ class Comparison:
         metric: The name of the series that the policies are judged by.
         less_is_better: Whether less of it is better.
         target: The value of it whose time is told, or ``None``.
+        epoch_ends: By policy and seed the updates at the end of each epoch.
 
     Example:
         >>> from onecycle.testing import toy_learner
@@ -71,6 +76,7 @@ class Comparison:
     metric: str
     less_is_better: bool
     target: float | None = None
+    epoch_ends: Mapping[str, Mapping[int, Sequence[int]]] = field(default_factory=dict)
 
     def final(self, policy: str, name: str | None = None) -> NDArray[np.float64]:
         """Return the last value that each run of a policy recorded.
@@ -106,7 +112,11 @@ class Comparison:
         first: dict[int, tuple[int, int] | None] = {}
         for seed, (updates, values) in self._curves(policy).items():
             hits = np.flatnonzero(values <= target if self.less_is_better else values >= target)
-            first[seed] = (int(updates[hits[0]]), int(hits[0]) + 1) if len(hits) else None
+            first[seed] = None
+            if len(hits):
+                update = int(updates[hits[0]])
+                ends = self.epoch_ends.get(policy, {}).get(seed, updates)
+                first[seed] = update, int(np.searchsorted(ends, update)) + 1
         return first
 
     def _curves(self, policy: str) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]]:
@@ -163,7 +173,7 @@ def _time(first: Mapping[int, tuple[int, int] | None]) -> str:
 
 def compare(
     learn: Trainer,
-    n_epoch: int,
+    n_epoch: float,
     lr: GroupValues | Default,
     policies: Sequence[str] | Mapping[str, Compared],
     seeds: Sequence[int],
@@ -174,9 +184,10 @@ def compare(
     init: Init | None,
 ) -> Comparison:
     """Train by each policy under each seed, from one state: see `Learner.compare`."""
-    check_count("n_epoch", n_epoch)
+    check_epochs("n_epoch", n_epoch)
     rates = learn.groups.expand("lr", learn.lr if lr is Default.OWN else lr)
-    fits = _fits(policies, n_epoch, rates)
+    ends: dict[str, list[list[int]]] = {}
+    fits = _fits(policies, n_epoch, rates, ends)
     found = check_seeds(seeds)
     check_init(init)
     name, better = judged_by(learn, metric, mode)
@@ -187,11 +198,15 @@ def compare(
         policy: run_trials(learn, fit, found, init=init, label=policy, place=(1 + n * i, total))
         for i, (policy, fit) in enumerate(fits.items())
     }
-    return Comparison(runs, name, better == "min", target)
+    epoch_ends = {policy: dict(zip(found, each, strict=True)) for policy, each in ends.items()}
+    return Comparison(runs, name, better == "min", target, epoch_ends)
 
 
 def _fits(
-    policies: Sequence[str] | Mapping[str, Compared], n_epoch: int, rates: list[float]
+    policies: Sequence[str] | Mapping[str, Compared],
+    n_epoch: float,
+    rates: list[float],
+    ends: dict[str, list[list[int]]],
 ) -> dict[str, _Fit]:
     """Return by label what trains a learner."""
     is_known = isinstance(policies, Mapping | Sequence) and not isinstance(policies, str)
@@ -203,11 +218,16 @@ def _fits(
         if len(set(policies)) < len(policies):
             raise ValueError(f"a policy comes twice, and would be one: {list(policies)}")
         policies = {name: name for name in policies}
-    return {label: _fit(label, policies[label], n_epoch, rates) for label in policies}
+    return {
+        label: _fit(label, policies[label], n_epoch, rates, ends.setdefault(label, []))
+        for label in policies
+    }
 
 
-def _fit(label: str, policy: Compared, n_epoch: int, rates: list[float]) -> _Fit:
-    train: Callable[[Trainer, int], Any]
+def _fit(
+    label: str, policy: Compared, n_epoch: float, rates: list[float], ends: list[list[int]]
+) -> _Fit:
+    train: Callable[[Trainer, float], Any]
     if isinstance(policy, Schedule):
         train = partial(_by_schedule, policy, rates)
     elif isinstance(policy, str):
@@ -220,21 +240,35 @@ def _fit(label: str, policy: Compared, n_epoch: int, rates: list[float]) -> _Fit
             f"the policy {label!r} must be one of {NAMES}, a Schedule, or a function "
             f"(learn, n_epoch); got {policy!r}"
         )
-    return partial(_within_budget, label, train, n_epoch)
+    return partial(_within_budget, label, train, n_epoch, ends)
 
 
-def _by_schedule(schedule: Schedule, rates: list[float], learn: Trainer, n_epoch: int) -> None:
+def _by_schedule(schedule: Schedule, rates: list[float], learn: Trainer, n_epoch: float) -> None:
     learn.fit_one_cycle(n_epoch, rates, policy=schedule)
 
 
 def _within_budget(
-    label: str, train: Callable[[Trainer, int], Any], n_epoch: int, learn: Trainer
+    label: str,
+    train: Callable[[Trainer, float], Any],
+    n_epoch: float,
+    ends: list[list[int]],
+    learn: Trainer,
 ) -> None:
     """Train, and refuse a policy that took more or less than its budget."""
-    train(learn, n_epoch)
-    trained = learn.total_epochs
-    if trained > n_epoch or (trained < n_epoch and learn.stop_reason is None):
+    ends.append(updates := [])
+    watch = Callback(after_epoch=lambda learn: updates.append(learn.total_updates))
+    with learn.added_cbs([watch]):
+        train(learn, n_epoch)
+    trained: float = learn.total_epochs
+    whole = math.ceil(n_epoch)
+    # A part of an epoch is one that has begun: how much of it was trained tell the updates.
+    batches = least(n_batches(learn.dls.train), learn.steps_per_epoch)
+    most = updates_in(batches, n_epoch, learn.batches_per_update) if n_epoch < whole else None
+    if most is not None and learn.total_updates > most:
+        trained = math.inf
+    if trained > whole or (trained < whole and learn.stop_reason is None):
+        said = f"{trained} epoch(s)" if trained < math.inf else f"{learn.total_updates} updates"
         raise ValueError(
-            f"the policy {label!r} trained for {trained} epoch(s), and a comparison is at equal "
+            f"the policy {label!r} trained for {said}, and a comparison is at equal "
             f"budget: {n_epoch}"
         )

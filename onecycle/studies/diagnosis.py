@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onecycle import plots
-from onecycle.arguments import check_count, check_list, check_positive
+from onecycle.arguments import check_count, check_epochs, check_list, check_positive
 from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.callbacks.run_bar import bars
 from onecycle.checkpoints.snapshot import preserved
@@ -143,7 +143,7 @@ def diagnose(
     mode: Mode,
     lr_usual: float | None,
     make_fits: bool,
-    n_epoch: int | None,
+    n_epoch: float | None,
     seeds: Sequence[int],
     init: Init | None,
 ) -> Diagnosis:
@@ -153,9 +153,9 @@ def diagnose(
     end = None if end_lr is None else check_positive("end_lr", end_lr)
     lr_usual = None if lr_usual is None else check_positive("lr_usual", lr_usual)
     check_init(init)
-    found_seeds, length = check_seeds(seeds), 0
+    found_seeds, length = check_seeds(seeds), 0.0
     if make_fits:
-        length = epochs_of(learn, num_it) if n_epoch is None else check_count("n_epoch", n_epoch)
+        length = epochs_of(learn, num_it) if n_epoch is None else check_epochs("n_epoch", n_epoch)
     own = _own_decay(learn)
     others = [wd for wd in check_list("wds", wds, "weight decays") if wd != own]
     if others:

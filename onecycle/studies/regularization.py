@@ -100,7 +100,7 @@ class RegularizationReport:
 def regularization_report(
     learn: Trainer,
     lr_max: GroupValues | Default,
-    n_epoch: int,
+    n_epoch: float,
     *,
     wds: Sequence[float] | None,
     dropouts: Sequence[float] | None,
@@ -136,7 +136,7 @@ def regularization_report(
     return RegularizationReport(results, name, less_is_better=better == "min")
 
 
-def _fit(kind: str, setting: Any, n_epoch: int, rates: list[float]) -> Callable[[Trainer], None]:
+def _fit(kind: str, setting: Any, n_epoch: float, rates: list[float]) -> Callable[[Trainer], None]:
     def fit(learn: Trainer) -> None:
         put_in_force(learn, kind, setting)
         moms: Literal[False] | None = None if learn.groups.momentum_is_on() else False

@@ -140,7 +140,8 @@ def _begin(learn: Trainer, seed: int, init: Init | None) -> Recorder:
     learn.seed = seed
     learn.total_updates = learn.total_epochs = 0
     learn.metrics = deepcopy(learn.metrics)  # theirs may be in the middle of a pass
-    recorder = Recorder()
+    in_training = any(isinstance(cb, Recorder) and cb.train_metrics for cb in learn.cbs)
+    recorder = Recorder(train_metrics=in_training)
     learn.cbs = [recorder, *(cb for cb in learn.cbs if cb.stage not in (Stage.RECORD, Stage.SAVE))]
     return recorder
 

@@ -42,7 +42,7 @@ class ShortFit:
     is_cycle: bool = True
     weight_decay: float | None = None
 
-    def run(self, learn: Trainer, n_epoch: int) -> None:
+    def run(self, learn: Trainer, n_epoch: float) -> None:
         """Train a learner by it."""
         if self.weight_decay is not None:
             put_in_force(learn, "weight_decay", self.weight_decay)
@@ -59,7 +59,7 @@ class ShortFit:
 def verify(
     learn: Trainer,
     fits: Sequence[ShortFit],
-    n_epoch: int,
+    n_epoch: float,
     seeds: Sequence[int],
     *,
     init: Init | None,

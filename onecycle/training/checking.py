@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +19,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from onecycle.core.callback import Callback
 from onecycle.core.restore import Capture, surely
+from onecycle.data.held_calls import hold_calls
 from onecycle.data.loaders import TensorLoader
+from onecycle.data.nested import leaves
 from onecycle.errors import CancelValid
 from onecycle.explanations import describe
-from onecycle.record.metrics import MetricSet
-from onecycle.training.loss_means import weight_findings
+from onecycle.record.metrics import MeanMetric, MetricSet
+from onecycle.record.names import name_on
+from onecycle.training.loss_means import metric_findings, weight_findings
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -80,17 +83,19 @@ class FirstBatch(Callback):
         self.n_valid = n_valid
         self.check: Check | None = None
         self._valid: dict[str, float] = {}
+        self._data: list[tuple[Tensor, int]] = []  # of the first batch, and how often written to
 
     def before_train(self, learn: Loop) -> None:
         """Try the validation: a metric that cannot work fails here, not after an epoch."""
-        valid = learn.dls.valid
+        self._data = [(each, each._version) for each in _data_of(learn.dl)]
+        sets = learn.dls.valid_sets().values()
         is_made = not any(map(is_lazy, learn.model.parameters()))  # the first real batch makes them
-        if self.check is None and valid is not None and is_made and _can_be_drawn(valid):
-            kept = _fields_of(learn)
+        if self.check is None and sets and is_made and all(map(_can_be_drawn, sets)):
+            put_back = _hold(learn)
             try:
-                self._valid = measure(learn, valid, self.n_valid)
+                self._valid = measure_sets(learn, self.n_valid)
             finally:
-                surely(kept.restore)
+                surely(put_back)
 
     def after_backward(self, learn: Loop) -> None:
         """Look at input, prediction, loss and gradients of the first batch."""
@@ -98,23 +103,50 @@ class FirstBatch(Callback):
             f"input {describe(learn.xb)}, target {describe(learn.yb)}, loss {float(learn.loss):.4g}"
         )
         with torch.no_grad():
-            found = [*findings(learn), *weight_findings(learn, partial(_fields_of, learn))]
+            hold = partial(_hold, learn)
+            means = [*weight_findings(learn, hold), *metric_findings(learn, hold)]
+            found = [*findings(learn), *means, *self._of_data(learn)]
             self.check = Check(seen, self._valid, tuple(found))
         if learn.running == "fit":
             for finding in self.check.findings:
                 log.warning("check: %s", finding)
         learn.leave_fit(self)
 
+    def _of_data(self, learn: Loop) -> Iterator[str]:
+        data, self._data = self._data, []
+        if any(each._version != version for each, version in data):
+            yield (
+                "training changes the data of the loader in place: each epoch, and each "
+                "validation on them, has other data; let the model, the loss or a callback make "
+                "new tensors, as x - mean does and x.sub_(mean) does not"
+            )
 
-def _fields_of(learn: Loop) -> Capture:
+
+def _data_of(dl: Any) -> list[Tensor]:
+    """Return the tensors of the first batch, of loaders that give the same ones in each pass."""
+    if isinstance(dl, TensorLoader):
+        held: Any = dl.tensors
+    else:
+        held = dl[0] if isinstance(dl, list | tuple) else ()
+    return [part for part in leaves(held) if isinstance(part, Tensor) and not part.is_inference()]
+
+
+def _hold(learn: Loop) -> Callable[[], object]:
     """Remember what a pass without gradients may change: all of model and loss but parameters."""
+    functions = [m.func for m in learn.metrics if isinstance(m, MeanMetric)]
+    put_back = hold_calls(learn.loss_func, *functions)
     roots = [part for part in (learn.model, learn.loss_module) if part is not None]
     modules = [module for root in roots for module in root.modules()]
     kept = Capture(ignored=[p for module in modules for p in module.parameters(recurse=False)])
     for part in (*modules, learn.loss_func):
         if hasattr(part, "__dict__") and not isinstance(part, type):
             kept.add(vars(part))
-    return kept
+
+    def put_all_back() -> None:
+        put_back()
+        kept.restore()
+
+    return put_all_back
 
 
 def check_between_updates(event: str) -> None:
@@ -139,11 +171,10 @@ def warn_of_bad_parameters(learn: Loop) -> None:
     floats = [p.detach() for p in held if p.is_floating_point() and p.layout is torch.strided]
     if not floats or floats[0].is_meta:
         return
-    with torch.no_grad():
-        largest = torch._foreach_norm(floats, math.inf)  # NaN where one value is
-        known = [value.to(floats[0].device, torch.float32) for value in largest]
-        if not torch.stack(known).isnan().any():
-            return
+    largest = torch._foreach_norm(floats, math.inf)  # NaN where one value is
+    known = [value.to(floats[0].device, torch.float32) for value in largest]
+    if not torch.stack(known).isnan().any():
+        return
     names = [name for name, p in learn.model.named_parameters() if bool(p.isnan().any())]
     log.warning(
         "these parameters are not finite: %s; make the model anew or load a checkpoint",
@@ -185,6 +216,15 @@ def measure(learn: Loop, dl: Iterable[Any], n_batches: int | None = None) -> dic
 
     learn.infer(dl, collect)
     return means.compute()
+
+
+def measure_sets(learn: Loop, n_batches: int | None = None) -> dict[str, float]:
+    """Compute the same over every validation set, by the names of the record."""
+    found: dict[str, float] = {}
+    for valid_set, dl in learn.dls.valid_sets().items():
+        values = measure(learn, dl, n_batches)
+        found |= {name_on(name, valid_set): value for name, value in values.items()}
+    return found
 
 
 def _can_be_drawn(dl: Any) -> bool:
@@ -257,7 +297,7 @@ def _of_prediction(pred: Tensor, yb: Tensor, loss: float, loss_func: Any) -> Ite
 
 
 def _of_gradients(learn: Loop) -> Iterator[str]:
-    held = {id(p) for group in learn.opt.param_groups for p in group["params"]}
+    held = {id(p) for p in learn.stepper.params}  # of one optimizer alone, where they take turns
     left = [
         name
         for name, p in learn.model.named_parameters()

@@ -1,4 +1,4 @@
-"""What a loss is a mean over, where neither it nor the person says so: tried on the first batch."""
+"""What a loss or a metric is a mean over, where nobody says so: tried on the first batch."""
 
 from __future__ import annotations
 
@@ -11,25 +11,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from onecycle.core.restore import Capture, preserved_rng, surely
+from onecycle.core.restore import preserved_rng, surely
 from onecycle.core.state import LoopState
 from onecycle.data.nested import leaves, map_tensors
 from onecycle.explanations import accidental_broadcast
+from onecycle.record.metrics import MeanMetric, is_ours
+from onecycle.record.values import named_parts
 from onecycle.record.weights import is_of_indices, mean_of_valid, targets_in, unwrapped
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
 
+#: Remembers something, and returns what puts it back.
+Hold = Callable[[], Callable[[], object]]
+
 #: So many samples of a batch are tried: a loss of few of them costs little.
 N_TRIED = 16
+#: How far a loss may be off, which may be reckoned in few digits; and a metric.
+ROUGH, EXACT = 1e-3, 1e-4
 
 
-def weight_findings(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str]:
+def weight_findings(learn: Loop, hold: Hold) -> Iterator[str]:
     """Say where batches are weighted by samples, and the loss is no mean over samples.
 
     Args:
         learn: The learner, which has just run a batch.
-        capture: Remembers what a call of the loss function may change.
+        hold: Remembers what a call of the loss function may change, and returns what puts it back.
     """
     yield from _of_time_first(learn)
     kind = type(learn)
@@ -43,7 +50,7 @@ def weight_findings(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str
         return  # a mean over samples
     ignored = -100 if ignored is None else ignored
     target = learn.yb if isinstance(learn.yb, Tensor) else targets_in(learn.batch)
-    if is_of_indices(target) and bool((target == ignored).any()):
+    if _has(target, ignored):
         call = "" if ignored == -100 else ignored
         yield (
             f"some targets are {ignored}, by which losses mean ignored ones: if this one is a mean "
@@ -51,7 +58,7 @@ def weight_findings(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str
             f"accumulation: give the Learner loss_weight=token_weight({call})"
         )
     elif kind.compute_loss is LoopState.compute_loss and _may_be_asked_again(function):
-        yield from _of_halves(learn, capture)
+        yield from _of_loss(learn, hold)
 
 
 def _of_time_first(learn: Loop) -> Iterator[str]:
@@ -73,17 +80,77 @@ def _of_time_first(learn: Loop) -> Iterator[str]:
             return
 
 
-def _of_halves(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str]:
+def metric_findings(learn: Loop, hold: Hold) -> Iterator[str]:
+    """Say which functions among the metrics are no means over samples, as which they are averaged.
+
+    Args:
+        learn: The learner, which has just run a batch.
+        hold: Remembers what a call of a metric may change, and returns what puts it back.
+    """
+    if learn.dls.valid is None or type(learn).batch_size is not LoopState.batch_size:
+        return
+    yield from _of_ignored(learn)
+    for metric in learn.metrics:
+        is_plain = type(metric) is MeanMetric and metric.weighted_by == "samples"
+        if (
+            not is_plain
+            or is_ours(metric.func)
+            or not _may_be_asked_again(unwrapped(metric.func)[0])
+        ):
+            continue
+        found = _of_halves(learn, metric.func, hold, EXACT)
+        if found == "sum":
+            yield (
+                f"the metric {metric.name} grows with the batch, as a count or a sum: what is "
+                "recorded is its mean over batches, by their samples; divide it by the number of "
+                "samples, or give an object with reset(), update(pred, target) and compute()"
+            )
+        elif found == "other":
+            yield (
+                f"the metric {metric.name} of the first batch is not the mean of that of its "
+                "halves, and is averaged over batches by their samples: what must see the whole "
+                "pass, as F1, a root or a correlation, is an object with reset(), update(pred, "
+                "target) and compute(); a mean over what the loss is a mean over is "
+                "MeanMetric(func, weighted_by='loss')"
+            )
+
+
+def _of_ignored(learn: Loop) -> Iterator[str]:
+    """Name the metrics of ours that count what the loss ignores as wrong classes."""
+    function, options = unwrapped(learn.loss_func)
+    ignored = options.get("ignore_index", getattr(function, "ignore_index", -100))
+    means = [metric for metric in learn.metrics if isinstance(metric, MeanMetric)]
+    ours = [m.name for m in means if is_ours(m.func) and hasattr(m.func, "__wrapped__")]
+    if ours and _has(learn.yb, ignored):
+        yield (
+            f"some targets are {ignored}, which {' and '.join(ours)} count as any other class, "
+            "and so as wrong: leave them out in a function of your own, and measure it by "
+            "MeanMetric(func, weighted_by='loss')"
+        )
+
+
+def _has(target: Any, ignored: int) -> bool:
+    is_readable = is_of_indices(target) and not target.is_nested
+    return is_readable and bool((target == ignored).any())
+
+
+def _of_halves(learn: Loop, function: Any, hold: Hold, exact: float) -> str | None:
+    """Try a loss or a metric on the batch and its halves, and leave nothing behind."""
     targets = () if learn.yb is None else learn.yb if type(learn.yb) is tuple else (learn.yb,)
-    kept = capture()
+    put_back = hold()
     try:
         with torch.no_grad(), preserved_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = _over_what(learn.loss_func, learn.pred, targets, learn.batch_size(learn.batch))
-    except Exception:  # whatever this loss cannot do without the batch that it was for
-        found = None
+            n = learn.batch_size(learn.batch)
+            return _over_what(function, learn.pred, targets, n, exact)
+    except Exception:  # whatever this one cannot do without the batch that it was for
+        return None
     finally:
-        surely(kept.restore)
+        surely(put_back)
+
+
+def _of_loss(learn: Loop, hold: Hold) -> Iterator[str]:
+    found = _of_halves(learn, learn.loss_func, hold, ROUGH)
     if found == "sum":
         yield (
             "the loss grows with the batch, as a sum over it: validation, the record and "
@@ -99,29 +166,38 @@ def _of_halves(learn: Loop, capture: Callable[[], Capture]) -> Iterator[str]:
         )
 
 
-def _over_what(loss_func: Any, pred: Any, targets: tuple[Any, ...], n: int) -> str | None:
-    """Return what a loss is over a batch and over its halves; ``None`` for the mean, or unknown."""
+def _over_what(
+    function: Any, pred: Any, targets: tuple[Any, ...], n: int, exact: float
+) -> str | None:
+    """Return what a value is over a batch and over its halves; ``None`` for the mean, or unknown.
+
+    Of several values it is what the first is that is no mean.
+    """
     m = min(n, N_TRIED)
     tensors = [part for part in leaves((pred, targets)) if part is not None]
     have_rows = all(isinstance(t, Tensor) and t.ndim and t.size(0) == n for t in tensors)
     if m < 2 or not have_rows or accidental_broadcast(pred, targets):  # which is told already
         return None
 
-    def loss_of(rows: slice) -> float:
+    def of(rows: slice) -> list[float]:
         def part(tensor: Tensor) -> Tensor:
             is_short = tensor.dtype in (torch.float16, torch.bfloat16)
             return (tensor.detach().float() if is_short else tensor.detach())[rows].clone()
 
-        return float(loss_func(map_tensors(part, pred), *map_tensors(part, targets)))
+        found = function(map_tensors(part, pred), *map_tensors(part, targets))
+        return [float(value) for value in named_parts("", found).values()]
 
-    whole, again = loss_of(slice(0, m)), loss_of(slice(0, m))
-    first, second = loss_of(slice(0, m // 2)), loss_of(slice(m // 2, m))
-    if whole != again or not all(map(math.isfinite, (whole, first, second))):
-        return None  # drawn at random, or not to be known from these
-    mean = (first * (m // 2) + second * (m - m // 2)) / m
-    if math.isclose(whole, mean, rel_tol=1e-3, abs_tol=1e-5):
-        return None
-    return "sum" if math.isclose(whole, first + second, rel_tol=1e-3) else "other"
+    whole = of(slice(0, m))
+    if whole != of(slice(0, m)):
+        return None  # drawn at random
+    for cut in (m // 2, max(1, m // 3)):  # one of them alone may happen to agree
+        parts = zip(whole, of(slice(0, cut)), of(slice(cut, m)), strict=True)
+        for value, first, second in parts:
+            mean = (first * cut + second * (m - cut)) / m
+            is_known = math.isfinite(value) and math.isfinite(mean)
+            if is_known and not math.isclose(value, mean, rel_tol=exact, abs_tol=exact / 100):
+                return "sum" if math.isclose(value, first + second, rel_tol=exact) else "other"
+    return None
 
 
 def _may_be_asked_again(function: Any) -> bool:

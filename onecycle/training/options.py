@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -51,11 +51,13 @@ def check_options(
     _check_parts(model, loss_func)
     check_callbacks(cbs)
     is_optimizer = hasattr(opt, "param_groups") and hasattr(opt, "step")
-    is_other = isinstance(opt, type) or not (is_optimizer or isinstance(opt, list | tuple))
+    is_other = isinstance(opt, type) or not (
+        is_optimizer or isinstance(opt, list | tuple | Mapping)
+    )
     if opt is not None and is_other:
         raise TypeError(
-            f"opt must be an optimizer that exists, or a list of them; got {shown(opt)}: a class "
-            "is given as opt_func="
+            "opt must be an optimizer that exists, or a list or dict of them; got "
+            f"{shown(opt)}: a class is given as opt_func="
         )
     check_momenta(moms)
     if wd is not None:

@@ -17,7 +17,7 @@ from onecycle.arguments import check_flags, shown
 from onecycle.core.callback import Callback
 from onecycle.core.state import LoopState
 from onecycle.data.calls import input_of, target_of
-from onecycle.data.nested import concatenate
+from onecycle.data.nested import concatenate, map_tensors
 from onecycle.data.samples import batch_of_one, only_sample, sample_of
 from onecycle.data.transfer import to_device
 from onecycle.record.predictions import Predictions
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("onecycle")
 
 _CPU = torch.device("cpu")
+
+#: What has one entry for each sample.
+_ENTRIES = (Tensor, np.ndarray)
 
 #: What an output of a sample may be, among those of a dict.
 _OUTPUTS = (Tensor, PackedSequence, np.ndarray, list, Mapping, str, Number)
@@ -113,11 +116,11 @@ class _Kept:
         self._left_out |= left_out
         found = {"preds": preds, "targets": target_of(learn.model, learn.batch, learn.yb)}
         if "losses" in self.parts:
-            found["losses"] = _sample_losses(learn)
+            found["losses"] = sample_losses(learn)
         if "inputs" in self.parts:
             found["inputs"] = input_of(learn.model, learn.xb)
         for name, part in found.items():
-            self.parts[name].append(to_device(part, _CPU))
+            self.parts[name].append(_own(to_device(part, _CPU), part))
         self._sizes.append(_size(learn) if any(map(_holds_lists, found.values())) else None)
 
     def predictions(self) -> Predictions:
@@ -130,7 +133,20 @@ class _Kept:
             )
         sizes = [size for size in self._sizes if size is not None]
         known = sizes if len(sizes) == len(self._sizes) else None
-        return Predictions(**{name: concatenate(part, known) for name, part in self.parts.items()})
+        joined = {name: concatenate(part, known) for name, part in self.parts.items()}
+        one_each = [len(joined[n]) for n in ("preds", "targets") if isinstance(joined[n], _ENTRIES)]
+        if len(set(one_each)) > 1:
+            log.warning(
+                "get_preds joins %d predictions and %d targets along their first dimension, so "
+                "that they do not belong together one by one: give each sample a row of both",
+                *one_each,
+            )
+        return Predictions(**joined)
+
+
+def _own(kept: Any, given: Any) -> Any:
+    """Copy what is no copy: a loader or a model may write its next batch to the same memory."""
+    return map_tensors(torch.clone, kept) if kept is given else kept
 
 
 def _outputs(pred: Any) -> tuple[Any, dict[str, None]]:
@@ -161,7 +177,7 @@ def _size(learn: Loop) -> int | None:
         return None
 
 
-def _sample_losses(learn: Loop) -> Tensor:
+def sample_losses(learn: Loop) -> Tensor:
     """Return the loss of each sample of the batch at hand, as that of a batch of it alone."""
     is_overridden = type(learn).compute_loss is not LoopState.compute_loss
     if learn.loss_func is None and not is_overridden:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from onecycle.arguments import (
     Default,
     check_budget,
     check_count,
+    check_duration,
     check_flag,
     check_flags,
     check_not_negative,
@@ -26,6 +27,7 @@ from onecycle.arguments import (
 )
 from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.lr_finder import LRFinder
+from onecycle.callbacks.max_time import UNDECIDED, MaxTime
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
@@ -41,6 +43,7 @@ from onecycle.core.loop import Loop
 from onecycle.core.restore import kept_grad_mode, surely
 from onecycle.data.left_out import warn_of_left_out
 from onecycle.data.loaders import DataLoaders, as_dataloaders
+from onecycle.elsewhere import says_our_keywords
 from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues, ParamGroups
@@ -59,12 +62,14 @@ from onecycle.training.checking import (
     FirstBatch,
     check_between_updates,
     measure,
+    measure_sets,
     warn_of_bad_parameters,
     warn_of_other_processes,
 )
 from onecycle.training.options import check_options
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 from onecycle.training.rate_finding import RateSearch
+from onecycle.training.turns import Turns
 
 log = logging.getLogger("onecycle")
 
@@ -72,9 +77,10 @@ log = logging.getLogger("onecycle")
 _NOT_COPIED = ("_turn", "_on", "_on_valid", "_contexts", "stepper", "dl")
 
 
-class Trainer(Loop):
+class Trainer(Turns):
     """What one does with a loop: fit, find a rate, validate, predict, save; see `Learner`."""
 
+    @says_our_keywords
     def __init__(
         self,
         dls: DataLoaders | tuple[Any, Any],
@@ -85,7 +91,7 @@ class Trainer(Loop):
         metrics: Sequence[Any] = (),
         cbs: Sequence[Callback] = (),
         *,
-        opt: Optimizer | Sequence[Optimizer] | None = None,
+        opt: Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer] | None = None,
         wd: float | None = None,
         wd_bn_bias: bool = False,
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
@@ -121,27 +127,35 @@ class Trainer(Loop):
         """The recorder: ``learn.recorder.history``, ``learn.recorder.plot_loss()``."""
         return recorder_of(self)
 
+    @says_our_keywords
     def fit(
         self,
-        n_epoch: int | None,
+        n_epoch: float | None,
         lr: GroupValues | Default = Default.OWN,
         wd: float | None = None,
         cbs: Sequence[Callback] | None = None,
         *,
         steps_per_epoch: int | None = None,
         max_updates: int | None = None,
+        max_time: str | None = None,
         resume: str | Path | None = None,
         extend: Extend | None = None,
     ) -> None:
         """Train with a constant learning rate, or one that a callback drives.
 
         Args:
-            n_epoch: The number of epochs; ``None`` to stop by ``max_updates`` alone.
+            n_epoch: The number of epochs, perhaps with a fraction: 0.5 is half an epoch, its first
+                batches; ``None`` to stop by ``max_updates`` or ``max_time`` alone.
             lr: The learning rate; by default the learner's.
             wd: The weight decay from here on; by default unchanged.
             cbs: Callbacks for this fit only.
-            steps_per_epoch: The batches of an epoch, where the loader has no length or more.
+            steps_per_epoch: The batches of an epoch, where the loader has no length or more. A
+                stream goes on where the epoch before ended: see `onecycle.data.streams.Stream`.
             max_updates: The optimizer updates after which the fit ends.
+            max_time: The time that the fit may take, such as ``"3h"``, ``"90 minutes"`` or
+                ``"1h30m"``. After a few updates it decides once how many updates there are, at
+                most those that the other limits leave, and the schedules run over them: see
+                `onecycle.callbacks.max_time.MaxTime`.
             resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
                 arguments are those of the interrupted fit. Where there is none, the fit starts
                 from the beginning and logs so.
@@ -166,7 +180,10 @@ class Trainer(Loop):
             >>> learn.recorder.history["lr"].values.tolist() == [0.05] * 8
             True
         """
-        check_budget(n_epoch, steps_per_epoch, max_updates)
+        limit = [] if max_time is None else [MaxTime(check_duration("max_time", max_time))]
+        if limit and n_epoch is None and max_updates is None:
+            max_updates = UNDECIDED
+        n_epoch = check_budget(n_epoch, steps_per_epoch, max_updates)
         own = checked_callbacks(cbs)
         wd = None if wd is None else check_not_negative("wd", wd)
         resumed = resuming(resume, extend, self._given_seed)
@@ -184,14 +201,15 @@ class Trainer(Loop):
             looks = [look] if look is not None and look.check is None and not resumed else []
             self.run_fit(
                 n_epoch,
-                cbs=[*own, *looks, *resumed],
+                cbs=[*own, *looks, *limit, *resumed],
                 steps_per_epoch=steps_per_epoch,
                 max_updates=max_updates,
             )
 
+    @says_our_keywords
     def fit_one_cycle(
         self,
-        n_epoch: int | None,
+        n_epoch: float | None,
         lr_max: GroupValues | Default = Default.OWN,
         div: float | None = None,
         div_final: float | None = None,
@@ -203,13 +221,15 @@ class Trainer(Loop):
         policy: Policy | Schedule = "cosine",
         steps_per_epoch: int | None = None,
         max_updates: int | None = None,
+        max_time: str | None = None,
         resume: str | Path | None = None,
         extend: Extend | None = None,
     ) -> None:
         """Train by the 1cycle policy: the rate rises and falls, momentum the other way.
 
         Args:
-            n_epoch: The number of epochs; ``None`` to stop by ``max_updates`` alone.
+            n_epoch: The number of epochs, perhaps with a fraction: 0.5 is half an epoch, its first
+                batches; ``None`` to stop by ``max_updates`` or ``max_time`` alone.
             lr_max: The peak; by default the learner's rate.
             div: The rate begins at ``lr_max / div``; by default 25, or the policy's own.
             div_final: It ends at ``lr_max / div_final``; by default 1e5, or the policy's own.
@@ -222,8 +242,12 @@ class Trainer(Loop):
             policy: ``"cosine"`` (fastai 2), ``"linear"``, ``"three_phase"`` (the paper's),
                 ``"smith"`` (its training logs'), ``"torch"`` (``OneCycleLR``), or a `Schedule`,
                 whose values are the rate of the last parameter group.
-            steps_per_epoch: The batches of an epoch, where the loader has no length or more.
+            steps_per_epoch: The batches of an epoch, as in `fit`.
             max_updates: The optimizer updates after which the fit ends.
+            max_time: The time that the fit may take, such as ``"3h"``, ``"90 minutes"`` or
+                ``"1h30m"``. After a few updates it decides once how many updates there are, at
+                most those that the other limits leave, and the schedules run over them: see
+                `onecycle.callbacks.max_time.MaxTime`.
             resume: A checkpoint, or the folder of a `Checkpoint`, to go on from; the other
                 arguments are those of the interrupted fit. Where there is none, the fit starts
                 from the beginning and logs so.
@@ -256,6 +280,7 @@ class Trainer(Loop):
             cbs=[*both, *own],
             steps_per_epoch=steps_per_epoch,
             max_updates=max_updates,
+            max_time=max_time,
             resume=resume,
             extend=extend,
         )
@@ -313,6 +338,7 @@ class Trainer(Loop):
         batch_sizes: Sequence[int] | None = ...,
     ) -> RangeTests: ...
 
+    @says_our_keywords
     def lr_find(
         self,
         start_lr: float = 1e-7,
@@ -439,13 +465,14 @@ class Trainer(Loop):
         """Compute the loss and the metrics over a loader; leaves everything as it was.
 
         Args:
-            dl: By default the validation loader.
+            dl: By default the validation loader, or each of several.
 
         Returns:
-            ``"valid_loss"`` and each metric by name.
+            ``"valid_loss"`` and each metric by name, as in the record.
         """
         warn_of_bad_parameters(self)
-        return measure(self, valid_or(self, dl))
+        loader = valid_or(self, dl)
+        return measure_sets(self) if dl is None else measure(self, loader)
 
     def check(self, batches: int = 1) -> Check:
         """Try a few batches of each loader, optimizer included, and say what looks wrong.
@@ -478,6 +505,7 @@ class Trainer(Loop):
             raise RuntimeError("every batch was cancelled by a callback: nothing to look at")
         return look.check
 
+    @says_our_keywords
     def get_preds(
         self,
         dl: Iterable[Any] | None = None,
@@ -510,7 +538,8 @@ class Trainer(Loop):
             inference_mode: Use ``torch.inference_mode``: see `Loop.infer`.
 
         Returns:
-            Predictions and targets on the CPU; they unpack as ``preds, targets``.
+            Predictions and targets on the CPU; they unpack as ``preds, targets``, or with the
+            losses as ``preds, targets, losses``.
 
         Raises:
             ValueError: If there is no loader, the batches cannot be joined, or ``with_loss`` is
@@ -598,6 +627,7 @@ class Trainer(Loop):
         """
         save_learner(self, check_path("path", path))
 
+    @says_our_keywords
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:
         """Load what `save` wrote; runs no code from the file.
 

@@ -7,6 +7,7 @@ device they live on. `digits` ships with the package; torchvision downloads the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -15,9 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onecycle.arguments import check_count, check_path
 from onecycle.data.loaders import DataLoaders, TensorLoader
+from onecycle.elsewhere import says_our_keywords
+from onecycle.vision.cache import list_images, open_cache
+from onecycle.vision.steps import ImageSteps, channel_counts, channel_statistics, to_square
 
 Device = torch.device | str | None
+
+_DIGITS = tuple("0123456789")
+_CIFAR10 = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]
 
 
 def digits(batch_size: int = 64, seed: int = 42, device: Device = None) -> DataLoaders:
@@ -55,7 +74,7 @@ def digits(batch_size: int = 64, seed: int = 42, device: Device = None) -> DataL
         TensorLoader(x[part], labels[part], batch_size=batch_size, shuffle=shuffle)
         for part, shuffle in ((order[~held_out], True), (order[held_out], False))
     )
-    return _on_device(DataLoaders(train, valid), device)
+    return _on_device(DataLoaders(train, valid, classes=_DIGITS), device)
 
 
 def mnist(
@@ -92,7 +111,7 @@ def mnist(
             error,
         )
     tensors = [(part.data.unsqueeze(1), part.targets) for part in parts]
-    return _image_loaders(tensors, [0.1307], [0.3081], batch_size, device)
+    return _image_loaders(tensors, _DIGITS, [0.1307], [0.3081], batch_size, device)
 
 
 def cifar10(
@@ -121,7 +140,8 @@ def cifar10(
     mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
     tree = Path(data_dir) / "cifar10"
     if (tree / "train").is_dir() and (tree / "test").is_dir():
-        tensors = _decode_tree(tree, 32)
+        tensors, folders = _decode_tree(tree, 32)
+        classes: Sequence[str] = folders
     else:
         try:
             parts = [CIFAR10(data_dir, train=train, download=download) for train in (True, False)]
@@ -137,11 +157,18 @@ def cifar10(
             (torch.tensor(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
             for part in parts
         ]
-    return _image_loaders(tensors, mean, std, batch_size, device)
+        classes = _CIFAR10
+    return _image_loaders(tensors, classes, mean, std, batch_size, device)
 
 
+@says_our_keywords
 def image_folder(
-    path: str | Path, size: int, batch_size: int = 64, device: Device = None
+    path: str | Path,
+    size: int,
+    batch_size: int = 64,
+    device: Device = None,
+    *,
+    cache: bool | str | Path = False,
 ) -> DataLoaders:
     """Load a tree of image files, one folder for each class, into memory.
 
@@ -149,44 +176,108 @@ def image_folder(
     side is resized to ``size`` and the middle square is kept. All of them take
     ``3 * size**2`` bytes each.
 
+    With ``cache`` these bytes are kept in a file, which is read as memory: a second run decodes
+    nothing, and there may be more of them than memory. The batches are the same. A file whose size
+    or time is another than it was is decoded again, and so are all if the cache is damaged: its
+    checksums are compared when it is opened, up to 256 MiB of them. Augmentation is done batch by
+    batch, by callbacks such as `RandomFlip`.
+
     Args:
         path: Folder with ``train/<class>/*`` and ``valid/<class>/*``, or ``test`` for ``valid``.
         size: Side of the images, in pixels.
         batch_size: Samples in a batch, for training (shuffled) and for validation.
-        device: Where the data live; None for the CPU.
+        device: Where the data live; None for the CPU. With ``cache`` each batch is put there as
+            bytes, and normalised there.
+        cache: A folder to keep the decoded images in; True for ``.onecycle`` in ``path``.
 
     Returns:
         Batches of images, float32 of shape ``(batch, 3, size, size)``, normalised by mean and
-        standard deviation of the training pixels of each channel, and int64 labels.
+        standard deviation of the training pixels of each channel, and int64 labels. The names of
+        the folders are their ``classes``.
 
     Raises:
         FileNotFoundError: A folder is missing or has no images.
-        ValueError: Training and validation have different classes.
+        ValueError: Training and validation have different classes, or, with ``cache``, a file
+            holds no image.
 
     Example:
-        >>> dls = image_folder("flowers", size=64)  # doctest: +SKIP
+        >>> dls = image_folder("flowers", size=64, cache=True)  # doctest: +SKIP
     """
-    tensors = _decode_tree(Path(path), size)
-    mean, std = _channel_statistics(tensors[0][0])
-    return _image_loaders(tensors, mean, std, batch_size, device)
+    path = check_path("path", path)
+    check_count("size", size)
+    check_count("batch_size", batch_size)
+    if cache is not False:
+        place = path / ".onecycle" if cache is True else check_path("cache", cache)
+        return _cached_loaders(path, place, size, batch_size, device)
+    tensors, classes = _decode_tree(path, size)
+    statistics = channel_statistics(channel_counts(tensors[0][0]))
+    return _image_loaders(tensors, classes, *statistics, batch_size, device)
+
+
+def _cached_loaders(
+    path: Path, place: Path, size: int, batch_size: int, device: Device
+) -> DataLoaders:
+    listed: list[tuple[list[str], Tensor, list[str]]] = []
+    for folder in _parts(path):
+        files, labels, classes = list_images(folder) if folder.is_dir() else ([], [], [])
+        if len(set(labels)) < max(1, len(classes)):
+            _open_folder(folder, size)  # says what is missing
+        listed.append((files, torch.tensor(labels), classes))
+    _check_classes(path, *(classes for *_, classes in listed))
+    opened = open_cache(path, place, [listed[0][0], listed[1][0]], size)
+    tensors = [(x, y) for x, (_, y, _) in zip(opened.images, listed, strict=True)]
+    dls = _image_loaders(
+        tensors, listed[0][2], *channel_statistics(opened.counts), batch_size, None
+    )
+    for loader in (dls.train, dls.valid):
+        cast(Any, loader).transform.device = device
+    return dls
 
 
 class _Normalize:
     """Turn batches of uint8 images into float32 of mean 0 and standard deviation 1."""
+
+    device: Device = None  # where a batch is put before it is normalised
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean = torch.tensor(mean).view(-1, 1, 1) * 255
         self.std = torch.tensor(std).view(-1, 1, 1) * 255
 
     def __call__(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self.device is not None:
+            batch = tuple(part.to(self.device, non_blocking=True) for part in batch)
         x, *rest = batch
         if self.mean.device != x.device:  # once: a copy for each batch would wait for the device
             self.mean, self.std = self.mean.to(x.device), self.std.to(x.device)
         return (x.float().sub_(self.mean).div_(self.std), *rest)
 
+    def undo(self, images: Tensor) -> Tensor:
+        """Return normalised images with values in [0, 1], as they can be shown."""
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        return (images * std + mean) / 255
+
+
+def image_steps(dls: DataLoaders) -> ImageSteps | None:
+    """Return what these data sets do to an image; ``None`` for loaders of another kind.
+
+    Args:
+        dls: Any loaders.
+
+    Example:
+        >>> image_steps(digits()) is None  # numbers of another scale, which are no image file
+        True
+    """
+    loader = dls.train if dls.valid is None else dls.valid
+    done = getattr(loader, "transform", None)
+    if not isinstance(done, _Normalize) or not isinstance(loader, TensorLoader):
+        return None
+    mean, std = (tuple(each.flatten().tolist()) for each in (done.mean, done.std))
+    return ImageSteps(loader.tensors[0].shape[-1], mean, std)
+
 
 def _image_loaders(
     tensors: Sequence[tuple[Tensor, Tensor]],
+    classes: Sequence[str],
     mean: Sequence[float],
     std: Sequence[float],
     batch_size: int,
@@ -197,40 +288,46 @@ def _image_loaders(
         TensorLoader(*pair, batch_size=batch_size, shuffle=shuffle, transform=_Normalize(mean, std))
         for pair, shuffle in zip(tensors, (True, False), strict=True)
     )
-    return _on_device(DataLoaders(train, valid), device)
+    return _on_device(DataLoaders(train, valid, classes=classes), device)
 
 
 def _on_device(dls: DataLoaders, device: Device) -> DataLoaders:
     if device is None:
         return dls
     train, valid = cast(TensorLoader, dls.train), cast(TensorLoader, dls.valid)
-    return DataLoaders(train.to(device), valid.to(device))
+    return DataLoaders(train.to(device), valid.to(device), classes=dls.classes)
 
 
-def _decode_tree(path: Path, size: int) -> list[tuple[Tensor, Tensor]]:
+def _decode_tree(path: Path, size: int) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
+    """Return the images and labels to train on and to validate, and the names of the classes."""
+    train_data, valid_data = (_open_folder(folder, size) for folder in _parts(path))
+    _check_classes(path, train_data.classes, valid_data.classes)
+    return [_decode(data, size) for data in (train_data, valid_data)], train_data.classes
+
+
+def _parts(path: Path) -> tuple[Path, Path]:
     valid = next((path / n for n in ("valid", "test") if (path / n).is_dir()), path / "valid")
-    train_data, valid_data = _open_folder(path / "train", size), _open_folder(valid, size)
-    different = set(train_data.classes) ^ set(valid_data.classes)
-    if different:
+    return path / "train", valid
+
+
+def _check_classes(path: Path, train: Sequence[str], valid: Sequence[str]) -> None:
+    if different := set(train) ^ set(valid):
         raise ValueError(
-            f"expected the same classes in train and {valid.name}; "
+            f"expected the same classes in train and {_parts(path)[1].name}; "
             f"got some in only one of them: {sorted(different)}"
         )
-    return [_decode(data, size) for data in (train_data, valid_data)]
 
 
 def _open_folder(folder: Path, size: int) -> Any:
     from torchvision.datasets import ImageFolder
-    from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {folder}; expected images in train/<class>/ and in "
             f"valid/<class>/ or test/<class>/ under {folder.parent}"
         )
-    to_square = Compose([Resize(size), CenterCrop(size), PILToTensor()])
     try:
-        return ImageFolder(folder, transform=to_square)
+        return ImageFolder(folder, transform=partial(to_square, size=size))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder}: {error}") from None
 
@@ -240,18 +337,6 @@ def _decode(data: Any, size: int) -> tuple[Tensor, Tensor]:
     for i, (image, _) in enumerate(data):
         images[i] = image
     return images, torch.tensor(data.targets)
-
-
-def _channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel, in units of the full scale."""
-    # From counts of the 256 values: exact, and without a float copy of all images.
-    values = torch.arange(256, dtype=torch.float64) / 255
-    mean, std = [], []
-    for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
-        mean.append(float((share * values).sum()))
-        std.append(float((share * (values - mean[-1]) ** 2).sum().sqrt()))
-    return mean, std
 
 
 def _raise_missing(

@@ -2,7 +2,8 @@
 
 Nothing is trained; every batch of 256 is drawn, shuffled. The images of the second row are
 uint8, as they come from a file: `TensorLoader` normalises and flips them batch by batch on the
-device they live on, the DataLoader's data set sample by sample with torchvision.
+device they live on, the DataLoader's data set sample by sample with torchvision. The other rows are
+one DataLoader over a `TensorDataset`, read by a fit and by torch.
 
     python tests/benchmarks/data.py
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from onecycle import TensorLoader
+from onecycle.data.passes import start_pass
 
 N, BATCH = 60_000, 256
 MEAN, STD = 0.1307, 0.3081
@@ -32,6 +34,11 @@ def epoch(loader: Iterable[Any]) -> float:
     if n != N:
         raise RuntimeError(f"an epoch has {N} samples, and {n} came")
     return seconds
+
+
+def fit_epoch(loader: DataLoader[Any]) -> float:
+    """Draw every batch once, as a fit does."""
+    return epoch(start_pass(loader, seed=0, epoch=0))
 
 
 def normalize_and_flip(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -74,6 +81,14 @@ def rows() -> Iterator[Row]:
         partial(epoch, DataLoader(TensorDataset(x, y), BATCH, shuffle=True)),
         0.12,
     )
+    for width in (784, 10):
+        loader = DataLoader(TensorDataset(x[:, :width].contiguous(), y), BATCH, shuffle=True)
+        yield Row(
+            f"60,000 x {width} float32, a DataLoader in a fit",
+            partial(fit_epoch, loader),
+            partial(epoch, loader),
+            0.2,
+        )
     images = torch.randint(0, 256, (N, 1, 28, 28), dtype=torch.uint8)
     ours = TensorLoader(images, y, batch_size=BATCH, shuffle=True, transform=normalize_and_flip)
     yield Row(

@@ -13,8 +13,8 @@ negative controls leave out one part of the state when they resume: their bits m
 
 The second line goes through all of `fault_settings.py`, each killed after batches that are drawn.
 The last one writes files by hand, with valid checksums over what no training could have left, and
-loads each in a process of its own. None may load, crash the interpreter, change the learner, or
-let memory grow by more than twice the file and 64 MB.
+files as a disk damages them, and loads each in a process of its own. None may load, crash the
+interpreter, change the learner, or let memory grow by more than twice the file and 64 MB.
 """
 
 from __future__ import annotations
@@ -264,8 +264,26 @@ def load_by_hand(kind: str, path: Path) -> tuple[str, float]:
     return wrong, grown
 
 
-def try_hand_made() -> bool:
-    """Load all files written by hand and print a table; tell whether none broke a rule."""
+def files_to_refuse(kind: str, state: dict, rng: random.Random) -> dict[str, dict[str, bytes]]:
+    """Return the contents of files by name: written by hand, bombs, and damaged ones."""
+
+    def sealed(archives: dict[str, bytes]) -> dict[str, bytes]:
+        return {name: hand_made.sealed(kind, archive) for name, archive in archives.items()}
+
+    by_hand = {
+        name: hand_made.archive(hand_made.edited(state, edit))
+        for name, edit in hand_made.edits(kind).items()
+    }
+    whole = hand_made.sealed(kind, hand_made.archive(state))
+    return {
+        kind: sealed(by_hand),
+        f"{kind}, bombs": sealed(hand_made.bombs(state)),
+        f"{kind}, damaged": hand_made.damaged(whole, rng),
+    }
+
+
+def try_hand_made(rng: random.Random) -> bool:
+    """Load all files written by hand, and damaged ones; tell whether none broke a rule."""
     warnings.simplefilter("ignore")  # torch's, of sparse tensors
     logging.getLogger("onecycle").setLevel(logging.CRITICAL)
     print(f"{'files':24}{'number':>10}{'refused':>10}{'most MB beyond the file':>26}")
@@ -273,14 +291,10 @@ def try_hand_made() -> bool:
     for kind in hand_made.KINDS:
         folder = Path(tempfile.mkdtemp(prefix="hand-made-"))
         state, path = hand_made.good(kind, folder), folder / "file"
-        contents = {
-            name: hand_made.archive(hand_made.edited(state, edit))
-            for name, edit in hand_made.edits(kind).items()
-        }
-        for title, files in ((kind, contents), (f"{kind}, bombs", hand_made.bombs(state))):
+        for title, files in files_to_refuse(kind, state, rng).items():
             refused, most = 0, 0.0
             for name, content in files.items():
-                path.write_bytes(hand_made.sealed(kind, content))
+                path.write_bytes(content)
                 wrong, grown = load_by_hand(kind, path)
                 size = path.stat().st_size / 2**20
                 if not wrong and grown > 2 * size + 64:
@@ -421,7 +435,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only settings whose name holds this text")
     args = parser.parse_args()
     if args.hand_made:
-        return not try_hand_made()
+        return not try_hand_made(random.Random(args.seed))
     torch.set_num_threads(1)
     rng, good = random.Random(args.seed), True
     if args.sigterm:

@@ -1,4 +1,4 @@
-"""The time of a step written by hand within `onecycle.core.heap.kept_heap`, against one outside.
+"""The time of a step written by hand within `onecycle.optim.heap.kept_heap`, against one outside.
 
 A `Learner` does this for every run. Each time is that of a new process, since what malloc keeps is
 a matter of the whole process; how much it gives back by itself depends on where blocks happen to
@@ -20,7 +20,7 @@ from speed_profile import MODELS
 from torch import nn
 from torch.optim import AdamW
 
-from onecycle.core.heap import kept_heap
+from onecycle.optim.heap import kept_heap
 from onecycle.vision import resnet9
 
 NETWORKS = MODELS | {

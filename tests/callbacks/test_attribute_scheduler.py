@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from onecycle import (
     AttributeScheduler,
     Callback,
     CancelStep,
     ScheduleConflictError,
+    TensorLoader,
     linear,
     one_cycle,
 )
@@ -87,3 +89,16 @@ def test_it_takes_no_part_in_a_range_test():
 def test_what_cannot_be_driven_is_refused_where_it_is_written(obj, name, schedule, error, words):
     with pytest.raises(error, match=words):
         AttributeScheduler(obj, name, schedule)
+
+
+@pytest.mark.parametrize(
+    "kind", ["TensorLoader", "DataLoader", "BatchSampler"], ids=lambda kind: kind
+)
+def test_a_batch_size_is_refused_before_there_is_a_fit(kind):
+    data = TensorDataset(torch.zeros(8, 4), torch.zeros(8, 1))
+    loader = DataLoader(data, batch_size=2)
+    owners = [TensorLoader(*data.tensors, batch_size=2), loader, loader.batch_sampler]
+    owner = next(each for each in owners if type(each).__name__ == kind)
+    with pytest.raises(ValueError, match=r"the length of the fit .* Train in several fits"):
+        AttributeScheduler(owner, "batch_size", linear(2, 4))
+    assert owner.batch_size == 2

@@ -49,7 +49,7 @@ def test_weights_on_the_cpu_are_those_of_the_update_before():
 
 @pytest.mark.parametrize(("block", "updates"), [(5, 10), (100, 12)])
 def test_late_reading_names_the_true_update(monkeypatch, block, updates):
-    monkeypatch.setattr(non_finite, "_read_every", lambda device: block)
+    monkeypatch.setattr(non_finite, "read_every", lambda device: block)
     learn = toy_learner(n_batches=12, loss_func=BreaksAt(7, NAN))
     learn.fit(5, lr=0.01, cbs=[TerminateOnNonFinite()])
     assert learn.stop_reason == expected_reason(learn, NAN, 7)
@@ -58,7 +58,7 @@ def test_late_reading_names_the_true_update(monkeypatch, block, updates):
 
 
 def test_late_reading_reads_once_a_block(monkeypatch):
-    monkeypatch.setattr(non_finite, "_read_every", lambda device: 5)
+    monkeypatch.setattr(non_finite, "read_every", lambda device: 5)
     reads = []
     stack = torch.stack
     monkeypatch.setattr(non_finite.torch, "stack", lambda x: reads.append(len(x)) or stack(x))
@@ -71,8 +71,8 @@ def test_late_reading_reads_once_a_block(monkeypatch):
 
 
 def test_accelerator_reads_in_blocks_and_the_cpu_at_once():
-    assert non_finite._read_every(torch.device("cpu")) == 1
-    assert 16 <= non_finite._read_every(torch.device("cuda")) <= 256
+    assert non_finite.read_every(torch.device("cpu")) == 1
+    assert 16 <= non_finite.read_every(torch.device("cuda")) <= 256
 
 
 def test_update_is_counted_over_the_life_of_the_learner():
@@ -93,7 +93,7 @@ def test_first_update_has_no_finite_loss_before_it():
 
 
 def test_losses_of_an_earlier_fit_are_forgotten(monkeypatch):
-    monkeypatch.setattr(non_finite, "_read_every", lambda device: 100)
+    monkeypatch.setattr(non_finite, "read_every", lambda device: 100)
 
     def give_up(learn):
         if learn.iter == 2:
@@ -111,7 +111,7 @@ def test_losses_of_an_earlier_fit_are_forgotten(monkeypatch):
 
 
 def test_cancelled_pass_is_read_too(monkeypatch):
-    monkeypatch.setattr(non_finite, "_read_every", lambda device: 100)
+    monkeypatch.setattr(non_finite, "read_every", lambda device: 100)
 
     def end_pass(learn):
         if learn.training and learn.iter == 3:

@@ -194,7 +194,7 @@ def test_a_batch_that_cannot_be_run_again_leaves_a_gap_in_the_report():
 
 
 def test_a_report_that_comes_late_says_so_and_has_the_rate_of_the_failure(monkeypatch):
-    monkeypatch.setattr(non_finite, "_read_every", lambda device: 10)
+    monkeypatch.setattr(non_finite, "read_every", lambda device: 10)
     learn = toy_learner(n_batches=12, loss_func=BreaksAt(7, NAN))
     found = post_mortem(learn, ParamScheduler({"lr": linear(0.0, 59.0)}))
     assert found.update == 7

@@ -9,7 +9,16 @@ import torch
 from screen import Clock, Terminal
 from torch import nn
 
-from onecycle import Callback, CancelEpoch, CancelFit, CancelValid, Learner, Progress, Recorder
+from onecycle import (
+    Callback,
+    CancelEpoch,
+    CancelFit,
+    CancelValid,
+    Learner,
+    Progress,
+    Recorder,
+    Throughput,
+)
 from onecycle.callbacks import progress
 from onecycle.data.loaders import TensorLoader
 from onecycle.errors import MissingCallbackError
@@ -57,6 +66,18 @@ def raising(error: BaseException, *, epoch: int = 0, batch: int = 4) -> Callback
 
 
 # The table -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_throughput_is_a_column_where_it_is_asked_for(capsys: Capture, validates: bool) -> None:
+    learn = toy_learner(metrics=[])
+    learn.dls.valid = learn.dls.valid if validates else None
+    learn.fit(2, cbs=[Throughput(), Progress()])
+    header, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    losses = ["train_loss", "valid_loss"] if validates else ["train_loss"]
+    assert header == ["epoch", *losses, "samples_per_s", "time"]
+    rates = learn.recorder.history["samples_per_s"].values
+    assert [row[-2] for row in rows] == [progress.number(rate) for rate in rates]
 
 
 def test_each_epoch_is_one_plain_line_where_the_output_is_no_terminal(

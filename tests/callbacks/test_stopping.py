@@ -55,6 +55,55 @@ def test_fit_ends_after_so_many_epochs_without_improvement(values, options, stop
     assert learn.stop_reason.startswith("score ")
 
 
+@pytest.mark.parametrize(
+    ("values", "options", "stops_after", "why"),
+    [
+        ([3, 2, 1, 0], {"mode": "min", "target": 2.0}, 2, "score is 2, as good as the target of 2"),
+        ([1, 2, 5], {"mode": "max", "target": 4}, 3, "score is 5, as good as the target of 4"),
+        ([5, 9, 9.5], {"mode": "min", "limit": 9.0, "patience": 5}, 3, "past the limit of 9"),
+        ([5, NAN, 4], {"mode": "min", "limit": 9, "patience": 5}, 2, "score is nan, past the"),
+        ([5, INF, 4], {"mode": "min", "limit": 9, "patience": 5}, 2, "score is inf, past the"),
+        ([5, 1, 0], {"mode": "max", "limit": 0.5, "patience": 5}, 3, "score is 0, past the limit"),
+        ([3, 3, 3, 1], {"mode": "min", "target": 1, "patience": None}, 4, "as good as the target"),
+        ([NAN, 3, 1], {"mode": "min", "target": 1, "patience": None}, 3, "as good as the target"),
+        ([3, 3, 1], {"mode": "min", "target": 1, "patience": 1}, 2, "has not improved"),
+        ([3, 2, 9], {"mode": "min", "target": 1, "limit": 8}, 3, "past the limit"),
+    ],
+)
+def test_fit_ends_at_a_threshold(values, options, stops_after, why):
+    learn = scripted_learner([*values, *[0] * 9])
+    assert epochs_run(learn, values, **options) == stops_after
+    assert why in learn.stop_reason
+
+
+def test_target_may_be_reached_by_a_landing_and_a_limit_ends_at_once():
+    learn = scripted_learner([3, 2, 2, 2, 2])
+    land = {"action": "land", "land_updates": 4}
+    stop = EarlyStopping("score", mode="min", patience=None, target=2.5, **land)
+    learn.fit(9, cbs=[stop])
+    assert learn.n_updates == 2 * 2 + 4
+    learn = scripted_learner([3, 8, 2, 2, 2])
+    learn.fit(9, cbs=[EarlyStopping("score", mode="min", limit=7, **land)])
+    assert learn.n_updates == 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patience": None}, "needs target= or limit="),
+        ({"target": math.inf}, "target"),
+        ({"limit": "9"}, "limit"),
+        ({"target": 3.0, "limit": 2.0, "mode": "min"}, "target must be better than limit"),
+        ({"target": 1.0, "limit": 2.0, "mode": "max"}, "target must be better than limit"),
+    ],
+)
+def test_thresholds_that_cannot_be_are_refused(options, message):
+    learn = scripted_learner([1, 2, 3])
+    with pytest.raises((ValueError, TypeError), match=message):
+        learn.fit(3, cbs=[EarlyStopping("score", **options)])
+    assert learn.total_updates == 0
+
+
 def test_fit_that_improves_runs_to_its_end():
     learn = scripted_learner(range(9))
     assert epochs_run(learn, range(9), mode="max") == 9

@@ -123,3 +123,51 @@ def test_a_fraction_needs_a_fit_of_known_length() -> None:
     learn.dls.train = iter(list(learn.dls.train))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs its length"):
         learn.fit(1, cbs=[When(Heard(), after=0.5)])
+
+
+@pytest.mark.parametrize("make", [Callback, When])
+def test_functions_are_called_by_the_same_rules_and_counted_anew_in_each_fit(make: Any) -> None:
+    updates: list[int] = []
+    epochs: list[int] = []
+    looks = make(
+        every=7,
+        after=0.2,
+        after_step=lambda learn: updates.append(learn.n_updates),
+        after_fit=lambda learn: epochs.append(learn.epoch),
+    )
+    learn = toy_learner(n_batches=10, cbs=(looks,))
+    learn.fit(2)
+    learn.fit(3)
+    assert updates == [7, 14, 7, 14, 21, 28]
+    assert epochs == [1, 2]
+
+
+@pytest.mark.parametrize("make", [Callback, When])
+def test_a_resumed_fit_goes_on_counting_calls_of_functions(make: Any, tmp_path: Path) -> None:
+    def watched(found: list[int]) -> Callback:
+        made: Callback = make(every=7, after_step=lambda learn: found.append(learn.n_updates))
+        return made
+
+    def stop(learn: Any) -> None:
+        if learn.n_updates == 10:
+            raise CancelFit
+
+    found: list[int] = []
+    learn = toy_learner(n_batches=10)
+    keep = Checkpoint(tmp_path, every="1 update")
+    learn.fit(3, cbs=[watched(found), keep, Callback(after_batch=stop)])
+    toy_learner(n_batches=10).fit(3, cbs=[watched(found)], resume=tmp_path)
+    assert found == [7, 14, 21, 28]
+
+
+def test_a_callback_of_functions_is_the_same_as_ever_without_a_rule() -> None:
+    def look(learn: Any) -> None:
+        pass
+
+    plain = Callback(after_step=look)
+    assert plain.after_step is look
+    assert not hasattr(plain, "before_fit")
+    assert (plain.plan(None), plain.state_dict()) == ({}, {})
+    for wrong in ({"every": 0}, {"after": -1}, {"before": "1"}):
+        with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
+            Callback(after_step=look, **wrong)

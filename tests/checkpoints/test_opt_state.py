@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 from torch.optim import SGD, Adafactor, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from onecycle import Checkpoint, CheckpointError, Learner, ParamScheduler, linear
-from onecycle.checkpoints import fit_files, model_files
+from onecycle.checkpoints import fit_files, model_files, sealed
 from onecycle.checkpoints.opt_names import parameter_names
 from onecycle.checkpoints.opt_state import opt_misfit, opt_state
 from onecycle.testing import toy_learner
@@ -462,9 +462,9 @@ def test_a_reader_passes_over_what_is_extra(kind, tmp_path, monkeypatch):
         learn.fit(1, 0.01, resume=tmp_path)
     else:
         made.fit(1, 0.01)
-        saved = model_files.write_archive
+        saved = sealed.write_archive
         monkeypatch.setattr(
-            model_files,
+            sealed,
             "write_archive",
             lambda state, file: saved(state | {"extra": {"later": [1]}}, file),
         )

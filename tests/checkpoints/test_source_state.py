@@ -203,3 +203,37 @@ def test_a_file_holds_moving_fields_alone(tmp_path: Path) -> None:
     state = fit_files.read(fit_files.find(tmp_path)[0])["extra"]["sources"]
     assert state["now"]["fields"] == {"train.sampler.passes": 3}
     assert state["pass"]["fields"] == {"train.sampler.passes": 2}
+
+
+class BeginsToAnswer(DataLoader[Any]):
+    """Says where its pass stands, and begins one to be able to, as torchdata's loader does."""
+
+    begun: Any = None
+
+    def __iter__(self) -> Any:
+        begun, self.begun = self.begun, None
+        return super().__iter__() if begun is None else begun
+
+    def state_dict(self) -> dict[str, int]:
+        if self.begun is None:
+            self.begun = super().__iter__()
+        return {"drawn": self.begun._num_yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        raise AssertionError("a pass that begins has nothing to take back")
+
+
+def test_to_ask_a_loader_where_it_stands_draws_no_random_number_of_the_fit(tmp_path: Path) -> None:
+    def ends(*cbs: Callback, **options: Any) -> dict[str, Any]:
+        loader = BeginsToAnswer(torch.linspace(0, 1, N)[:, None], 4, shuffle=True)
+        torch.manual_seed(7)
+        learn = learner(loader, nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1)))
+        with learn.no_bar():
+            learn.fit(3, 0.01, cbs=cbs, **options)
+        return trained(learn)
+
+    alone = ends()
+    assert ends(Checkpoint(tmp_path, "1 updates", keep=99)) == alone
+    (tmp_path / "checkpoint-000009.pt").unlink(missing_ok=True)
+    (tmp_path / "checkpoint-000008.pt").unlink()
+    assert ends(resume=tmp_path) == alone

@@ -29,7 +29,8 @@ def empty_loader(learn):
     [
         (lambda learn: learn.fit(0), ValueError, "n_epoch must be at least 1; got 0"),
         (lambda learn: learn.fit(-1), ValueError, "n_epoch must be at least 1; got -1"),
-        (lambda learn: learn.fit(1.5), TypeError, "n_epoch must be an integer; got 1.5"),
+        (lambda learn: learn.fit(-0.5), ValueError, "n_epoch must be positive; got -0.5"),
+        (lambda learn: learn.fit(float("nan")), ValueError, "n_epoch must be finite; got nan"),
         (lambda learn: learn.fit(True), TypeError, "n_epoch must be an integer; got True"),
         (lambda learn: learn.fit("2"), TypeError, "n_epoch must be an integer"),
         (lambda learn: learn.fit(None), ValueError, "needs max_updates"),

@@ -22,7 +22,6 @@ from onecycle import (
 from onecycle.core import handlers as handlers_module
 from onecycle.core import loop as loop_module
 from onecycle.core.events import BATCH_EVENTS, EVENTS
-from onecycle.core.handlers import draw_loop
 from onecycle.testing import toy_learner
 
 
@@ -242,25 +241,6 @@ def test_an_event_that_nobody_handles_costs_no_call(monkeypatch):
     assert per_batch.count("after_loss") == 8
     assert set(per_batch) == {"after_loss", "after_step", "after_batch"}  # the last two: Recorder
     assert not [event for event, handlers in fired if event in per_batch and not handlers]
-
-
-def test_the_drawing_shows_each_callback_at_its_events_in_order():
-    class First(Callback):
-        stage = Stage.PREPARE
-        during = "valid"
-
-        def before_batch(self, learn):
-            pass
-
-        def after_step(self, learn):
-            pass
-
-    lines = draw_loop([Callback(after_step=toy_learner), First()]).splitlines()
-    assert [line.strip() for line in lines if "First" in line] == [
-        f"fire after_step: First, Callback from {toy_learner!r}",
-        "fire before_batch: First",
-    ]
-    assert lines[5].strip() == "fire before_batch"  # of training
 
 
 def test_the_event_that_fires_is_named_on_the_learner():

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from numbered_loaders import (
@@ -59,6 +61,18 @@ def test_an_iterator_that_can_be_used_only_once_is_refused(one_shot):
         DataLoaders(one_shot)
     with pytest.raises(TypeError, match="the validation loader can be iterated only once"):
         DataLoaders([1], one_shot)
+
+
+def test_classes_are_kept_also_in_a_copy_and_none_is_none():
+    dls = DataLoaders([1], classes=("cat", "dog"))
+    assert dls.classes == copy.deepcopy(dls).classes == ["cat", "dog"]
+    assert DataLoaders([1]).classes is None
+
+
+@pytest.mark.parametrize("wrong", ["cat", ["cat", 1], [""], 3])
+def test_classes_that_are_no_list_of_texts_are_refused(wrong):
+    with pytest.raises(TypeError, match="class"):
+        DataLoaders([1], classes=wrong)
 
 
 def test_what_cannot_be_iterated_is_refused():

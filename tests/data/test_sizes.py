@@ -106,3 +106,13 @@ def test_an_overridden_batch_size_weights_validation() -> None:
     with torch.no_grad():
         each = [float(mse_loss(learn.model(x), y)) for x, y in batches]
     assert learn.validate()["valid_loss"] == pytest.approx(sum(each) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("target", [torch.tensor(1.0), torch.ones(1), torch.ones(4)])
+def test_a_size_that_only_the_input_of_a_target_without_dimension_tells_is_said_once(
+    target: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = BatchSizes()
+    expected = len(target) if target.ndim else 4
+    assert [sizes((torch.zeros(4, 2), target)) for _ in range(3)] == [expected] * 3
+    assert caplog.text.count("the target has no dimension") == (1 - target.ndim)

@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import onecycle as oc
+from onecycle.plots.style import ORANGE
 
 STEPS = 240
 TORCH = oc.torch_one_cycle(STEPS, max_lr=1.0)
@@ -60,11 +61,11 @@ def draw(path: Path) -> None:
         if momentum is not None:
             right = ax.twinx()
             oc.plot_schedule(momentum, steps=STEPS, ax=right)
-            right.lines[0].set(color="tab:orange", linestyle="--", linewidth=1.2)
+            right.lines[0].set(color=ORANGE, linestyle="--", linewidth=1.2)
             right.set(ylim=(0.7, 0.96), xlabel="", ylabel="", yticks=[0.8, 0.85, 0.9, 0.95])
             right.grid(visible=False)
             right.spines["right"].set_visible(True)
-            right.tick_params(colors="tab:orange", labelsize=8)
+            right.tick_params(colors=ORANGE, labelsize=8)
             right.tick_params(labelright=k in RIGHTMOST)
     figure.supxlabel("fraction of training")
     figure.suptitle(

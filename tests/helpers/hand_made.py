@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import zipfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -15,7 +16,8 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from onecycle import Checkpoint, CheckpointError, Learner
-from onecycle.checkpoints import fit_files, model_files
+from onecycle.checkpoints import fit_files
+from onecycle.checkpoints import sealed as sealed_files
 from onecycle.checkpoints.archives import read_archive
 from onecycle.testing import toy_learner
 
@@ -219,6 +221,29 @@ def bombs(state: dict[str, Any], n: int = 100_000_000) -> dict[str, bytes]:
     }
 
 
+def damaged(content: bytes, rng: random.Random, n: int = 15) -> dict[str, bytes]:
+    """Return what a disk may make of a good file: cut, with other bits, with holes, grown.
+
+    Args:
+        content: The whole file, with its checksum.
+        rng: Draws where.
+        n: How many of each.
+    """
+    files = {}
+    for i in range(n):
+        at = rng.randrange(len(content))
+        bit, hole = 1 << rng.randrange(8), rng.randint(1, 4096)
+        files[f"cut at byte {at}, {i}"] = content[:at]
+        flipped = bytes([content[at] ^ bit])
+        files[f"another bit at byte {at}, {i}"] = content[:at] + flipped + content[at + 1 :]
+        nothing = bytes(len(content[at : at + hole]))
+        holed = content[:at] + nothing + content[at + hole :]
+        if holed != content:
+            files[f"a hole of {hole} bytes at {at}, {i}"] = holed
+        files[f"{hole} bytes more, {i}"] = content + rng.randbytes(hole)
+    return files
+
+
 class _Greedy:
     """Becomes a gigabyte."""
 
@@ -249,7 +274,7 @@ def sealed(kind: str, content: bytes) -> bytes:
     if kind == "fit":
         return fit_files._header(content) + content
     buffer = io.BytesIO()
-    seal = model_files._Sealed(buffer)
+    seal = sealed_files._Sealed(buffer)
     seal.write(content)
     seal.close()
     return buffer.getvalue()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from allowed import may_be, names
-from exported_callbacks import FOR_IMAGES
+from exported_callbacks import FOR_IMAGES, PACKAGES
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
@@ -162,12 +162,16 @@ VERBS = (
     *("fit", "fit_one_cycle", "fit_clr_beta", "fit_flat_cos", "fit_sgdr", "fine_tune", "lr_find"),
     *("validate", "get_preds", "predict", "tta", "save", "load", "freeze", "freeze_to", "check"),
     *("compare", "diagnose", "regularization_report", "removed_cbs", "added_cbs", "land"),
+    "top_losses",
 )
 
 #: What is made by the package and only read by people: records take what they are given.
 RECORDS = frozenset(
     ("Comparison", "Diagnosis", "EnsembleReport", "LRFindResult", "Plateau", "PostMortem")
-) | {"Predictions", "RangeTests", "RegularizationReport", "Stage", "Schedule"}
+) | {"Predictions", "Predictor", "RangeTests", "RegularizationReport", "Stage", "Schedule"}
+
+#: What reads a file that takes a second to make: its arguments are in training/test_exporting.py.
+OF_FILES = frozenset(("load_predictor",))
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,8 @@ def subjects() -> list[Subject]:
     for name in onecycle.__all__:
         thing = getattr(onecycle, name)
         is_error = inspect.isclass(thing) and issubclass(thing, Exception)
-        if not is_error and name not in RECORDS:
+        # What writes into trackers needs packages of theirs, and seconds for a run.
+        if not is_error and name not in RECORDS | OF_FILES and thing not in PACKAGES:
             calls[name] = thing
     verbs = {f"Learner.{verb}": _verb(verb) for verb in VERBS}
     return [_subject(name, call) for name, call in {**calls, **verbs}.items()]

@@ -291,3 +291,44 @@ def test_an_update_that_the_scaler_refuses_is_skipped_counted_and_waited_for(cap
     rates = learn.recorder.history["lr"].values.tolist()
     assert rates == full.recorder.history["lr"].values.tolist()[:3]
     assert "3 of 4 planned updates were made, 1 skipped" in caplog.text
+
+
+class SignStepper(Stepper):
+    def step(self):
+        for p in self.params:
+            if p.grad is not None:
+                p.grad.sign_()
+        return super().step()
+
+
+class Signs(Callback):
+    stage = Stage.PREPARE
+
+    def before_fit(self, learn):
+        learn.stepper = SignStepper(learn.opt)
+
+
+def test_a_callback_has_the_updates_of_a_fit_made_by_a_stepper_of_its_own():
+    learn = toy_learner(n_batches=4, opt_func=torch.optim.SGD)
+    weights = [p.detach().clone().requires_grad_() for p in learn.model.parameters()]
+    before = [p.detach().clone() for p in weights]
+    batches = []
+    keep = Callback(before_batch=lambda learn: batches.append(learn.batch), during="train")
+    learn.fit(2, lr=0.01, cbs=[Signs(), keep])
+    model = toy_learner().model
+    for x, y in batches:
+        out = torch.func.functional_call(
+            model, dict(zip(dict(model.named_parameters()), weights, strict=True)), (x,)
+        )
+        nn.functional.mse_loss(out, y).backward()
+        with torch.no_grad():
+            for p in weights:
+                p -= 0.01 * p.grad.sign()
+                p.grad = None
+    for p, by_hand, start in zip(learn.model.parameters(), weights, before, strict=True):
+        assert torch.allclose(p, by_hand, atol=1e-6)
+        assert not torch.equal(p, start)
+    own = type(learn.make_stepper(learn.opt))
+    learn.lr_find(num_it=5, show_plot=False)
+    learn.fit(1, max_updates=1)
+    assert type(learn.stepper) is own  # the next fit has the learner's

@@ -13,9 +13,16 @@ FOUND = Predictions(X[:, None], {"labels": X, "ids": ["a", "b", "c"]}, losses=X)
 
 
 def test_they_unpack_as_predictions_and_targets() -> None:
-    preds, targets = FOUND
+    preds, targets = replace(FOUND, losses=None)
     assert preds is FOUND.preds
     assert targets is FOUND.targets
+
+
+def test_with_losses_they_unpack_as_predictions_targets_and_losses() -> None:
+    preds, targets, losses = FOUND
+    assert preds is FOUND.preds
+    assert targets is FOUND.targets
+    assert losses is FOUND.losses
 
 
 def test_what_was_not_asked_for_is_none() -> None:

@@ -13,7 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from onecycle.schedules.plot import plot_schedule
 from onecycle.schedules.policies import one_cycle
-from onecycle.schedules.shapes import linear
+from onecycle.schedules.shapes import constant, linear
 from onecycle.schedules.torch_like import torch_one_cycle
 
 
@@ -269,3 +269,8 @@ def test_whole_numbers_are_drawn_as_the_rates_that_they_are():
     drawn = np.asarray(ax.get_lines()[0].get_ydata(orig=True))
     assert drawn.dtype == np.float64
     assert drawn.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_several_curves_have_colours_that_anybody_can_tell_apart() -> None:
+    ax = plot_schedule([constant(1.0), constant(2.0), constant(3.0)])
+    assert [line.get_color() for line in ax.lines] == ["#0072B2", "#D55E00", "#009E73"]

@@ -7,7 +7,7 @@ from learner_state import LearnerState
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from onecycle import Callback, GradientAccumulation, Learner, accuracy
+from onecycle import Callback, GradientAccumulation, Learner, TensorLoader, accuracy
 from onecycle.core.events import EVENTS
 from onecycle.testing import toy_learner
 from onecycle.training.checking import check_between_updates
@@ -267,3 +267,32 @@ def test_between_the_passes_of_a_batch_nothing_may_change_the_weights(event):
 @pytest.mark.parametrize("event", [event for event in EVENTS if event not in BETWEEN])
 def test_everywhere_else_the_weights_may_be_changed(event):
     check_between_updates(event)
+
+
+class Centres(nn.Linear):
+    """Takes the mean off its input, in place or not."""
+
+    def __init__(self, in_place):
+        super().__init__(6, 3)
+        self.in_place = in_place
+
+    def forward(self, x):
+        return super().forward(x.sub_(x.mean(0)) if self.in_place else x - x.mean(0))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("kind", ["list", "tensors", "callback", "data set"])
+def test_data_that_training_changes_in_place_are_told(kind, in_place, caplog):
+    x = X.clone()
+    loaders = {
+        "tensors": TensorLoader(x, Y, batch_size=32),
+        "data set": DataLoader(TensorDataset(x, Y), 32),
+    }
+    batches = loaders.get(kind) or [(x[:32], Y[:32]), (x[32:], Y[32:])]
+    scale = Callback(before_batch=lambda learn: learn.xb.mul_(2) if in_place else None)
+    model = nn.Linear(6, 3) if kind == "callback" else Centres(in_place)
+    cbs = [scale] if kind == "callback" else []
+    learn = Learner((batches, None), model, F.cross_entropy, device="cpu", cbs=cbs)
+    told = any("changes the data of the loader in place" in each for each in said(learn, caplog))
+    assert told is not torch.equal(x, X)
+    assert told is (in_place and kind != "data set")

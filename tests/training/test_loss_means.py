@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onecycle import Learner, token_weight
+from onecycle import Learner, MeanMetric, accuracy, token_weight, top_k_accuracy
 
 X = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 3
@@ -144,3 +144,95 @@ def test_time_that_may_come_first_is_told_unless_the_samples_are_counted(
     with caplog.at_level(logging.WARNING, "onecycle"), learn.no_bar():
         learn.fit(1)
     assert ("'cells' takes sequences with time first" in caplog.text) is is_told
+
+
+def f1(pred: Tensor, target: Tensor) -> Tensor:
+    named, right = pred.argmax(1) == 1, target == 1
+    return 2 * (named & right).sum() / (named.sum() + right.sum()).clamp(min=1)
+
+
+def n_right(pred: Tensor, target: Tensor) -> Tensor:
+    return (pred.argmax(1) == target).sum()
+
+
+def share_and_root(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+    right = (pred.argmax(1) == target).float()
+    return {"share": right.mean(), "root": pred.square().mean().sqrt()}
+
+
+def share(pred: Tensor, target: Tensor) -> float:
+    return (pred.argmax(1) == target).float().mean().item()
+
+
+def noisy(pred: Tensor, target: Tensor) -> Tensor:
+    return F.dropout(pred).mean()
+
+
+def said_of(metric: Any, caplog: pytest.LogCaptureFixture, **options: Any) -> str:
+    """Fit with a metric; return what is said, and check that it is said rightly."""
+    torch.manual_seed(0)
+    loader, model = [(X, LABELS)], nn.Linear(5, 3)
+    valid = None if options.pop("without", False) else loader
+    learn = Learner((loader, valid), model, F.cross_entropy, device="cpu", metrics=[metric])
+    with caplog.at_level(logging.WARNING, "onecycle"), learn.no_bar():
+        learn.fit(1, 0.01)
+    return "\n".join(each for each in caplog.messages if each.startswith("check: the metric"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        (f1, "the metric f1 of the first batch is not the mean"),
+        (share_and_root, "the metric share_and_root of the first batch is not the mean"),
+        (n_right, "the metric n_right grows with the batch"),
+    ],
+)
+def test_a_metric_that_is_no_mean_over_samples_is_told(
+    metric: Any, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    halves = [(X[:6], LABELS[:6]), (X[6:], LABELS[6:])]
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    learn = Learner((halves, halves), model, F.cross_entropy, device="cpu", metrics=[metric])
+    with torch.no_grad():
+        by_hand = metric(model(X), LABELS)
+    value = list(by_hand.values())[-1] if isinstance(by_hand, dict) else by_hand
+    assert abs(list(learn.validate().values())[-1] - float(value)) > 1e-4  # it is wrong indeed
+    assert words in said_of(metric, caplog)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        share,
+        accuracy,
+        lambda pred, target: (pred[:, 0] - target).abs().mean(),
+        noisy,
+        MeanMetric(f1, weighted_by="loss"),
+    ],
+)
+def test_nothing_is_told_of_other_metrics(metric: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert said_of(metric, caplog) == ""
+
+
+def test_a_metric_that_nothing_is_measured_with_is_not_tried(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert said_of(f1, caplog, without=True) == ""
+
+
+@pytest.mark.parametrize("ignored", [-100, 255])
+@pytest.mark.parametrize("metric", [accuracy, top_k_accuracy(2)])
+def test_a_metric_of_ours_that_counts_ignored_targets_as_wrong_is_told(
+    ignored: int, metric: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    y = torch.where(LABELS == 1, ignored, LABELS)
+    torch.manual_seed(0)
+    loss, model = nn.CrossEntropyLoss(ignore_index=ignored), nn.Linear(5, 3)
+    learn = Learner(([(X, y)], [(X, y)]), model, loss, device="cpu", metrics=[metric])
+    valid = y != ignored
+    by_hand = float(metric(model(X)[valid], y[valid]))
+    assert list(learn.validate().values())[-1] == pytest.approx(by_hand * 8 / 12)  # wrong indeed
+    with caplog.at_level(logging.WARNING, "onecycle"), learn.no_bar():
+        learn.fit(1)
+    assert f"some targets are {ignored}, which {metric.__name__} count as any other" in caplog.text

@@ -89,7 +89,8 @@ def test_detections_and_their_targets_are_one_list_in_the_order_of_the_samples(
     learn = learner(Detector(container), batches)
     preds, targets = learn.get_preds()
     by_hand = [found for xb, _ in batches for found in learn.model(xb)]
-    assert targets == boxes
+    assert [each["image"] for each in targets] == [*range(4)]
+    assert all(torch.equal(t["boxes"], box["boxes"]) for t, box in zip(targets, boxes, strict=True))
     assert len(preds) == 4
     for mine, theirs in zip(preds, by_hand, strict=True):
         assert torch.equal(mine["scores"], theirs["scores"])
@@ -255,9 +256,9 @@ def test_losses_of_dicts_detections_and_several_targets_are_those_of_batches_of_
 
     batches = [(X[cut], [{"n": i} for i in range(10)[cut]]) for cut in CUTS]
     learn = learner(Detector(), batches, of_boxes)
-    preds, targets = found = learn.get_preds(with_loss=True)
+    preds, targets, losses = learn.get_preds(with_loss=True)
     by_hand = [p["scores"].sum() + t["n"] for p, t in zip(preds, targets, strict=True)]
-    torch.testing.assert_close(found.losses, torch.stack(by_hand))
+    torch.testing.assert_close(losses, torch.stack(by_hand))
 
 
 def test_losses_use_what_a_learner_overrides() -> None:
@@ -456,3 +457,37 @@ def test_a_fit_waits_for_the_predictions_of_another_thread() -> None:
         fitted.result()
     assert both.total_updates == alone.total_updates == 8
     assert all(map(torch.equal, both.model.parameters(), alone.model.parameters()))
+
+
+def test_a_loader_and_a_model_may_write_all_batches_to_the_same_memory() -> None:
+    class OneBuffer:
+        def __iter__(self) -> Any:
+            x, y = torch.empty(4, 3), torch.empty(4, 1)
+            for cut in CUTS:
+                n = len(X[cut])
+                x[:n], y[:n] = X[cut], Y[cut]
+                yield x[:n], y[:n]
+
+    class Reuses(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.out[: len(x)] = super().forward(x)
+            return self.out[: len(x)]
+
+    torch.manual_seed(0)
+    model = Reuses(3, 1)
+    model.out = torch.empty(4, 1)
+    found = learner(model, OneBuffer()).get_preds(with_inputs=True)  # type: ignore[arg-type]
+    assert torch.equal(found.inputs, X)
+    assert torch.equal(found.targets, Y)
+    torch.testing.assert_close(found.preds, nn.functional.linear(X, model.weight, model.bias))
+
+
+@pytest.mark.parametrize("target_of_batch", [True, False])
+def test_predictions_that_are_not_one_for_each_target_are_told(
+    target_of_batch: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches = [(X[cut], Y[cut].mean() if target_of_batch else Y[cut]) for cut in CUTS]
+    learn = learner(linear(), batches, lambda pred, y: (pred - y).square().mean())
+    preds, targets = learn.get_preds()
+    assert (len(preds), len(targets)) == (10, 3 if target_of_batch else 10)
+    assert ("joins 10 predictions and 3 targets" in caplog.text) is target_of_batch

@@ -182,6 +182,14 @@ def test_image_folder_reads_pixels_and_labels_of_both_parts(tmp_path, valid):
     assert len(dls.train) == 2
 
 
+def test_names_of_the_folders_are_the_classes_in_the_order_of_the_labels(tmp_path):
+    write_tree(tmp_path, ("train", "valid"))
+    folders = sorted(folder.name for folder in (tmp_path / "train").iterdir())
+    assert image_folder(tmp_path, size=8).classes == folders
+    assert image_folder(tmp_path, size=8, device="meta").classes == folders
+    assert digits().classes == [str(i) for i in range(10)]
+
+
 def test_image_folder_normalises_by_the_training_pixels_of_each_channel(tmp_path):
     write_tree(tmp_path, ("train", "valid"))
     x = torch.cat([x for x, _ in image_folder(tmp_path, size=32).train])

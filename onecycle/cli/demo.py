@@ -1,10 +1,9 @@
-"""The command line: ``onecycle demo`` trains a real model by the 1cycle policy."""
+"""Find a learning rate, train a small CNN with one cycle, and print its accuracy."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,24 +41,6 @@ RECIPES = {
     "mnist": Recipe(vision.mnist, vision.lenet, 3, 512),
     "cifar10": Recipe(vision.cifar10, lambda: vision.digits_cnn(in_channels=3), 5, 256),
 }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: Without the program's name; by default those of the process.
-
-    Returns:
-        The exit status: 0, or 2 for what the message on standard error says.
-    """
-    options = _parser().parse_args(arguments)
-    try:
-        demo(options)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"onecycle: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -122,53 +103,3 @@ def draw(learn: Learner, result: LRFindResult, path: Path) -> None:
     learn.recorder.plot_sched(schedule).set_title("Learning rate and momentum")
     learn.recorder.plot_loss(losses).set_title("Loss")
     figure.savefig(path, dpi=120)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="onecycle", description="Train PyTorch models with the 1cycle policy."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser(
-        "demo",
-        help="find a learning rate and train a small CNN with one cycle",
-        description="Find a learning rate, train a small CNN with one cycle, print its accuracy "
-        "on images it never trained on, and write onecycle_demo.png and onecycle_demo.csv.",
-    )
-    command.add_argument(
-        "--data", choices=RECIPES, default="digits", help="digits comes with the package"
-    )
-    command.add_argument(
-        "--data-dir",
-        type=Path,
-        default=Path("data"),
-        metavar="DIR",
-        help="where mnist and cifar10 are, or are downloaded to (default: data)",
-    )
-    command.add_argument("--epochs", type=_at_least_one, help="default: 5 (mnist 3)")
-    command.add_argument("--lr-max", type=_positive, help="default: what the range test suggests")
-    command.add_argument(
-        "--batch-size", type=_at_least_one, help="default: 64 (mnist 512, cifar10 256)"
-    )
-    command.add_argument("--seed", type=int, default=0, help="of weights and data order")
-    command.add_argument("--device", help="default: the accelerator if there is one")
-    command.add_argument(
-        "--out", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)"
-    )
-    return parser
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0; got {text!r}")
-    return value

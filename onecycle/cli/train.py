@@ -1,0 +1,142 @@
+"""Train a model on a folder of images with one cycle; the folder of the run holds all of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onecycle.callbacks.checkpoint import Checkpoint
+from onecycle.callbacks.loggers import CSVLogger
+from onecycle.callbacks.save_model import SaveModel
+from onecycle.cli import job
+from onecycle.cli.options import Problem
+from onecycle.cli.predict import PREDICTOR
+from onecycle.core.callback import Callback
+from onecycle.files import atomic_write
+from onecycle.learner import Learner
+from onecycle.range_test.result import LRFindResult
+
+#: What the epochs are written to, made of the folder of the run.
+TRACKERS: dict[str, Callable[[Path], Callback]] = {
+    "csv": lambda folder: CSVLogger(folder / "epochs.csv"),
+}
+
+#: The settings of a run, which must be the same when it goes on.
+_SETTINGS = "run.json"
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train, and write record, pictures, the best model and a predictor."""
+    job.check(options)
+    folder: Path = options.checkpoint
+    settings = _settings(options)
+    known = _known(folder, settings)
+    print("onecycle train: " + ("goes on with a run" if known else "a new run"))
+    job.show([*job.told(options), *_told(options, known)])
+    cbs = [TRACKERS[name](folder) for name in options.tracker]
+    cbs.append(Checkpoint(folder / "checkpoints", on_signal=True))
+    cbs.append(SaveModel(folder / "best.pt", monitor="accuracy"))
+    learn = job.make_learner(options, [])
+    lr_max = options.lr_max or known.get("lr_found")
+    if lr_max is None:
+        result = learn.lr_find(show_plot=False)
+        print(result.to_text())
+        lr_max = _suggested(result)
+        _write(folder, settings | {"lr_found": lr_max})
+        _draw(folder / "lr_find.png", [result.plot])
+    elif not known:
+        _write(folder, settings)
+    resume = folder / "checkpoints" if known else None
+    learn.fit_one_cycle(options.epochs, lr_max, policy=options.policy, cbs=cbs, resume=resume)
+    _finish(learn, folder)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what makes a run what it is, as a file holds it."""
+    data = options.data if job.is_named(options) else str(Path(options.data).resolve())
+    return {
+        "data": data,
+        "weights": None if options.weights is None else str(options.weights.resolve()),
+        "resize": options.resize.text,
+        "augment": list(options.augment),
+        "tracker": list(options.tracker),
+        **{name: getattr(options, name) for name in ("arch", "epochs", "lr_max", "policy")},
+        **{name: getattr(options, name) for name in ("batch_size", "wd", "precision", "seed")},
+    }
+
+
+def _known(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the run that a folder holds, or refuse it; nothing if it is new."""
+    if folder.exists() and not folder.is_dir():
+        raise Problem(
+            f"--checkpoint {folder} is a file: expected a folder, or the name of a new one"
+        )
+    file = folder / _SETTINGS
+    if not file.exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise Problem(f"--checkpoint {folder} is not empty, and holds no run: name another one")
+        return {}
+    try:
+        known: dict[str, Any] = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError):
+        raise Problem(f"{file} is damaged: name another folder as --checkpoint") from None
+    other = [
+        f"{name} was {known.get(name)}, and is {value} now"
+        for name, value in settings.items()
+        if known.get(name) != value
+    ]
+    if other:
+        raise Problem(
+            f"{folder} holds another run: {'; '.join(other)}. Name another folder as --checkpoint, "
+            "or give the options of that run to go on with it"
+        )
+    return known
+
+
+def _told(options: argparse.Namespace, known: dict[str, Any]) -> list[tuple[str, str]]:
+    found = known.get("lr_found")
+    rate = options.lr_max or (f"{found:.3g}, as found before" if found else "of a range test")
+    return [
+        ("fit", f"{options.epochs} epochs in batches of {options.batch_size}"),
+        ("", f"one cycle, {options.policy}, AdamW, up to a rate {rate}"),
+        ("writes", f"{options.checkpoint}: the record, pictures, best.pt and {PREDICTOR}"),
+    ]
+
+
+def _suggested(result: LRFindResult) -> float:
+    if result.suggestion is None:
+        raise Problem(f"the range test suggests no rate ({result.reason}): give --lr-max a number")
+    return result.suggestion
+
+
+def _write(folder: Path, settings: dict[str, Any]) -> None:
+    with atomic_write(folder / _SETTINGS) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1))
+
+
+def _finish(learn: Learner, folder: Path) -> None:
+    """Write what is known at the end, of the best epoch."""
+    recorder = learn.recorder
+    recorder.to_csv(folder / "record.csv")
+    _draw(folder / "record.png", [recorder.plot_sched, recorder.plot_loss, recorder.plot_metrics])
+    learn.export(folder / PREDICTOR)
+    found = learn.validate()
+    print(
+        f"\nThe best epoch: accuracy {100 * found['accuracy']:.2f} %, "
+        f"validation loss {found['valid_loss']:.4f}"
+    )
+    print(f"Wrote {', '.join(sorted(file.name for file in folder.iterdir()))} to {folder}")
+
+
+def _draw(path: Path, plots: list[Callable[[Any], Any]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(plots) + 2, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(plots), squeeze=False)[0]
+    for plot, ax in zip(plots, axes, strict=True):
+        plot(ax)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
