@@ -73,6 +73,10 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
         lambda learn, _: learn.lr_find(num_it=3, moms=[0.5], linear=True, show_plot=False),
         lambda learn, _: learn.lr_find(num_it=3, batch_sizes=[2], show_plot=False),
     ],
+    "confusion_matrix": [lambda learn, _: confuse(learn)],
+    "show_batch": [lambda learn, _: learn.show_batch(2)],
+    "show_results": [lambda learn, _: learn.show_results(2)],
+    "top_losses": [lambda learn, _: learn.top_losses(2)],
     "check": [lambda learn, _: learn.check(), lambda learn, _: learn.check(batches=2)],
     "no_bar": [lambda learn, _: enter(learn.no_bar())],
     "predict": [lambda learn, _: learn.predict(torch.zeros(4))],
@@ -108,6 +112,11 @@ NOT_WITHIN_A_FIT = {"compare", "find_batch_size", "regularization_report"}
 
 EVERY_CALL = [(name, call) for name, calls in CALLS.items() for call in calls]
 IDS = [f"{name} {calls.index(call) + 1}" for name, calls in CALLS.items() for call in calls]
+
+
+def confuse(learn: Learner) -> None:
+    with pytest.raises((ValueError, RuntimeError), match="scores of shape|deliberate"):
+        learn.confusion_matrix()
 
 
 def enter(block: AbstractContextManager[None]) -> None:
