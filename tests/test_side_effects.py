@@ -115,7 +115,7 @@ IDS = [f"{name} {calls.index(call) + 1}" for name, calls in CALLS.items() for ca
 
 
 def confuse(learn: Learner) -> None:
-    with pytest.raises((ValueError, RuntimeError), match="scores of shape|deliberate"):
+    with pytest.raises((ValueError, RuntimeError), match=r"scores of shape|deliberate"):
         learn.confusion_matrix()
 
 
