@@ -16,6 +16,7 @@ from onecycle import Callback, Learner, Recorder, constant, plot_schedule
 from onecycle.core.loop import Loop
 from onecycle.core.state import LoopState
 from onecycle.training.trainer import Trainer
+from onecycle.training.turns import Turns
 
 #: What trains, or is meant to change something.
 CHANGES = {
@@ -43,9 +44,19 @@ CHANGES = {
 }
 
 #: What is called in the middle of a batch only, by the loop.
-OF_THE_LOOP = {"batch_size", "compute_loss", "loss_weight", "measure_batch", "predict_batch"}
-OF_THE_LOOP |= {"count_batches", "make_handlers", "stored_beside"}
-OF_THE_LOOP |= {"whole_batch_size"}
+OF_THE_LOOP = {
+    "batch_size",
+    "compute_loss",
+    "compute_losses",
+    "count_batches",
+    "loss_weight",
+    "make_handlers",
+    "measure_batch",
+    "predict_batch",
+    "run_validation",
+    "stored_beside",
+    "whole_batch_size",
+}
 
 #: By method the calls that leave nothing behind.
 CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
@@ -53,6 +64,7 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
     "compare": [lambda learn, _: learn.compare(1, 0.01, ["constant"], seeds=[0, 1])],
     "diagnose": [lambda learn, _: learn.diagnose(0.1, 20, wds=[0.1], lr_usual=0.01, verify=False)],
     "epochs_left": [lambda learn, _: learn.epochs_left()],
+    "find_batch_size": [lambda learn, _: learn.find_batch_size(3)],
     "get_preds": [
         lambda learn, _: learn.get_preds(),
         lambda learn, _: learn.get_preds(learn.dls.train, inference_mode=True),
@@ -65,6 +77,10 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
         lambda learn, _: learn.lr_find(num_it=3, moms=[0.5], linear=True, show_plot=False),
         lambda learn, _: learn.lr_find(num_it=3, batch_sizes=[2], show_plot=False),
     ],
+    "confusion_matrix": [lambda learn, _: confuse(learn)],
+    "show_batch": [lambda learn, _: learn.show_batch(2)],
+    "show_results": [lambda learn, _: learn.show_results(2)],
+    "top_losses": [lambda learn, _: learn.top_losses(2)],
     "check": [lambda learn, _: learn.check(), lambda learn, _: learn.check(batches=2)],
     "no_bar": [lambda learn, _: enter(learn.no_bar())],
     "predict": [lambda learn, _: learn.predict(torch.zeros(4))],
@@ -96,10 +112,15 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
 }
 
 #: What makes fits of its own, which nobody can do within a fit.
-NOT_WITHIN_A_FIT = {"compare", "regularization_report"}
+NOT_WITHIN_A_FIT = {"compare", "find_batch_size", "regularization_report"}
 
 EVERY_CALL = [(name, call) for name, calls in CALLS.items() for call in calls]
 IDS = [f"{name} {calls.index(call) + 1}" for name, calls in CALLS.items() for call in calls]
+
+
+def confuse(learn: Learner) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=r"scores of shape|deliberate"):
+        learn.confusion_matrix()
 
 
 def enter(block: AbstractContextManager[None]) -> None:
@@ -118,7 +139,7 @@ def public_methods(*kinds: type, prefix: str = "") -> set[str]:
 
 
 def test_every_public_method_either_trains_or_is_known_to_leave_nothing_behind() -> None:
-    found = public_methods(Learner, Trainer, Loop, LoopState)
+    found = public_methods(Learner, Trainer, Turns, Loop, LoopState)
     found |= public_methods(Recorder, prefix="recorder.")
     assert found - CALLS.keys() - CHANGES - OF_THE_LOOP == set()
     assert CHANGES & CALLS.keys() == set()

@@ -64,7 +64,7 @@ class Recorder(Callback):
         >>> learn = toy_learner(cbs=(Recorder(train_metrics=True),))
         >>> learn.fit(2)
         >>> list(learn.recorder.history)
-        ['train_loss', 'lr', 'train_mse', 'valid_loss', 'mse']
+        ['train_loss', 'lr', 'momentum', 'train_mse', 'valid_loss', 'mse']
     """
 
     stage = Stage.RECORD

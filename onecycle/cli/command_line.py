@@ -12,6 +12,7 @@ from onecycle.cli import options as read
 from onecycle.cli.demo import RECIPES, demo
 from onecycle.cli.find import find
 from onecycle.cli.predict import predict
+from onecycle.cli.problem import Problem
 from onecycle.cli.train import TRACKERS, train
 from onecycle.errors import CheckpointError
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (read.Problem, CheckpointError, OSError, ValueError, RuntimeError) as error:
+    except (Problem, CheckpointError, OSError, ValueError, RuntimeError) as error:
         print(f"onecycle: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

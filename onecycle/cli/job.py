@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from onecycle import vision
 from onecycle.callbacks.precision import MixedPrecision
 from onecycle.cli import models
-from onecycle.cli.options import NAMED, Problem, Sizes, check_data, check_model, check_processes
+from onecycle.cli.options import NAMED, Sizes, check_data, check_model, check_processes
+from onecycle.cli.problem import Problem
 from onecycle.core.callback import Callback
 from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.data.seeds import seed_everything

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onecycle.cli.options import Problem
+from onecycle.cli.problem import Problem
 from onecycle.vision.models import digits_cnn, resnet9, resnet56
 
 _OWN: dict[str, Callable[..., nn.Module]] = {

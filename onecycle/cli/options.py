@@ -10,16 +10,13 @@ from pathlib import Path
 
 import torch
 
+from onecycle.cli.problem import Problem
 from onecycle.schedules.shapes import Schedule, constant, join
 
 #: Data sets that are known by name, and the side of their images.
 NAMED = {"cifar10": 32}
 #: Sides of growing images are multiples of it.
 _MULTIPLE = 4
-
-
-class Problem(Exception):  # noqa: N818 - it is told to a person, not raised to a program
-    """What a person can mend: printed as one sentence."""
 
 
 def at_least_one(text: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from onecycle.cli.options import Problem
+from onecycle.cli.problem import Problem
 from onecycle.training.predictor import load_predictor
 
 #: The file of a run that has its model.

@@ -12,8 +12,8 @@ from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.loggers import CSVLogger
 from onecycle.callbacks.save_model import SaveModel
 from onecycle.cli import job
-from onecycle.cli.options import Problem
 from onecycle.cli.predict import PREDICTOR
+from onecycle.cli.problem import Problem
 from onecycle.core.callback import Callback
 from onecycle.files import atomic_write
 from onecycle.learner import Learner

@@ -1,8 +1,9 @@
 """The batch loop, drawn, with every event in its place.
 
 This is the whole of what `onecycle.core.loop` does, and the only vocabulary that a callback
-needs. `learn.show_training_loop()` prints the drawing with the callbacks of a learner at
-their events.
+needs. A validation that `onecycle.callbacks.validate.Validate` asks for also stands between two
+training batches; with several validation sets there is a pass for each.
+`learn.show_training_loop()` prints the drawing with the callbacks of a learner at their events.
 """
 
 from collections.abc import Mapping

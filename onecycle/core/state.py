@@ -127,7 +127,7 @@ class LoopState:
         self.dl: Any = dls.train
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.total_updates = self.total_epochs = self.batches_in_window = 0
-        self.batches_per_update = 1
+        self.batches_per_update, self.between_batches = 1, 0
         self.n_epoch: float | None = 0
         self.n_iter: int | None = None
         self.n_updates_planned: int | None = None
@@ -135,8 +135,7 @@ class LoopState:
         self.steps_per_epoch: int | None = None
         self.max_updates: int | None = None
         self.rng: RngState | None = None
-        self.training = self.is_cancelled = False
-        self.validates, self.between_batches = True, 0
+        self.training, self.is_cancelled, self.validates = False, False, True
         self.stop_reason: str | None = None
         self.event = self.valid_set = ""
         self._run: Run | None = None

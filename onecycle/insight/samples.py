@@ -59,6 +59,7 @@ class TrainingBatch(Callback):
 
     def before_batch(self, learn: Loop) -> None:
         """Keep them."""
+        learn.pred = None  # where a fit goes on around this, it is that of another batch
         size = min(self.n, learn.batch_size(learn.batch))
         self.samples.extend(sample_at(learn, i) for i in range(size))
         raise CancelFit("the samples are there")

@@ -8,7 +8,6 @@ processes; each loss is weighted before, so that they become the mean over all t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch

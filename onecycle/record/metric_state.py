@@ -50,7 +50,8 @@ def load_metrics(metrics: MetricSet, state: dict[str, Any], device: torch.device
         device: Where to put the tensors that were not on the CPU.
     """
     metrics.reset()
-    metrics._is_empty = state["is_empty"]
+    if not state["is_empty"]:
+        metrics.begin(device)
     vars(metrics).update(_made(state["own"], device))
     for name, own in state["metrics"].items():
         if name in metrics.metrics:

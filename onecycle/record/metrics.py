@@ -582,7 +582,7 @@ class MetricSet:
             check_weight(loss_weight)
         targets = target if type(target) is tuple else (target,)
         if self._is_empty:
-            self._begin(loss.device)
+            self.begin(loss.device)
         seen: list[tuple[Any, ...]] = []
         for update, weighted_by in self._updates:
             if weighted_by is not None:
@@ -597,7 +597,7 @@ class MetricSet:
             self._look_at(pred, loss)
         self._loss.keep(loss, loss_weight)
 
-    def _begin(self, device: torch.device) -> None:
+    def begin(self, device: torch.device) -> None:
         """Find out once a pass how each metric is called: only the means of functions weigh."""
         self._updates = []
         for metric in self.metrics.values():

@@ -46,9 +46,8 @@ def series_of(
         ValueError: If two would have one name.
 
     Example:
-        >>> series_of(["accuracy"], ["", "noisy"])
-        {'train_loss': 'train_loss', 'valid_loss': 'valid_loss', 'accuracy': 'accuracy',
-         'valid_loss/noisy': 'valid_loss', 'accuracy/noisy': 'accuracy'}
+        >>> list(series_of(["accuracy"], ["", "noisy"]).items())[2:4]
+        [('accuracy', 'accuracy'), ('valid_loss/noisy', 'valid_loss')]
     """
     values = list(metrics)
     found = [("train_loss", "train_loss")]

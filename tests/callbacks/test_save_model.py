@@ -193,7 +193,7 @@ def test_epoch_in_the_path_of_the_best_keeps_each_best(tmp_path):
 
 @pytest.mark.parametrize("path", ["x-{step}.pt", "x-{}.pt", "x-{0}.pt", "x-{epoch:s}.pt", "x-{.pt"])
 def test_unknown_placeholder_is_refused(path):
-    with pytest.raises(ValueError, match=r"may hold \{epoch\} and no other"):
+    with pytest.raises(ValueError, match=r"may hold \{epoch\} and \{update\} and no other"):
         SaveModel(path)
 
 
@@ -269,7 +269,12 @@ def test_state_of_plain_values_goes_on_after_a_restart(tmp_path):
     state = first.state_dict()
     (kept,) = state["kept"]
     assert state["monitor"] == {"seen": 2, "best": 1.0}
-    assert kept == {"epoch": 1, "value": 1.0, "checksum": path.read_bytes()[-64:].decode()}
+    assert kept == {
+        "epoch": 1,
+        "update": 2,
+        "value": 1.0,
+        "checksum": path.read_bytes()[-64:].decode(),
+    }
 
     learn = scripted_learner([4, 3])
     second = SaveModel(path, "score", mode="min")

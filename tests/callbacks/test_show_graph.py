@@ -34,6 +34,7 @@ def shown(monkeypatch):
     return output
 
 
+@pytest.mark.slow
 def test_each_epoch_draws_in_the_same_place_and_metrics_stand_beside_the_loss(shown):
     toy_learner().fit(3, cbs=[ShowGraph()])
     assert shown.places == 1
@@ -43,6 +44,7 @@ def test_each_epoch_draws_in_the_same_place_and_metrics_stand_beside_the_loss(sh
     assert shown.pictures == [(336, 560, 4)]
 
 
+@pytest.mark.slow
 def test_within_an_epoch_it_draws_when_the_time_has_come(shown, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(show_graph, "perf_counter", lambda: clock[0])

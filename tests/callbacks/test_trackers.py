@@ -164,8 +164,7 @@ def test_rows_before_an_error_and_before_a_cancel_are_in_the_file(tmp_path):
     assert series(path, "train_loss")[0] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("order", [1, -1])
-@pytest.mark.parametrize("every", ["3 updates", "1 epoch"])
+@pytest.mark.parametrize(("every", "order"), [("3 updates", 1), ("1 epoch", -1)])
 def test_file_of_a_resumed_fit_is_that_of_one_that_was_never_interrupted(tmp_path, every, order):
     def fit(name, *cbs, **options):
         path = tmp_path / name

@@ -1,5 +1,6 @@
 """Validation when it is wanted: where, on what, who acts on it, and that training hears nothing."""
 
+import signal
 from itertools import count, islice
 
 import numpy as np
@@ -414,6 +415,23 @@ def test_compare_tells_epochs_by_updates_and_not_by_validations():
 
 
 # Killed and resumed ---------------------------------------------------------------------------
+
+
+def test_a_signal_in_it_ends_the_fit_behind_it_and_resumes_in_the_same_bits(tmp_path):
+    def run(*cbs, **options):
+        learn = dropout_learner()
+        learn.fit(2, 0.1, cbs=[Validate("3 updates"), *cbs], **options)
+        return trained(learn), validated_at(learn)
+
+    def terminate(learn):
+        if learn.between_batches and learn.n_updates == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    signalled = Checkpoint(tmp_path, "100 updates", on_signal=True)
+    with pytest.raises(SystemExit) as ended:
+        run(signalled, Callback(before_validate=terminate))
+    assert ended.value.code == 75
+    assert run(resume=tmp_path) == run()
 
 
 @pytest.mark.slow

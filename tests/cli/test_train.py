@@ -17,7 +17,7 @@ from PIL import Image
 
 from onecycle import load_predictor
 from onecycle.cli import main, models
-from onecycle.cli.options import Problem
+from onecycle.cli.problem import Problem
 
 pytestmark = pytest.mark.slow
 

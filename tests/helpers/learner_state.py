@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onecycle.callbacks.throughput import NAME as THROUGHPUT
+
 OPAQUE = (FunctionType, MethodType, BuiltinFunctionType, ModuleType, type)
 
 
@@ -97,13 +99,17 @@ def _parts(value: Any) -> dict[str, Any]:
 
 
 def trained(learn: Any) -> dict[str, Any]:
-    """Return the bits that a fit ends in: weights, buffers, optimizer, record, generators."""
+    """Return the bits that a fit ends in: weights, buffers, optimizer, record, generators.
+
+    Of what the clock says, how many values there are.
+    """
     state = {f"model.{name}": _content(t) for name, t in learn.model.state_dict().items()}
     for i, parameter_state in learn.opt.state_dict()["state"].items():
         for name, part in parameter_state.items():
             state[f"opt.{i}.{name}"] = _content(part) if isinstance(part, Tensor) else repr(part)
     for name in learn.recorder.history:
-        state[name] = learn.recorder.history[name].values.tobytes()
+        series = learn.recorder.history[name]
+        state[name] = len(series) if name == THROUGHPUT else series.values.tobytes()
     state["torch"] = torch.get_rng_state().numpy().tobytes()
     state["numpy"] = pickle.dumps(np.random.get_state())
     state["random"] = random.getstate()

@@ -128,6 +128,8 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "cbs": tuple,
     "seed": lambda: 0,
     "kinds": lambda: onecycle.EMA,
+    "blocks": lambda: ["0"],
+    "opt": lambda: toy_learner(2, 4).opt,
 }
 
 #: Where one of the above will not do.
@@ -296,7 +298,12 @@ class Outcome:
 
 
 def outcome(subject: Subject, parameter: str, label: str, value: Any) -> Outcome:
-    """Call a subject with one argument that may be nonsense, in the folder that is current."""
+    """Call a subject with one argument that may be nonsense, in the folder that is current.
+
+    The folder must be empty, since whatever is in it afterwards is removed.
+    """
+    if os.listdir():
+        raise RuntimeError(f"{Path.cwd()} is not empty, and all in it would be removed")
     given = {name: make() for name, make in subject.given.items()} | {parameter: value}
     kinds = {each.name: each.kind for each in subject.parameters.values()}
     star = [given.pop(name) for name in [*given] if kinds[name] is inspect.Parameter.VAR_POSITIONAL]

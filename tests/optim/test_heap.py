@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from onecycle import Callback
-from onecycle.core import heap
+from onecycle.optim import heap
 from onecycle.testing import toy_learner
 
 IS_GLIBC = hasattr(heap.ctypes.CDLL(None), "gnu_get_libc_version") if os.name == "posix" else False
