@@ -33,6 +33,7 @@ class ShowGraph(Callback):
     """
 
     stage = Stage.RECORD  # so that studies leave it out
+    first_process_only = True
     during = "train"
     requires: ClassVar[tuple[type[Callback], ...]] = (Recorder,)
 

@@ -59,6 +59,7 @@ class Timeline(Callback):
     """
 
     stage = Stage.SAVE  # the last to hear that a batch is done
+    first_process_only = True
     during = "train"
     runs_in = frozenset(("fit",))
 

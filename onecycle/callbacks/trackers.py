@@ -15,7 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import distributed
 
 from onecycle.arguments import check_text
 from onecycle.callbacks.checkpoint import Checkpoint
@@ -71,6 +70,7 @@ class Tracker(Callback):
     """
 
     stage = Stage.SAVE  # when all of an update is in the record; and studies leave it out
+    first_process_only = True
     requires: ClassVar[tuple[type[Callback], ...]] = (Recorder,)
 
     #: What a write may raise without ending the fit.
@@ -143,9 +143,7 @@ class Tracker(Callback):
 
     def before_fit(self, learn: Loop) -> None:
         """Open the run; that of a resumed fit is opened when its state is there."""
-        self._is_fitting, self._has_ended = _is_first_process(), False
-        if not self._is_fitting:
-            return
+        self._is_fitting, self._has_ended = True, False
         recorder = recorder_of(learn)
         self._history, self._settings = recorder.history, settings_of(learn)
         self._name = self.name or f"{_kind(learn.model)}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -324,12 +322,6 @@ def _rates(test: Any) -> dict[str, float]:
 
 def _kind(model: Any) -> str:
     return type(model).__name__
-
-
-def _is_first_process() -> bool:
-    return not (distributed.is_available() and distributed.is_initialized()) or (
-        distributed.get_rank() == 0
-    )
 
 
 def package(name: str, owner: str, *, installs: str | None = None) -> ModuleType:
