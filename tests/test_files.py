@@ -137,6 +137,7 @@ def writer(tmp_path: Path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_live_writer_keeps_its_file_and_a_killed_one_is_cleaned_up_after(
     tmp_path: Path, writer
 ) -> None:

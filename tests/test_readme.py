@@ -36,6 +36,7 @@ def ran(tmp_path_factory) -> list[tuple[str, str, dict[str, object]]]:
     return results
 
 
+@pytest.mark.slow
 def test_the_examples_print_what_the_readme_says_up_to_rounding(ran) -> None:
     """Compare words exactly, and numbers loosely: another CPU rounds otherwise."""
     assert len(ran) == 7
@@ -48,12 +49,14 @@ def test_the_examples_print_what_the_readme_says_up_to_rounding(ran) -> None:
         assert NUMBER.sub("#", "\n".join(lines)).split() == NUMBER.sub("#", expected).split()
 
 
+@pytest.mark.slow
 def test_the_example_reaches_the_accuracy_it_prints(ran) -> None:
     learn = ran[0][2]["learn"]
     values = learn.recorder.history["accuracy"].values
     assert values[4] == pytest.approx(0.9917, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_fit_of_the_readme_is_resumed_from_its_checkpoints_and_extended(ran) -> None:
     learn = ran[-1][2]["learn"]
     assert learn.n_updates == learn.n_updates_planned == 6 * 23
@@ -62,6 +65,7 @@ def test_the_fit_of_the_readme_is_resumed_from_its_checkpoints_and_extended(ran)
     assert lrs[-1] == 1e-3 / 1e5
 
 
+@pytest.mark.slow
 def test_the_callbacks_of_the_readme_keep_the_contract(ran) -> None:
     names = ran[-1][2]
     check_callback(names["GradientNorm"])

@@ -101,6 +101,7 @@ def test_the_same_made_twice_is_described_alike_and_without_an_address(make):
     assert "\n" not in described(one)
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_another_process():
     code = (
         "from onecycle.checkpoints.description import described; from functools import partial\n"

@@ -65,6 +65,7 @@ def test_the_second_process_is_refused_before_it_trains_and_told_of_the_first(
     assert not list(tmp_path.glob("*.pt"))
 
 
+@pytest.mark.slow
 def test_a_process_that_died_holds_nothing(tmp_path: Path) -> None:
     with Other(tmp_path) as first:
         first.send_signal(signal.SIGKILL)
@@ -75,6 +76,7 @@ def test_a_process_that_died_holds_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / NAME).exists()
 
 
+@pytest.mark.slow
 def test_a_folder_may_be_locked_twice_by_one_process_and_is_held_to_the_end(
     tmp_path: Path,
 ) -> None:
@@ -89,6 +91,7 @@ def test_a_folder_may_be_locked_twice_by_one_process_and_is_held_to_the_end(
         assert other.holds
 
 
+@pytest.mark.slow
 def test_forked_workers_that_outlive_a_fit_do_not_hold_it(tmp_path: Path) -> None:
     loader = DataLoader(torch.ones(4, 1), 2, num_workers=1, persistent_workers=True)
     learn = Learner((loader, None), torch.nn.Linear(1, 1), torch.mean, device="cpu", seed=0)
@@ -110,6 +113,7 @@ def test_the_folder_is_free_after_a_fit_that_failed(tmp_path: Path) -> None:
     assert not (tmp_path / NAME).exists()
 
 
+@pytest.mark.slow
 def test_the_ranks_of_one_job_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Other(tmp_path):  # rank 0
         monkeypatch.setenv("WORLD_SIZE", "2")

@@ -26,6 +26,7 @@ def accuracy_of(output: str) -> float:
     return float(found[1])
 
 
+@pytest.mark.slow
 def test_the_demo_prints_the_accuracy_last_and_writes_picture_and_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +55,7 @@ def test_the_demo_says_what_the_range_test_suggests_and_trains_with_it(
     assert float(suggested[1]) == pytest.approx(float(used[1]), rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_accuracy_and_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def test_no_plot_shows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     plot_lr_find([1.0], [1.0], [1.0], {})
 
 
+@pytest.mark.slow
 def test_matplotlib_is_loaded_by_the_first_plot_only() -> None:
     code = "import sys, onecycle.plots; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

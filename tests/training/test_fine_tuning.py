@@ -60,6 +60,7 @@ def differences(left, right):
     return [name for name in {**left, **right} if left.get(name) != right.get(name)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", ["1 update", "3 updates", "1 epoch"])
 def test_killed_after_any_update_of_both_stages_it_ends_in_the_same_bits(every, tmp_path):
     expected = tune(learner())

@@ -26,6 +26,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", fail)
 
 
+@pytest.mark.slow
 def test_importing_the_module_does_not_load_torchvision():
     code = "import sys, onecycle.vision; sys.exit('torchvision' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
