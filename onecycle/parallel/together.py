@@ -43,7 +43,7 @@ class ParallelLoop(Loop):
     _has_told = False
     asked_landing: tuple[int, str | None] | None = None
 
-    def join_job(
+    def _join_job(
         self, parallel: Parallel | Default, device: str | torch.device | None
     ) -> str | torch.device | None:
         """Take part in the job that this process belongs to; return the device to train on."""

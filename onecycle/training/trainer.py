@@ -109,7 +109,7 @@ class Trainer(Turns, ParallelLoop):
         parallel: Parallel | Default = Default.OWN,
     ) -> None:
         check_options(model, loss_func, cbs, opt, wd, moms, splitter, n_inp, seed, check)
-        weights, device = self._weights(loss_func, loss_weight), self.join_job(parallel, device)
+        weights, device = self._weights(loss_func, loss_weight), self._join_job(parallel, device)
         groups = self._split(device, model, loss_func, lr, opt, opt_func, wd, splitter, wd_bn_bias)
         self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
         super().__init__(
@@ -125,11 +125,11 @@ class Trainer(Turns, ParallelLoop):
             make_stepper=choose_stepper(model, groups.opt, fast_step, compile),
         )
 
-    def join_job(
+    def _join_job(
         self, parallel: Parallel | Default, device: str | torch.device | None
     ) -> str | torch.device | None:
         """Take part in the job that this process belongs to; return the device to train on."""
-        device = super().join_job(parallel, device)
+        device = super()._join_job(parallel, device)
         if self.processes is not None and type(self).compute_losses is not Turns.compute_losses:
             raise ValueError("several processes train by one loss: compute_losses is for one alone")
         return device
@@ -215,7 +215,6 @@ class Trainer(Turns, ParallelLoop):
             max_updates = UNDECIDED
         n_epoch = check_budget(n_epoch, steps_per_epoch, max_updates)
         own = checked_callbacks(cbs)
-        wd = None if wd is None else check_not_negative("wd", wd)
         resumed = resuming(resume, extend, self._given_seed, self.processes)
         rates = self.groups.expand("lr", self.lr if lr is Default.OWN else lr)
         folders = [cb.folder for cb in [*self.cbs, *(cbs or ())] if isinstance(cb, Checkpoint)]
@@ -227,19 +226,22 @@ class Trainer(Turns, ParallelLoop):
             self.groups.lent("momentum"),
         ):
             if wd is not None:
-                self.groups.set("weight_decay", wd)
+                self.groups.set("weight_decay", check_not_negative("wd", wd))
             self.groups.set("lr", rates)
             warn_of_left_out(self.dls.train, steps_per_epoch)
             if not resumed:
                 warn_of_bad_parameters(self)
-            look = self._first_batch
-            looks = [look] if look is not None and look.check is None and not resumed else []
             self.run_fit(
                 n_epoch,
-                cbs=[*own, *looks, *limit, *resumed],
+                cbs=[*own, *self._looks(resumed), *limit, *resumed],
                 steps_per_epoch=steps_per_epoch,
                 max_updates=max_updates,
             )
+
+    def _looks(self, resumed: Sequence[Callback]) -> list[Callback]:
+        """Return what looks at the first batch of a learner, where there is no such batch yet."""
+        look = self._first_batch
+        return [] if look is None or look.check is not None or resumed else [look]
 
     @says_our_keywords
     def fit_one_cycle(
