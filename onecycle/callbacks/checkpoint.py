@@ -90,6 +90,7 @@ class Checkpoint(Callback):
     """
 
     stage = Stage.SAVE
+    hears_last = True
     during: During = "train"
 
     @says_our_keywords

@@ -58,6 +58,7 @@ class MaxTime(Callback):
     """
 
     stage = Stage.SAVE
+    hears_last = True
     during = "train"
 
     def __init__(self, seconds: float) -> None:

@@ -53,6 +53,7 @@ class Resume(Callback):
     """
 
     stage = Stage.SAVE
+    hears_last = True
 
     def __init__(
         self,

@@ -58,7 +58,8 @@ class Timeline(Callback):
         ['data', 'forward', 'Recorder']
     """
 
-    stage = Stage.SAVE  # the last to hear that a batch is done
+    stage = Stage.SAVE
+    hears_last = True  # that a batch is done
     first_process_only = True
     during = "train"
     runs_in = frozenset(("fit",))

@@ -31,7 +31,7 @@ _FITS: frozenset[Run] = frozenset(("fit",))
 class Stage(IntEnum):
     """When a callback hears of an event, compared with the others.
 
-    Within a stage the order is that of the list of callbacks.
+    Within a stage the order is that of the list of callbacks, but for those that hear last.
     """
 
     PREPARE = 0  #: may change things: schedules, augmentation, precision, clipping
@@ -50,6 +50,8 @@ class Callback(SaysOurNames):
 
     Attributes:
         stage: When this callback hears of an event, compared with the others.
+        hears_last: Whether it hears of an event after the others of its stage, as what keeps the
+            state of them all does.
         requires: Types of callbacks that must take part too; checked before the first batch.
         during: Whether the batch events are for ``"train"``, ``"valid"`` or ``"both"``.
         runs_in: The runs it takes part in: ``"fit"``, ``"range_test"``, ``"inference"``.
@@ -92,6 +94,7 @@ class Callback(SaysOurNames):
 
     stage: Stage = Stage.REACT
     requires: ClassVar[tuple[type[Callback], ...]] = ()
+    hears_last: bool = False
     during: During = "both"
     runs_in: frozenset[Run] | None = None
     first_process_only: bool = False

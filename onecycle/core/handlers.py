@@ -43,7 +43,7 @@ class Handlers:
             during: As for the class.
             held: Those among them whose ``before_batch`` is left out.
         """
-        ordered = sorted(callbacks, key=lambda callback: callback.stage)
+        ordered = sorted(callbacks, key=lambda each: (each.stage, each.hears_last))
         for event in EVENTS:
             for_batches = event in BATCH_EVENTS
             handlers: list[Handler] = [

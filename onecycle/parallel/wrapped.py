@@ -175,6 +175,7 @@ class DataParallel:
 
 def _callback(stage: Stage, **handlers: Any) -> Callback:
     made = Callback(during="train", **handlers)
+    made.hears_last = stage is Stage.SAVE
     made.stage, made.runs_in = stage, frozenset(("fit", "range_test"))
     return made
 

@@ -29,7 +29,7 @@ def land(
         check_text("reason", reason)
     if learn.running is None:
         start = Callback(before_fit=landing_plan(learn, 0, updates, reason).join)
-        start.stage = Stage.SAVE
+        start.stage, start.hears_last = Stage.SAVE, True
         learn.fit(None, cbs=[*checked_callbacks(cbs), start], max_updates=updates, resume=resume)
         return
     if learn.running != "fit":

@@ -471,3 +471,23 @@ def test_keep_needs_a_name_for_each_epoch(tmp_path):
 def test_what_is_no_path_is_refused(path):
     with pytest.raises((TypeError, ValueError), match="path must be a path"):
         SaveModel(path)
+
+
+def test_listed_after_a_checkpoint_its_best_epoch_is_in_the_checkpoint_of_that_epoch(tmp_path):
+    class KilledError(Exception):
+        pass
+
+    def fit(learn, folder, *cbs, **options):
+        save = SaveModel(folder / "best.pt", "score", mode="min")
+        learn.fit(3, lr=0.1, cbs=[Checkpoint(folder / "fit", "1 epoch"), save, *cbs], **options)
+        return weights(learn)
+
+    def kill(learn):
+        if learn.epoch == 1:
+            raise KilledError
+
+    whole = fit(scripted_learner([1, 3, 2]), tmp_path / "whole")
+    with pytest.raises(KilledError):
+        fit(scripted_learner([1, 3, 2]), tmp_path / "killed", Callback(before_epoch=kill))
+    resumed = scripted_learner([3, 2])
+    assert same(fit(resumed, tmp_path / "killed", resume=tmp_path / "killed" / "fit"), whole)
