@@ -130,7 +130,8 @@ def summarize(learn: Loop) -> Summary:
         own = list(module.parameters(recurse=False))
         output = outputs.get(module, "")
         layers.append(Layer(name, type(module).__name__, output, _count(own), _trainable(own)))
-    by_stage = groupby(sorted(learn.cbs, key=lambda cb: (cb.stage, cb.hears_last)), key=lambda cb: cb.stage)
+    ordered = sorted(learn.cbs, key=lambda cb: (cb.stage, cb.hears_last))
+    by_stage = groupby(ordered, key=lambda cb: cb.stage)
     return Summary(
         layers=tuple(layers),
         n_parameters=_count(parameters),
