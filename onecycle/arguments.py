@@ -230,21 +230,14 @@ def check_callable(name: str, value: object, *arguments: str) -> None:
 
 
 def check_takes_learn(callback: object, name: str) -> None:
-    """Refuse a handler that could not be called with the learner alone.
-
-    Args:
-        callback: A callback, or a class of one, of which what it defines itself is looked at.
-        name: The event.
-    """
-    is_class = isinstance(callback, type)
-    handler = vars(callback).get(name) if is_class else getattr(callback, name, None)
+    """Refuse a handler of a callback that could not be called with the learner alone."""
+    handler = getattr(callback, name, None)
     if inspect.ismethod(handler) or inspect.isfunction(handler):
         try:
-            inspect.signature(handler).bind(*("self", "learn")[not is_class :])
+            inspect.signature(handler).bind(callback)
         except TypeError as error:
-            kind: Any = callback if is_class else type(callback)
             raise TypeError(
-                f"{kind.__name__}.{name} is called with the learner: add learn, as in "
+                f"{type(callback).__name__}.{name} is called with the learner: add learn, as in "
                 f"def {name}(self, learn) ({error})"
             ) from None
 

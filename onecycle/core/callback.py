@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
-from onecycle.arguments import check_one_of, check_takes_learn, shown
+from onecycle.arguments import check_one_of, shown
 from onecycle.core.events import EVENT_PREFIXES, EVENTS
 from onecycle.elsewhere import SaysOurNames, explain_foreign_name, explain_unknown_event
 from onecycle.errors import UnknownEventError
@@ -71,7 +71,6 @@ class Callback(SaysOurNames):
     Raises:
         UnknownEventError: If a method or keyword looks like an event and is none; raised when
             the class is made.
-        TypeError: If a method that is an event does not take the learner; raised likewise.
 
     Example:
         >>> class Count(Callback):
@@ -128,8 +127,6 @@ class Callback(SaysOurNames):
             is_like_one = name.startswith(EVENT_PREFIXES) or explain_foreign_name(name)
             if is_like_one and name not in EVENTS:
                 raise UnknownEventError(explain_unknown_event(cls.__name__, name, *_KNOWN))
-        for name in EVENTS:
-            check_takes_learn(cls, name)
         if cls.during not in _DURING:
             raise ValueError(
                 f'{cls.__name__}.during must be "train", "valid" or "both"; got {cls.during!r}'
