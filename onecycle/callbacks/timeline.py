@@ -177,6 +177,7 @@ def _owners(learn: Loop) -> dict[tuple[int, str], list[tuple[str, str]]]:
             handler: Any = getattr(callback, event, None)
             while isinstance(handler, functools.partial):
                 handler = handler.func
+            handler = getattr(handler, "__wrapped__", handler)
             code = getattr(getattr(handler, "__func__", handler), "__code__", None)
             if code is not None:
                 key, file = (code.co_firstlineno, code.co_name), code.co_filename

@@ -73,6 +73,7 @@ class When(Callback):
             requires=self.callback.requires,
             during=self.callback.during,
             runs_in=self.callback.runs_in,
+            first_process_only=self.callback.first_process_only,
         )
         known = (name for name in EVENTS if hasattr(self.callback, name))
         handlers = {name: getattr(self.callback, name) for name in known}

@@ -122,6 +122,7 @@ class _Picked:
 
     def __init__(self, occasions: Occasions, event: str, handler: _Handler) -> None:
         self._occasions, self._event, self._handler = occasions, event, handler
+        self.__wrapped__ = handler
         self.__self__ = getattr(handler, "__self__", None)
         self.__module__ = getattr(handler, "__module__", "")  # that of whom it belongs to
 
