@@ -23,6 +23,7 @@ _PARTS: dict[str, dict[str, str]] = {
 ORDER = ("data", "transfer", "forward", "loss", "backward", "step")
 #: What calls callbacks; and what is called beside them: what measures, and no callback at all.
 _FIRES = "onecycle/core/handlers.py"
+_FILTER = "onecycle/schedules/occasions.py"
 _NO_PARTS = ("onecycle/callbacks/timeline.py", _FIRES)
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
@@ -91,7 +92,9 @@ def _part_of(
     calling_file, _, calling = _where(caller)
     if calling_file.endswith(_LOOP):
         return _PARTS.get(calling, {}).get(name)
-    if calling == "fire" and calling_file.endswith(_FIRES):
+    if file.endswith(_FILTER):
+        return None  # what it calls is one
+    if (calling == "fire" and calling_file.endswith(_FIRES)) or calling_file.endswith(_FILTER):
         found = owners.get((line, name), ())
         return next((owner for path, owner in found if path.endswith(file)), "other callbacks")
     return None
