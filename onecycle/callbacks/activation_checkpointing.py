@@ -55,7 +55,7 @@ class ActivationCheckpointing(Callback):
         if not self.blocks:
             raise ValueError('blocks must be names of modules, such as ["layers.*"]; got none')
         for block in self.blocks:
-            check_text("a block", block)
+            check_text("each of blocks", block)
         self._wrapped: list[tuple[nn.Module, Any]] = []
 
     def before_fit(self, learn: Loop) -> None:
@@ -103,7 +103,9 @@ def matching(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
         fitting = {name: module for name, module in modules.items() if _fits(name, pattern)}
         if not fitting:
             names = ", ".join([*modules][:8]) + (", ..." if len(modules) > 8 else "")
-            raise ValueError(f"no module of the model is called {pattern!r}; it has {names}")
+            raise ValueError(
+                f"blocks: no module of the model is called {pattern!r}; it has {names}"
+            )
         found |= fitting
     for outer in found:
         for inner in found:

@@ -92,7 +92,7 @@ class ActivationStats(Callback):
         names = _default_layers(modules) if self.layers is None else self.layers
         if unknown or not names:
             raise ValueError(
-                f"the model has no layer {unknown[0]!r}"
+                f"layers: the model has no layer {unknown[0]!r}"
                 if unknown
                 else "the model has no layer "
                 "that could be measured: give layers=, the names of some"

@@ -253,7 +253,9 @@ class ReduceLROnPlateau(_Patience):
         threshold: float = 0.0,
         cooldown: int = 0,
     ) -> None:
-        super().__init__(Monitor(monitor, mode, min_delta, threshold), patience)
+        super().__init__(
+            Monitor(monitor, mode, min_delta, threshold), check_count("patience", patience)
+        )
         if not 0 < check_finite("factor", factor) < 1:
             raise ValueError(f"factor must be between 0 and 1, both excluded; got {factor!r}")
         self.factor, self.min_lr = factor, check_not_negative("min_lr", min_lr)

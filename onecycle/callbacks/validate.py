@@ -126,7 +126,8 @@ class Validate(Callback):
         if self._unit == "update":
             return learn.n_updates // self._number > self._done // self._number
         if self._unit == "minute":
-            return time.monotonic() - self._when >= 60 * self._number
+            due = time.monotonic() - self._when >= 60 * self._number
+            return due if learn.processes is None else learn.processes.any(due)
         if self._unit == "whole epoch":
             return False
         part = self._number * self._whole

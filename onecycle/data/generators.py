@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -85,3 +87,36 @@ def put_state(generator: Any, state: Any) -> None:
         generator.setstate(state)
     else:
         generator.set_state(state)
+
+
+def seed_global(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch, the latter's on the CPU alone.
+
+    Args:
+        seed: In [0, 2**63).
+    """
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
+
+
+def global_states() -> tuple[Any, ...]:
+    """Return the states of the global generators of Python, NumPy and torch, on the CPU."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def put_global_states(states: tuple[Any, ...]) -> None:
+    """Put back what `global_states` returned."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+@contextmanager
+def kept_states() -> Iterator[None]:
+    """Run a block that leaves the global generators of Python, NumPy and torch as they were."""
+    before = global_states()
+    try:
+        yield
+    finally:
+        put_global_states(before)

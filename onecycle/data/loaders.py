@@ -93,7 +93,7 @@ class DataLoaders(SaysOurNames):
         _check_loader(train, "training", "drop_last=True with fewer samples than batch_size?")
         named = _named_sets(valid)
         for name, loader in named.items():
-            role = f"validation ({name})" if name else "validation"
+            role = f"valid[{name!r}], a validation" if name else "validation"
             _check_loader(loader, role, "pass None to train without validation")
         self.train = train
         self.valid = next(iter(named.values()), None)

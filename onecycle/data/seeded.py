@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Sized
 from os import getpid
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from onecycle.arguments import shown
-from onecycle.data.generators import order_seed, put_state, seed_generator, state_of
+from onecycle.data.generators import (
+    global_states,
+    order_seed,
+    put_global_states,
+    put_state,
+    seed_generator,
+    seed_global,
+    state_of,
+)
 from onecycle.data.sources import generators
 
 
@@ -45,6 +49,7 @@ class SeededDataset(Dataset[Any]):
         TypeError: If it is no map-style data set.
 
     Example:
+        >>> import torch
         >>> from torch.utils.data import DataLoader
         >>> from onecycle.data.passes import start_pass
         >>> class Noisy(Dataset):
@@ -125,32 +130,17 @@ class SeededIndex(int):
         return int(self), self.seed
 
 
-@contextmanager
-def kept_states() -> Iterator[None]:
-    """Run a block that leaves the global generators of Python, NumPy and torch as they were."""
-    before = _states([])
-    try:
-        yield
-    finally:
-        _put_back(before)
-
-
 def _seed(seed: int, own: list[Any]) -> None:
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(seed)
+    seed_global(seed)
     for i, generator in enumerate(own, 1):  # each its own stream
         seed_generator(generator, order_seed(seed, i))
 
 
 def _states(own: list[Any]) -> tuple[Any, ...]:
-    each = [(generator, state_of(generator)) for generator in own]
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), each
+    return global_states(), [(generator, state_of(generator)) for generator in own]
 
 
 def _put_back(states: tuple[Any, ...]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-    for generator, state in states[3]:
+    put_global_states(states[0])
+    for generator, state in states[1]:
         put_state(generator, state)

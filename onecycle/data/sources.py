@@ -205,8 +205,11 @@ def _is_drawing(function: FunctionType) -> bool:
 
 @cache
 def draws_in_turn(kind: Any) -> bool:
-    """Tell whether code of a class draws from torch's global generator between two of its items."""
-    return any(
+    """Tell whether code of a class draws from torch's global generator between two of its items.
+
+    torch's own samplers draw when a pass begins, or from the generator that has their order.
+    """
+    return not kind.__module__.startswith("torch.utils.data.") and any(
         (code.co_flags & inspect.CO_GENERATOR or method.__name__ == "__next__")
         and "torch" in code.co_names
         and not (_DRAWING - {"randperm"}).isdisjoint(code.co_names)

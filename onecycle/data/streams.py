@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from onecycle.data.generators import kept_states
 from onecycle.data.held import hold_loaders
 from onecycle.data.loaders import TensorLoader, n_batches
 from onecycle.data.nested import leaves
 from onecycle.data.passes import can_skip, hearers, start_pass
-from onecycle.data.seeded import kept_states
 from onecycle.data.sources import data_sets, order_parts
 
 log = logging.getLogger("onecycle")

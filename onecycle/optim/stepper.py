@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
+from onecycle.arguments import check_is, shown
 from onecycle.explanations import explain_backward_error
 
 
@@ -91,6 +92,10 @@ class Stepper:
     forward_pass: ForwardPass | None = None
 
     def __init__(self, opt: Optimizer, reason: str | None = None) -> None:
+        if isinstance(opt, type) or not hasattr(opt, "param_groups"):
+            raise TypeError(f"opt must be an optimizer, such as learn.opt; got {shown(opt)}")
+        if reason is not None:
+            check_is("reason", reason, str)
         self.opt, self.reason = opt, reason
         self.grad_factor: float | Tensor = 1.0
         self.params: list[nn.Parameter] = []

@@ -12,12 +12,12 @@ from onecycle.processes import Processes, join, local_device, n_processes
 
 log = logging.getLogger("onecycle")
 
-#: How several processes train one model: each has all of it, or none trains with the others.
-Parallel = Literal["ddp"] | None
+#: How several processes train one model: each has all of it.
+Parallel = Literal["ddp"]
 
 
 def joined(
-    parallel: Parallel | Default, device: str | torch.device | None
+    parallel: Parallel | Default | None, device: str | torch.device | None
 ) -> tuple[Processes | None, str | torch.device | None]:
     """Let this process join the others of its job, and say on which device it trains.
 
@@ -37,7 +37,7 @@ def joined(
         (None, 'cpu')
     """
     asked: object = parallel
-    if asked == "fsdp":
+    if isinstance(asked, str) and asked == "fsdp":
         raise ValueError(
             'parallel="fsdp" is not supported: each process has the whole model, parallel="ddp"'
         )

@@ -8,17 +8,15 @@ its part by position. So no sample comes twice and none is left out, and the ord
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
-from onecycle.data.generators import order_seed
+from onecycle.data.generators import global_states, order_seed, put_global_states, seed_global
 from onecycle.data.loaders import TensorLoader, n_batches, shared_loader
 from onecycle.data.nested import concatenate
 from onecycle.data.parts import Part, PartSampler
@@ -180,19 +178,17 @@ def _in_stream(start: Callable[[], Iterator[Any]], seed: int) -> Iterator[Any]:
     """Draw batches while the global generators are in a stream of their own, the same for all."""
     stream, batches = None, None
     while True:
-        own = _states()
+        own = global_states()
         if stream is None:
-            random.seed(seed)
-            np.random.seed(seed & 0xFFFFFFFF)
-            torch.default_generator.manual_seed(seed)
+            seed_global(seed)
         else:
-            _put(stream)
+            put_global_states(stream)
         try:
             batches = start() if batches is None else batches
             batch = next(batches, _END)
-            stream = _states()
+            stream = global_states()
         finally:
-            _put(own)
+            put_global_states(own)
         if batch is _END:
             return
         yield batch
@@ -200,16 +196,5 @@ def _in_stream(start: Callable[[], Iterator[Any]], seed: int) -> Iterator[Any]:
 
 def seed_all(seed: int) -> None:
     """Seed the generators of Python, NumPy and torch, all devices, with a number in [0, 2**63)."""
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
+    seed_global(seed)
     torch.manual_seed(seed)
-
-
-def _states() -> tuple[Any, Any, Any]:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def _put(states: tuple[Any, Any, Any]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])

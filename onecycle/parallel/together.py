@@ -44,7 +44,7 @@ class ParallelLoop(Loop):
     asked_landing: tuple[int, str | None] | None = None
 
     def _join_job(
-        self, parallel: Parallel | Default, device: str | torch.device | None
+        self, parallel: Parallel | Default | None, device: str | torch.device | None
     ) -> str | torch.device | None:
         """Take part in the job that this process belongs to; return the device to train on."""
         self._shares, self._agreed = True, None

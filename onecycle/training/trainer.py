@@ -106,7 +106,7 @@ class Trainer(Turns, ParallelLoop):
         compile: bool | str = False,
         check: bool = True,
         loss_weight: Callable[[Any, Any], Weight] | None = None,
-        parallel: Parallel | Default = Default.OWN,
+        parallel: Parallel | Default | None = Default.OWN,
     ) -> None:
         check_options(model, loss_func, cbs, opt, wd, moms, splitter, n_inp, seed, check)
         weights, device = self._weights(loss_func, loss_weight), self._join_job(parallel, device)
@@ -126,7 +126,7 @@ class Trainer(Turns, ParallelLoop):
         )
 
     def _join_job(
-        self, parallel: Parallel | Default, device: str | torch.device | None
+        self, parallel: Parallel | Default | None, device: str | torch.device | None
     ) -> str | torch.device | None:
         """Take part in the job that this process belongs to; return the device to train on."""
         device = super()._join_job(parallel, device)

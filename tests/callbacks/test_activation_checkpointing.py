@@ -198,7 +198,7 @@ def test_a_forward_pass_of_the_block_s_own_is_kept() -> None:
         (["layers.*"], {}, "no module of the model is called 'layers.*'; it has blocks, blocks.0"),
         (["blocks"], {"name": "blocks.1"}, "'blocks.1' lies in the block 'blocks'"),
         ("blocks.*", {}, "names of modules"),
-        ([3], {}, "a block"),
+        ([3], {}, "each of blocks"),
         ([], {}, "names of modules"),
     ],
 )

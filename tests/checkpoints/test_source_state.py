@@ -13,7 +13,7 @@ from learner_state import trained
 from moving_parts import Passes, PythonField, Queue, Steers, Transformed
 from own_samplers import SAMPLERS, Stateful
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, WeightedRandomSampler
 
 from onecycle import Callback, Checkpoint, Learner, SeededDataset
 from onecycle.callbacks import resume as resuming
@@ -237,3 +237,25 @@ def test_to_ask_a_loader_where_it_stands_draws_no_random_number_of_the_fit(tmp_p
     (tmp_path / "checkpoint-000009.pt").unlink(missing_ok=True)
     (tmp_path / "checkpoint-000008.pt").unlink()
     assert ends(resume=tmp_path) == alone
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shuffle": True},
+        {"shuffle": True, "generator": torch.Generator()},
+        {"sampler": RandomSampler(range(N), replacement=True)},
+        {"sampler": WeightedRandomSampler([1.0] * N, N)},
+    ],
+    ids=["shuffled", "own generator", "with replacement", "weighted"],
+)
+def test_torchs_samplers_beside_dropout_end_in_the_same_bits_and_nothing_is_said(
+    options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def make() -> Learner:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        return learner(DataLoader(torch.linspace(0, 1, N)[:, None], 4, **options), model)
+
+    assert same_bits(make, tmp_path, at=5)
+    assert "other bits" not in caplog.text
