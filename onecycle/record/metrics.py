@@ -583,14 +583,15 @@ class MetricSet:
         targets = target if type(target) is tuple else (target,)
         if self._is_empty:
             self.begin(loss.device)
-        seen: list[tuple[Any, ...]] = []
+        processes, seen = self._processes, None
         for update, weighted_by in self._updates:
             if weighted_by is not None:
                 update(pred, *targets, weight=loss_weight if weighted_by == "loss" else n)
-            elif self._processes is None:
+            elif processes is None:
                 update(pred, *targets)
             else:
-                seen = self._seen_by_all(seen, (pred, *targets), n, loss.device)
+                if seen is None:
+                    seen = _seen_by_all(processes, (pred, *targets), n, loss.device)
                 for each in seen:
                     update(*each)
         if self._others:
@@ -608,17 +609,6 @@ class MetricSet:
                 weighted_by = metric.weighted_by
             self._updates.append((metric.update, weighted_by))
         self._is_empty = False
-
-    def _seen_by_all(
-        self, seen: list[tuple[Any, ...]], own: tuple[Any, ...], n: int, device: torch.device
-    ) -> list[tuple[Any, ...]]:
-        """Return predictions and targets of each process with samples, asked for once a batch."""
-        if self._processes is None:
-            return [own]
-        if not seen:
-            parts = self._processes.gather(map_tensors(Tensor.cpu, own) if n else None)
-            seen = [map_tensors(lambda t: t.to(device), part) for part in parts if part]
-        return seen
 
     def _add_up(self) -> None:
         """Put the means over all processes in place of those over this one's samples."""
@@ -693,6 +683,14 @@ def _alone(metric: Any) -> Iterator[None]:
             each.sync_on_compute = before
 
 
+def _seen_by_all(
+    processes: Processes, own: tuple[Any, ...], n: int, device: torch.device
+) -> list[tuple[Any, ...]]:
+    """Return predictions and targets of each process that has samples of a batch."""
+    parts = processes.gather(map_tensors(Tensor.cpu, own) if n else None)
+    return [map_tensors(lambda t: t.to(device), part) for part in parts if part]
+
+
 def _gives_nan(metric: Metric) -> bool:
     """Tell whether a metric is NaN by itself where a prediction is."""
     return type(metric) is MeanMetric and is_ours(metric.func)
@@ -728,7 +726,8 @@ def _check_tensors(name: str, pred: Tensor, target: Tensor) -> None:
 
 
 def _check_class_indices(name: str, pred: Tensor, target: Tensor) -> None:
-    _check_tensors(name, pred, target)
+    if not (isinstance(pred, Tensor) and isinstance(target, Tensor)):
+        _check_tensors(name, pred, target)
     shape = pred.shape
     if len(shape) < 2 or shape[1] == 1:
         raise ValueError(
