@@ -15,7 +15,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 #: the others, 04 and 07 need real data, 06 and 09 make many fits: too much for each run.
 SMALL = {
     "01_quickstart": ("epochs = 1", "images are wrong"),
-    "02_finding_a_learning_rate": ("peaks, seeds = [1e-3, 1e-1], [0]", "7 cycles of 50 updates"),
+    "02_finding_a_learning_rate": ("peaks, seeds = [1e-3, 1e-1], [0]", "cycles of 50 updates; "),
     "03_schedules": ("steps = 60", "momentum 0 became 0.95"),
     "05_writing_callbacks": ("epochs = 1", "Forgetful | rule broken"),
     "08_ensembles_and_averages": ("seeds, epochs, images = [0], 1, 100", "eight shifted views"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from onecycle.arguments import Default
 from onecycle.core.callback import Callback, Handler, Run
 from onecycle.core.handlers import Handlers
 from onecycle.core.loop import Loop
-from onecycle.core.restore import RngState
+from onecycle.core.restore import RngState, surely
 from onecycle.data.streams import is_stream
 from onecycle.errors import OnecycleError
 from onecycle.parallel.agreed import AgreedHandlers, agreed_events
@@ -69,12 +70,12 @@ class ParallelLoop(Loop):
         own = others.batch_size_of(self.dls.train)
         if own is None or size is None or own * items != size * others.items:
             size = None  # their size has changed, which the plan of the fit refuses
-        self.shards = others
         try:
+            self.shards = others
             with others.resumed(self.dls.train, size, items):
                 yield
         finally:
-            self.shards = shards
+            surely(partial(setattr, self, "shards", shards))
 
     def drawn_seed(self) -> int:
         """Draw a seed, the same in every process."""
@@ -95,14 +96,14 @@ class ParallelLoop(Loop):
         if self.shards is None or self._run is not None:
             super().run_fit(n_epoch, cbs=cbs, run=run, **limits)
             return
-        before = self.cbs, self._agreed
+        cbs_before, agreed_before = self.cbs, self._agreed
         with self.shards.running(), failing_together(self.processes):
             try:
                 both = [*self._joined(self.processes, [n_epoch, *limits.values()], run, cbs)]
                 super().run_fit(n_epoch, cbs=[*cbs, *both], run=run, **limits)
                 _go_on_alike(self.processes)
             finally:
-                self.cbs, self._agreed = before
+                surely(partial(vars(self).update, cbs=cbs_before, _agreed=agreed_before))
 
     def _joined(
         self,
@@ -203,11 +204,12 @@ class ParallelLoop(Loop):
             means.update(self.pred, self.yb, self.loss, 0, 0)
 
     def _infer(self, dl: Any, cbs: Sequence[Callback], collect: Handler, with_loss: bool) -> None:
-        shares, self._shares = self._shares, False
+        shares = self._shares
         try:
+            self._shares = False
             super()._infer(dl, cbs, collect, with_loss)
         finally:
-            self._shares = shares
+            surely(partial(setattr, self, "_shares", shares))
 
 
 def _compared(processes: Processes, limits: list[Any], callbacks: Sequence[Callback]) -> set[str]:
