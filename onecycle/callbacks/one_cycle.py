@@ -8,6 +8,7 @@ from onecycle.arguments import check_fraction, check_momenta, shown
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.optim.groups import GroupValues
 from onecycle.schedules.policies import (
+    SHORTEST_LINE,
     momentum_cycle,
     one_cycle,
     smith_momentum,
@@ -190,5 +191,10 @@ def _rise(policy: Policy, pct_start: float | None) -> float:
         raise ValueError(
             f"pct_start is at most 0.5 for the policy {policy!r}, which falls in as many updates "
             f"as it rises; got {pct_start} (join makes a schedule of any phases)"
+        )
+    if policy == "smith" and pct_start < SHORTEST_LINE:
+        raise ValueError(
+            f"pct_start is at least {SHORTEST_LINE} for the policy 'smith', whose lines are that "
+            f"long; got {pct_start}"
         )
     return pct_start

@@ -178,11 +178,11 @@ def _named_sets(valid: Any) -> dict[str, Iterable[Any]]:
     if not valid:
         raise ValueError("valid={} names no validation set: pass None to train without validation")
     for name in valid:
-        check_text("the name of a validation set", name)
+        check_text("a name in valid", name)
         if "/" in name:
             raise ValueError(
-                f"the name of a validation set must have no '/', which is in the names of its "
-                f"series, as in valid_loss/noisy; got {name!r}"
+                f"a name in valid must have no '/', which is in the names of the set's series, as "
+                f"in valid_loss/noisy; got {name!r}"
             )
     return dict(valid)
 

@@ -43,6 +43,9 @@ from onecycle.schedules.shapes import (
 
 Anneal: TypeAlias = Literal["cosine", "linear"]
 
+#: Of `smith_momentum`, as a fraction of the training: a thousand lines are a zigzag already.
+SHORTEST_LINE = 0.001
+
 
 def one_cycle(
     lr_max: float,
@@ -235,8 +238,8 @@ def smith_momentum(high: float = 0.95, low: float = 0.85, *, half_cycle: float =
     Args:
         high: The momentum at the start, in [0, 1).
         low: The lowest momentum, at the end of the first line.
-        half_cycle: The length of each line, as a fraction of the training; above 1, the first
-            line is not finished.
+        half_cycle: The length of each line, as a fraction of the training, at least 0.001; above
+            1, the first line is not finished.
 
     Returns:
         The schedule.
@@ -256,6 +259,11 @@ def smith_momentum(high: float = 0.95, low: float = 0.85, *, half_cycle: float =
     """
     top, bottom = check_momentum("high", high), check_momentum("low", low)
     length = check_positive("half_cycle", half_cycle)
+    if length < SHORTEST_LINE:
+        raise ValueError(
+            f"half_cycle must be at least {SHORTEST_LINE}: it is a fraction of the training; "
+            f"got {shown(half_cycle)}"
+        )
     n = max(1, math.ceil(1.0 / length - TOLERANCE))
     turns = [top if k % 2 == 0 else top - (top - bottom) / 2 ** (k // 2) for k in range(n + 1)]
     lines = [(length, linear(a, b)) for a, b in pairwise(turns)]

@@ -201,6 +201,7 @@ def test_a_peak_of_zero_with_an_own_schedule_is_refused():
         (partial(MomentumCycler, (0.9, 0.8, 0.7), policy="smith"), "momentum it began with"),
         (partial(MomentumCycler, policy="sine"), "policy must be"),
         (partial(MomentumCycler, pct_start=0.6, policy="smith"), "pct_start is at most 0.5"),
+        (partial(MomentumCycler, pct_start=1e-6, policy="smith"), "pct_start is at least 0.001"),
         (partial(OneCycleSchedule, 0.1, pct_start=0.6, policy="three_phase"), "at most 0.5"),
         (partial(OneCycleSchedule, 0.1, pct_start=30, policy="three_phase"), r"did you mean 0.3"),
     ],

@@ -189,7 +189,7 @@ def test_validate_and_check_measure_every_set_by_the_names_of_the_record():
     [
         ({}, ValueError, "names no validation set"),
         ({"a/b": [1]}, ValueError, "must have no '/'"),
-        ({"": [1]}, TypeError, "name of a validation set must be a text"),
+        ({"": [1]}, TypeError, "a name in valid must be a text"),
         ({"a": [1], "b": []}, ValueError, r"validation loader is empty"),
         ({"a": [1], "b": iter([1])}, TypeError, "iterated only once"),
     ],

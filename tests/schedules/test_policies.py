@@ -75,6 +75,19 @@ def test_clr_beta_is_fastais_formula_at_every_batch(n, div, pct):
     np.testing.assert_allclose(ours(positions(n)), momenta, rtol=1e-12)
 
 
+@pytest.mark.parametrize("half_cycle", [0.00099, 1e-12, 1e-200])
+def test_smiths_momentum_refuses_lines_too_short_to_be_counted(half_cycle):
+    with pytest.raises(ValueError, match=f"half_cycle must be at least 0.001.*{half_cycle}"):
+        smith_momentum(half_cycle=half_cycle)
+
+
+def test_smiths_shortest_lines_meet_the_momentum_where_they_should():
+    every = smith_momentum(0.9, 0.5, half_cycle=0.001)
+    assert every(0.001) == pytest.approx(0.5)
+    assert every(0.003) == pytest.approx(0.7)
+    assert every(0.002) == pytest.approx(0.9)
+
+
 # --- fastai 1 --------------------------------------------------------------------------------
 
 
