@@ -239,6 +239,11 @@ class Processes:
         """Tell whether one of the processes says so."""
         return bool(self.most(int(flag)))
 
+    def are_alike(self, value: int) -> bool:
+        """Tell whether all processes give the same number."""
+        most, least = self._host([value, -value], dist.ReduceOp.MAX)
+        return most == -least
+
     def _host(self, values: list[float], op: Any) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, op, group=_groups.ready().host)

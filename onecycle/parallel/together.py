@@ -117,8 +117,6 @@ class ParallelLoop(Loop):
             return []
         processes.ready()
         callbacks = [each for each in (*self.cbs, *cbs) if each.takes_part_in(run)]
-        if any(type(each).__name__ == "MaxTime" for each in callbacks):
-            raise ValueError("max_time= is for one process: the clocks of several do not agree")
         if run == "fit" and processes.is_first and not self._has_told:
             self._has_told = True
             self._tell(processes.world)
@@ -152,12 +150,10 @@ class ParallelLoop(Loop):
         """Start the pass over this process's part of ``dl``."""
         if self.shards is None or not self._shares:
             return super()._begin_pass(skip)
-        if self.training and self.steps_per_epoch is not None and is_stream(self.dl):
-            raise ValueError(
-                "several processes do not go on in a stream that steps_per_epoch cuts: leave it "
-                "out, or give the loader an order for each epoch, by set_epoch"
-            )
-        return self.shards.start_pass(self.dl, self.seed, self.total_epochs, skip)
+        order = self.dl, self.seed, self.total_epochs
+        if self.training and is_stream(self.dl):
+            return self.shards.go_on_in(self.stream, *order, skip, self.n_iter)
+        return self.shards.start_pass(*order, skip)
 
     def count_batches(self, dl: Any) -> int | None:
         """Return how many batches of all processes a pass over a loader has."""

@@ -125,15 +125,6 @@ class Trainer(Turns, ParallelLoop):
             make_stepper=choose_stepper(model, groups.opt, fast_step, compile),
         )
 
-    def _join_job(
-        self, parallel: Parallel | Default | None, device: str | torch.device | None
-    ) -> str | torch.device | None:
-        """Take part in the job that this process belongs to; return the device to train on."""
-        device = super()._join_job(parallel, device)
-        if self.processes is not None and type(self).compute_losses is not Turns.compute_losses:
-            raise ValueError("several processes train by one loss: compute_losses is for one alone")
-        return device
-
     def _weights(self, loss_func: Any, given: Callable[[Any, Any], Weight] | None) -> LossWeights:
         return LossWeights(loss_func, given, type(self).compute_loss is Loop.compute_loss)
 
