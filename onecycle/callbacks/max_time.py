@@ -91,7 +91,7 @@ class MaxTime(Callback):
         self._began = self._now()
 
     def _now(self) -> float:
-        """Look at the clock: of several processes at that of the first, so that all decide alike."""
+        """Look at the clock; of several processes at that of the first, so that they agree."""
         if self._processes is None:
             return time.monotonic()
         return self._processes.from_first(time.monotonic)

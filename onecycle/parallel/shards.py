@@ -103,8 +103,8 @@ class Shards:
         """Start one pass over this process's part, as `onecycle.data.passes.start_pass` does."""
         self._tell(dl)
         if not _is_by_rows(dl):
-            start = start_pass if isinstance(dl, list | tuple) else start_apart
-            return self._by_item(partial(start, dl, seed, epoch, skip=skip * self.items))
+            open_it = start_pass if isinstance(dl, list | tuple) else start_apart
+            return self._by_item(partial(open_it, dl, seed, epoch, skip=skip * self.items))
         shared = self._shared(dl)
 
         def start() -> Iterator[Any]:

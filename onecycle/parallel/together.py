@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -192,9 +192,21 @@ class ParallelLoop(Loop):
     def _land(self, updates: int, reason: str | None) -> None:
         raise NotImplementedError
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether this process has samples in the batch: one of several may only stand in."""
+        return self.shards is None or not self._shares or self.shards.has_samples
+
+    def write_once(self, write: Callable[[], object]) -> None:
+        """Write a file: of several processes the first one does, and the others wait for it."""
+        if self.processes is None:
+            write()
+        else:
+            self.processes.after_first(write)
+
     def measure_batch(self, means: MetricSet) -> None:
         """Add loss and metrics of the batch to the means of a pass."""
-        if self.shards is None or not self._shares or self.shards.has_samples:
+        if self.has_samples:
             super().measure_batch(means)
         elif self.pred is not None:  # a stand-in, which counts nothing
             means.update(self.pred, self.yb, self.loss, 0, 0)

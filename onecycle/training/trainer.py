@@ -658,11 +658,7 @@ class Trainer(Turns, ParallelLoop):
         Raises:
             TypeError: If the model or the optimizer has state that could not be read again.
         """
-        write = partial(save_learner, self, check_path("path", path))
-        if self.processes is None:
-            write()
-        else:
-            self.processes.after_first(write)
+        self.write_once(partial(save_learner, self, check_path("path", path)))
 
     @says_our_keywords
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:

@@ -22,7 +22,7 @@ from onecycle.checkpoints import fit_files
 
 pytestmark = pytest.mark.slow
 
-MODULES = ("equal_checks", "loop_checks", "decision_checks", "resume_checks")
+MODULES = ("equal_checks", "loop_checks", "tool_checks", "decision_checks", "resume_checks")
 #: What more than two processes can do otherwise than two.
 FOR_FOUR = {
     "check_accumulation_and_its_last_window",
@@ -39,6 +39,7 @@ FOR_FOUR = {
     "check_optimizers_that_take_turns",
     "check_metrics_of_the_training_pass",
     "check_a_stream_that_was_cut_is_resumed",
+    "check_gradients_updates_and_activations",
     "check_begin_for_others",
     "check_another_number_goes_on",
 }
