@@ -179,8 +179,9 @@ def _of_this_attempt() -> dict[str, Any]:
     is_alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     if attempt is None or not is_alone:
         return {}
-    store, number, world = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"onecycle/attempt/{attempt}", store)
+    torchs: Any = dist  # which has these two in its documentation, and not in its stubs
+    store, number, world = next(torchs.rendezvous("env://"))
+    store = torchs.PrefixStore(f"onecycle/attempt/{attempt}", store)
     return {"store": store, "rank": number, "world_size": world}
 
 
