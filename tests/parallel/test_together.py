@@ -39,7 +39,6 @@ FOR_FOUR = {
     "check_optimizers_that_take_turns",
     "check_metrics_of_the_training_pass",
     "check_a_stream_that_was_cut_is_resumed",
-    "check_gradients_updates_and_activations",
     "check_begin_for_others",
     "check_another_number_goes_on",
 }
