@@ -10,6 +10,7 @@ model makes of them. Inherited from
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -675,7 +676,7 @@ class Learner(Trainer, SaysOurNames):
             >>> load_predictor(path)
             Predictor(reads='values', device='cpu')
         """
-        export(self, check_path("path", path), reads)
+        self.write_once(partial(export, self, check_path("path", path), reads))
 
     def summary(self) -> Summary:
         """Describe the model layer by layer, the groups and the optimizer; prints as a table."""

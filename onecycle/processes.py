@@ -158,7 +158,8 @@ def join() -> Processes | None:
             return None
         if (device := local_device()) is not None:
             torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device is not None else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device is not None else "gloo"
+        dist.init_process_group(backend, **_of_this_attempt())
         atexit.register(_end)
     _groups.ready()
     found = Processes(int(dist.get_rank()), int(dist.get_world_size()))
@@ -166,6 +167,22 @@ def join() -> Processes | None:
     if found.rank and not any(isinstance(each, _Quiet) for each in log.filters):
         log.addFilter(_Quiet(found.rank))
     return found
+
+
+def _of_this_attempt() -> dict[str, Any]:
+    """Keep processes that ``torchrun`` has started again from the addresses of those before them.
+
+    Its agent keeps one store for all attempts, in which torch looks for the others by the same
+    keys each time, and may wait for one that is gone. On one machine all know which attempt it is.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    is_alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    if attempt is None or not is_alone:
+        return {}
+    torchs: Any = dist  # which has these two in its documentation, and not in its stubs
+    store, number, world = next(torchs.rendezvous("env://"))
+    store = torchs.PrefixStore(f"onecycle/attempt/{attempt}", store)
+    return {"store": store, "rank": number, "world_size": world}
 
 
 def _end() -> None:
@@ -238,6 +255,11 @@ class Processes:
     def any(self, flag: bool) -> bool:
         """Tell whether one of the processes says so."""
         return bool(self.most(int(flag)))
+
+    def are_alike(self, value: int) -> bool:
+        """Tell whether all processes give the same number."""
+        most, least = self._host([value, -value], dist.ReduceOp.MAX)
+        return most == -least
 
     def _host(self, values: list[float], op: Any) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)

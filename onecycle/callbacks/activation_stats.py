@@ -18,6 +18,7 @@ from onecycle import plots
 from onecycle.arguments import check_count, check_list, check_one_of, check_text
 from onecycle.core.callback import Callback, Stage
 from onecycle.optim.compiled import CompiledSteps
+from onecycle.processes import Processes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +45,8 @@ class ActivationStats(Callback):
     A network learns well from the start where the spread of every layer is near 1 and stays there,
     and badly where spreads grow and collapse, or where most of what comes out of a layer is 0.
     What several batches, or several calls of a layer, give to one update is one measurement.
-    Values stay on the device and are read in blocks; nothing waits for it in between.
+    Values stay on the device and are read in blocks; nothing waits for it in between. Of several
+    processes they are over the samples of all.
 
     Args:
         layers: The names of the layers, as ``model.named_modules()`` has them. By default the
@@ -108,7 +110,7 @@ class ActivationStats(Callback):
 
     def before_batch(self, learn: Loop) -> None:
         """Look on, if this update is measured."""
-        self._is_due = (learn.n_updates + 1) % self.every == 0
+        self._is_due = learn.has_samples and (learn.n_updates + 1) % self.every == 0
         if not learn.batches_in_window:
             self._calls = {}
 
@@ -128,17 +130,25 @@ class ActivationStats(Callback):
         """Keep the measurement of this update."""
         if learn.n_updates % self.every:
             return
-        if not self._calls:
-            if not self._has_warned:
-                self._has_warned = True
-                log.warning("ActivationStats: no layer was called in update %d", learn.n_updates)
-            return
+        processes = learn.processes
+        if processes is not None:
+            self._keep(learn, _rows_of_all(self._calls, len(self.names), processes, learn.device))
+        elif self._calls:
+            self._keep(learn, self._rows())
+        elif not self._has_warned:
+            self._has_warned = True
+            log.warning("ActivationStats: no layer was called in update %d", learn.n_updates)
+
+    def _rows(self) -> Tensor:
         device = next(iter(self._calls.values())).values.device
         nothing = torch.full((3 + BINS,), torch.nan, device=device)
         rows = [
             self._calls[i].row() if i in self._calls else nothing for i in range(len(self.names))
         ]
-        self._pending.append(torch.stack([row.to(device) for row in rows]))
+        return torch.stack([row.to(device) for row in rows])
+
+    def _keep(self, learn: Loop, rows: Tensor) -> None:
+        self._pending.append(rows)
         self._updates.append(learn.total_updates)
         self._calls = {}
         if len(self._pending) >= _BLOCK:
@@ -267,6 +277,13 @@ class _Call:
         values[1] += apart.square() * share * (1 - share)
         return _Call(n, values, self.n_counted + other.n_counted)
 
+    def sums(self) -> Tensor:
+        """Return what adds up over calls: numbers, values, squares, dead ones, and the bins."""
+        n, mean, var = self.n, *self.values[:2].double()
+        numbers = torch.tensor([n, self.n_counted], dtype=torch.float64, device=mean.device)
+        sums = torch.stack([n * mean, n * (var + mean.square())])
+        return torch.cat([numbers, sums, self.values[2:].double()])
+
     def row(self) -> Tensor:
         """Return mean, standard deviation, dead share and the shares of the bins."""
         values = self.values.clone()
@@ -274,6 +291,20 @@ class _Call:
         values[2] /= self.n
         values[3:] /= self.n_counted
         return values
+
+
+def _rows_of_all(
+    calls: Mapping[int, _Call], n_layers: int, processes: Processes, device: torch.device
+) -> Tensor:
+    """Return for each layer what `_Call.row` does, of the samples of all processes; or NaN."""
+    sums = torch.zeros(n_layers, 5 + BINS, dtype=torch.float64, device=device)
+    for i, call in calls.items():
+        sums[i] = call.sums().to(device)
+    n, n_counted, total, squares, dead = processes.add_up(sums)[:, :5].unbind(1)
+    mean = total / n
+    std = (squares / n - mean.square()).clamp(min=0).sqrt()
+    shares = sums[:, 5:] / n_counted[:, None]
+    return torch.cat([torch.stack([mean, std, dead / n], 1), shares], 1).float()
 
 
 @contextmanager

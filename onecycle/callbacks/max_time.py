@@ -14,7 +14,7 @@ from onecycle.callbacks.validate import Validate
 from onecycle.core.callback import Callback, Stage
 from onecycle.data.held import hold_loaders
 from onecycle.data.lengths import least
-from onecycle.data.loaders import n_batches
+from onecycle.processes import Processes
 from onecycle.range_test.probe import ValidProbe
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class MaxTime(Callback):
     that come with them, a last one of each, and a reserve of two hundredths. Each is timed: where
     no validation has run yet by a few of its batches, and a checkpoint by writing one. Another one
     follows the decision: a fit that is resumed from it has the same length, whatever the clock
-    says. Time that an interrupted fit took before the decision counts.
+    says. Time that an interrupted fit took before the decision counts. Several processes go by the
+    clock of the first one.
 
     Args:
         seconds: The time, above 0.
@@ -66,6 +67,7 @@ class MaxTime(Callback):
         self._is_decided = False
         self._used = 0.0  # before the fit was resumed
         self._began = 0.0
+        self._processes: Processes | None = None
         self._first: tuple[float, int] | None = None  # when the first update was made, and which
         self._validated = 0.0  # seconds, since then
         self._n_validated = 0
@@ -85,15 +87,22 @@ class MaxTime(Callback):
                 )
         self._is_decided, self._used, self._first = False, 0.0, None
         self._validated, self._n_validated = 0.0, 0
-        self._began = time.monotonic()
+        self._processes = learn.processes
+        self._began = self._now()
+
+    def _now(self) -> float:
+        """Look at the clock; of several processes at that of the first, so that they agree."""
+        if self._processes is None:
+            return time.monotonic()
+        return self._processes.from_first(time.monotonic)
 
     def before_validate(self, learn: Loop) -> None:
         """Time the validation."""
-        self._validation_began = time.monotonic()
+        self._validation_began = self._now()
 
     def after_validate(self, learn: Loop) -> None:
         """Time the validation."""
-        self._validated += time.monotonic() - self._validation_began
+        self._validated += self._now() - self._validation_began
         self._n_validated += not learn.valid_set
 
     def after_batch(self, learn: Loop) -> None:
@@ -101,7 +110,8 @@ class MaxTime(Callback):
         tried = learn.n_updates + learn.n_skipped
         if self._is_decided or learn.batches_in_window or learn.is_cancelled or not tried:
             return
-        now, used = time.monotonic(), self._spent()
+        now = self._now()
+        used = self._used + now - self._began
         if self._first is None:
             self._first, self._validated, self._n_validated = (now, tried), 0.0, 0
         is_soon = tried < _UPDATES or used < _SHARE * self.seconds
@@ -117,16 +127,16 @@ class MaxTime(Callback):
             log.warning("max_time: the fit took %.4g s, and was to take %g s", used, self.seconds)
 
     def _spent(self) -> float:
-        return self._used + time.monotonic() - self._began
+        return self._used + self._now() - self._began
 
     def _decide(self, learn: Loop, tried: int, an_update: float) -> None:
         checkpoints = [each for each in learn.cbs if isinstance(each, Checkpoint)]
-        costs = [(_save(each, learn), *each.cadence) for each in checkpoints]
+        costs = [(self._save(each, learn), *each.cadence) for each in checkpoints]
         validate = next((each for each in learn.cbs if isinstance(each, Validate)), None)
         every = (1.0, "epoch") if validate is None else validate.cadence
         costs.append((self._a_validation(learn, validate), *every))
         left = self.seconds * (1 - _RESERVE) - self._spent()
-        whole = least(n_batches(learn.dls.train), learn.steps_per_epoch)
+        whole = least(learn.count_batches(learn.dls.train), learn.steps_per_epoch)
         per_epoch = math.inf if whole is None else math.ceil(whole / learn.batches_per_update)
         for cost, number, unit in costs:
             an_update += cost / (number * per_epoch) if unit == "epoch" else 0.0
@@ -146,22 +156,28 @@ class MaxTime(Callback):
         for checkpoint in checkpoints:
             checkpoint.save(learn)
 
+    def _save(self, checkpoint: Checkpoint, learn: Loop) -> float:
+        """Write a checkpoint, and return the seconds that it took."""
+        began = self._now()
+        checkpoint.save(learn)
+        return self._now() - began
+
     def _a_validation(self, learn: Loop, validate: Validate | None) -> float:
         """Return the seconds of a validation on all sets."""
         if self._n_validated:
             return self._validated / self._n_validated
         limit = None if validate is None else validate.batches
-        lengths = [least(n_batches(dl), limit) for dl in learn.dls.valid_sets().values()]
+        lengths = [least(learn.count_batches(dl), limit) for dl in learn.dls.valid_sets().values()]
         if not lengths:
             return 0.0
         if None in lengths:
             log.warning("max_time: a validation loader has no length, and its time is not counted")
         put_back = hold_loaders(learn.dls.valid)
         try:
-            probe, times = ValidProbe(learn), [time.monotonic()]
+            probe, times = ValidProbe(learn), [self._now()]
             for _ in range(1 + _TRIED):
                 probe.measure(learn)
-                times.append(time.monotonic())
+                times.append(self._now())
             probe.close()
         finally:
             put_back()
@@ -174,11 +190,4 @@ class MaxTime(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         self._is_decided, self._used = state["is_decided"], state["used"]
-        self._began = time.monotonic()
-
-
-def _save(checkpoint: Checkpoint, learn: Loop) -> float:
-    """Write a checkpoint, and return the seconds that it took."""
-    began = time.monotonic()
-    checkpoint.save(learn)
-    return time.monotonic() - began
+        self._began = self._now()

@@ -42,7 +42,8 @@ class MicroBatches(Callback):
     checkpoints. The gradients of the parts are added up as those of one batch, each part weighted
     by `Learner.loss_weight`, so that the update is that of the whole batch up to rounding. The
     loop knows nothing of it: schedules, the record and other callbacks see one batch and one loss.
-    A batch in one part trains to the same bits as without this.
+    A batch in one part trains to the same bits as without this. Of several processes each halves
+    its part for itself; a fit that is resumed goes on with the size of the first one.
 
     Not the same as in one part are layers and losses that look at a whole batch, like batch norm or
     a contrastive loss, which see the parts (for batch norm a warning says so), and the random

@@ -23,7 +23,7 @@ class Throughput(Callback):
     It is a column of the table of epochs too. Counted are the samples of the batches that were
     trained on, over the time from the first batch's being asked for to the end of the last update:
     loading included, validation and what comes after the pass not. It waits for the device once a
-    pass.
+    pass. Of several processes it counts the samples of all.
 
     Example:
         >>> from onecycle import Throughput
@@ -47,14 +47,18 @@ class Throughput(Callback):
 
     def after_batch(self, learn: Loop) -> None:
         """Count the batch, unless it was cancelled."""
-        if learn.pred is not None:
+        if learn.pred is not None and learn.has_samples:
             self._samples += learn.batch_size(learn.batch)
 
     def after_train(self, learn: Loop) -> None:
         """Look at the clock when the device is done."""
         if learn.device.type == "cuda":
             torch.cuda.synchronize(learn.device)
-        self._rate = self._samples / (perf_counter() - self._began)
+        seconds = perf_counter() - self._began
+        if learn.processes is not None:
+            samples, all_seconds = learn.processes.sums([self._samples, seconds])
+            self._samples, seconds = int(samples), all_seconds / learn.processes.world
+        self._rate = self._samples / seconds
 
     def after_epoch(self, learn: Loop) -> None:
         """Record it."""

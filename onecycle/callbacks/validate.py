@@ -11,7 +11,6 @@ from onecycle.core.handlers import explain
 from onecycle.core.restore import hold_modes, preserved_rng, surely
 from onecycle.data.held import hold_loaders
 from onecycle.data.lengths import least
-from onecycle.data.loaders import n_batches
 from onecycle.errors import CancelValid
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Validate(Callback):
             )
         if sum(isinstance(callback, Validate) for callback in learn.cbs) > 1:
             raise ValueError("two Validate would each say when to validate: keep one in cbs")
-        whole = least(n_batches(learn.dls.train), learn.steps_per_epoch)
+        whole = least(learn.count_batches(learn.dls.train), learn.steps_per_epoch)
         if whole is None and self._unit == "epoch":
             raise ValueError(
                 f"every={self.every!r} is a part of an epoch, and the training loader has no "

@@ -194,6 +194,11 @@ class LoopState:
             weight = self.loss_weight(self.pred, self.batch)
         means.update(self.pred, self.yb, self.loss, self.batch_size(self.batch), weight)
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether this process has samples in the batch: one of several may only stand in."""
+        return True
+
     # The passes -----------------------------------------------------------------------------
 
     def count_batches(self, dl: Any) -> int | None:

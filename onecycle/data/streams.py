@@ -59,6 +59,7 @@ class Stream:
     def __init__(self, epoch: int = 0, drawn: int = 0) -> None:
         self.epoch, self.drawn = epoch, drawn
         self.when_begun: dict[object, Callable[[], object]] = {}
+        self._start = start_pass
         self._loader: Any = None  # that of the position; None for the first that comes
         self._batches: Iterator[Any] | None = None
         self._workers: list[tuple[DataLoader[Any], Any]] = []
@@ -81,7 +82,14 @@ class Stream:
         return self.drawn > 0 and is_same and _is_limited(dl, n_iter)
 
     def start(
-        self, dl: Iterable[Any], seed: int, epoch: int, *, skip: int = 0, n_iter: int | None = None
+        self,
+        dl: Iterable[Any],
+        seed: int,
+        epoch: int,
+        *,
+        skip: int = 0,
+        n_iter: int | None = None,
+        start: Callable[..., Iterator[Any]] = start_pass,
     ) -> Iterator[Any]:
         """Start a training pass; of what is no stream as `onecycle.data.passes.start_pass` does.
 
@@ -91,14 +99,16 @@ class Stream:
             epoch: Epochs begun before this one, over the life of the learner.
             skip: Batches of this pass to pass over; where it goes on, those drawn are among them.
             n_iter: The batches after which the pass will be left; ``None`` for none.
+            start: What opens the loader, as `onecycle.data.passes.start_pass` does.
 
         Returns:
             An iterator over the batches that are left. One over a stream may go on after them.
         """
+        self._start = start
         if not _is_limited(dl, n_iter):
-            self._forget()
+            self.forget()
             self._tell_left()
-            batches = start_pass(dl, seed, epoch, skip=skip, more=self._tell_more)
+            batches = start(dl, seed, epoch, skip=skip, more=self._tell_more)
             if is_stream(dl):
                 return self._whole(batches, skip, n_iter)
             is_cut = n_iter is not None and n_iter != n_batches(dl)
@@ -108,7 +118,7 @@ class Stream:
             if self._batches is None:
                 self._reopen(seed)
         else:
-            self._forget()
+            self.forget()
             self.begin(dl, seed, epoch)
         rest = _Pass(self, seed, epoch)
         for _ in range(skip):
@@ -121,7 +131,7 @@ class Stream:
         self._give_workers_back()
         for hear in self.when_begun.values():
             hear()
-        self._loader, self._batches = dl, start_pass(dl, seed, epoch)
+        self._loader, self._batches = dl, self._start(dl, seed, epoch)
 
     def draw(self) -> Any:
         """Draw the next batch of what is open; `_END` where there is none."""
@@ -141,11 +151,12 @@ class Stream:
             self.drawn,
         )
         with kept_states():
-            batches = start_pass(self._loader, seed, self.epoch, skip=self.drawn)
+            batches = self._start(self._loader, seed, self.epoch, skip=self.drawn)
         self._batches = batches
         self._take_workers()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Let go of what is open: the next pass begins anew."""
         self.epoch = self.drawn = 0
         self._give_workers_back()
         self._batches = self._loader = None
@@ -247,7 +258,7 @@ class _Pass(Iterator[Any]):
             stream.begin(stream._loader, *self._order)
             batch = stream.draw()
         if batch is _END:
-            stream._forget()
+            stream.forget()
             raise StopIteration
         return batch
 

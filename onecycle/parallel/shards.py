@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,7 @@ from onecycle.data.loaders import TensorLoader, n_batches, shared_loader
 from onecycle.data.nested import concatenate
 from onecycle.data.parts import Part, PartSampler
 from onecycle.data.passes import can_skip, start_pass
+from onecycle.data.streams import Stream
 
 log = logging.getLogger("onecycle")
 
@@ -101,7 +103,8 @@ class Shards:
         """Start one pass over this process's part, as `onecycle.data.passes.start_pass` does."""
         self._tell(dl)
         if not _is_by_rows(dl):
-            return self._by_item(dl, seed, epoch, skip)
+            open_it = start_pass if isinstance(dl, list | tuple) else start_apart
+            return self._by_item(partial(open_it, dl, seed, epoch, skip=skip * self.items))
         shared = self._shared(dl)
 
         def start() -> Iterator[Any]:
@@ -138,14 +141,27 @@ class Shards:
             self.has_samples = counts.popleft() > 0
             yield batch
 
-    def _by_item(self, dl: Iterable[Any], seed: int, epoch: int, skip: int) -> Iterator[Any]:
+    def go_on_in(
+        self,
+        stream: Stream,
+        dl: Iterable[Any],
+        seed: int,
+        epoch: int,
+        skip: int,
+        n_iter: int | None,
+    ) -> Iterator[Any]:
+        """Start a training pass over this process's part of a stream, as `Stream.start` does."""
+        is_whole = n_iter is None or n_iter == self.n_batches(dl)
+        if is_whole and _is_by_rows(dl):
+            stream.forget()
+            return self.start_pass(dl, seed, epoch, skip)
+        n = n_batches(dl) if is_whole or n_iter is None else n_iter * self.items
+        begin = partial(stream.start, dl, seed, epoch, n_iter=n, start=start_apart)
+        return self._by_item(partial(begin, skip=skip * self.items))
+
+    def _by_item(self, start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """Take this process's items of each so many in a row."""
-
-        def start() -> Iterator[Any]:
-            return start_pass(dl, seed, epoch, skip=skip * self.items)
-
-        is_list = isinstance(dl, list | tuple)
-        items = start() if is_list else _in_stream(start, order_seed(seed, epoch))
+        items = start()
         while group := list(islice(items, self.items)):
             own = group[self.part.of(len(group))]
             self.has_samples = bool(own)
@@ -172,6 +188,23 @@ def _is_by_rows(dl: Any) -> bool:
 def _has_own_batches(dl: Any) -> bool:
     own = getattr(dl, "batch_sampler", None)
     return own is not None and type(own) not in (BatchSampler, PartSampler)
+
+
+def start_apart(
+    dl: Iterable[Any],
+    seed: int,
+    epoch: int,
+    *,
+    skip: int = 0,
+    more: Callable[[], object] | None = None,
+) -> Iterator[Any]:
+    """Start a pass as `onecycle.data.passes.start_pass` does, with random numbers of its own.
+
+    What is drawn from the global generators comes from a stream of this pass, the same in every
+    process, and theirs is left alone.
+    """
+    start = partial(start_pass, dl, seed, epoch, skip=skip, more=more)
+    return _in_stream(start, order_seed(seed, epoch))
 
 
 def _in_stream(start: Callable[[], Iterator[Any]], seed: int) -> Iterator[Any]:

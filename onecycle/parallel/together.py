@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -117,8 +117,6 @@ class ParallelLoop(Loop):
             return []
         processes.ready()
         callbacks = [each for each in (*self.cbs, *cbs) if each.takes_part_in(run)]
-        if any(type(each).__name__ == "MaxTime" for each in callbacks):
-            raise ValueError("max_time= is for one process: the clocks of several do not agree")
         if run == "fit" and processes.is_first and not self._has_told:
             self._has_told = True
             self._tell(processes.world)
@@ -152,12 +150,10 @@ class ParallelLoop(Loop):
         """Start the pass over this process's part of ``dl``."""
         if self.shards is None or not self._shares:
             return super()._begin_pass(skip)
-        if self.training and self.steps_per_epoch is not None and is_stream(self.dl):
-            raise ValueError(
-                "several processes do not go on in a stream that steps_per_epoch cuts: leave it "
-                "out, or give the loader an order for each epoch, by set_epoch"
-            )
-        return self.shards.start_pass(self.dl, self.seed, self.total_epochs, skip)
+        order = self.dl, self.seed, self.total_epochs
+        if self.training and is_stream(self.dl):
+            return self.shards.go_on_in(self.stream, *order, skip, self.n_iter)
+        return self.shards.start_pass(*order, skip)
 
     def count_batches(self, dl: Any) -> int | None:
         """Return how many batches of all processes a pass over a loader has."""
@@ -196,9 +192,21 @@ class ParallelLoop(Loop):
     def _land(self, updates: int, reason: str | None) -> None:
         raise NotImplementedError
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether this process has samples in the batch: one of several may only stand in."""
+        return self.shards is None or not self._shares or self.shards.has_samples
+
+    def write_once(self, write: Callable[[], object]) -> None:
+        """Write a file: of several processes the first one does, and the others wait for it."""
+        if self.processes is None:
+            write()
+        else:
+            self.processes.after_first(write)
+
     def measure_batch(self, means: MetricSet) -> None:
         """Add loss and metrics of the batch to the means of a pass."""
-        if self.shards is None or not self._shares or self.shards.has_samples:
+        if self.has_samples:
             super().measure_batch(means)
         elif self.pred is not None:  # a stand-in, which counts nothing
             means.update(self.pred, self.yb, self.loss, 0, 0)

@@ -22,6 +22,7 @@ from onecycle.errors import OnecycleError
 from onecycle.optim.stepper import ScaledStepper
 from onecycle.parallel.shards import Shards, seed_all
 from onecycle.processes import Processes
+from onecycle.record.weights import Weight
 
 
 class _Held(nn.Module):
@@ -55,6 +56,7 @@ class DataParallel:
         self._processes, self._shards = processes, shards
         self._wrapped: Any = None
         self._made_for: Any = None
+        self._stepper: Any = None  # of the whole optimizer
         self._factor: Tensor = torch.tensor(1.0)
         self._waits = self._is_open = False
         prepare, save = Stage.PREPARE, Stage.SAVE
@@ -85,7 +87,8 @@ class DataParallel:
         """Begin a pass with the same weights everywhere, those of the first process."""
         if self._wrapped is not None:
             return
-        parameters = _parameters(learn)
+        self._stepper = learn.stepper
+        parameters = self._parameters(learn)
         if any(map(is_lazy, parameters)):
             raise ValueError(
                 "a lazy module has no parameters yet that several processes could share: run one "
@@ -95,16 +98,16 @@ class DataParallel:
         self._share_buffers(learn)
 
     def _rewrap(self, learn: Loop, **options: Any) -> None:
-        self._made_for = _signature(learn)
+        self._made_for = self._signature()
         self._wrapped = DistributedDataParallel(
-            _Held(_parameters(learn)),
+            _Held(self._parameters(learn)),
             process_group=self._processes.device_group,
             find_unused_parameters=True,
             **options,
         )
 
     def _unwrap(self, learn: Loop) -> None:
-        self._wrapped = None
+        self._wrapped = self._stepper = None
         learn.whole_weight = None
 
     def _share_buffers(self, learn: Loop) -> None:
@@ -140,8 +143,7 @@ class DataParallel:
         if loss.numel() != 1:  # the backward pass refuses it, and says why
             return
         wide = torch.float32 if loss.device.type == "mps" else torch.float64
-        own = learn.loss_weight(learn.pred, learn.batch) if self._shards.has_samples else 0
-        weight = torch.as_tensor(own).to(loss.device, wide)
+        weight = torch.as_tensor(self._weight(learn)).to(loss.device, wide)
         part = (loss.to(wide).reshape(()) * weight).where(weight > 0, 0.0)
         both = self._processes.add_up(torch.stack([part, weight]))
         self._is_open = False
@@ -149,9 +151,17 @@ class DataParallel:
         share = weight * self._processes.world / both[1]
         self._factor = share.where(both[1] > 0, 0.0).to(loss.dtype)
 
+    def _weight(self, learn: Loop) -> Weight:
+        """Return how much this process's part of the batch counts."""
+        if not self._shards.has_samples:
+            return 0
+        if learn.stepper is not self._stepper:  # in a turn, whose loss is of no prediction
+            return learn.batch_size(learn.batch)
+        return learn.loss_weight(learn.pred, learn.batch)
+
     def _take_gradients(self, learn: Loop) -> None:
         """Let torch take the gradients of the loss from all, unless more batches follow first."""
-        if _signature(learn) != self._made_for:  # a part was frozen, or parameters were added
+        if self._signature() != self._made_for:  # a part was frozen, or parameters were added
             self._rewrap(learn, init_sync=False)
         follows = learn.batches_in_window + 1 < learn.batches_per_update
         # A gradient scaler looks at the gradients before anybody can take them together.
@@ -172,21 +182,19 @@ class DataParallel:
             self._wrapped(nothing).backward()
         self._share_buffers(learn)
 
+    def _parameters(self, learn: Loop) -> list[nn.Parameter]:
+        """List what trains: what the optimizer holds, and what else model and loss have."""
+        roots = [root for root in (learn.model, learn.loss_module) if root is not None]
+        found = [*self._stepper.params, *(p for root in roots for p in root.parameters())]
+        return list({id(p): p for p in found}.values())
+
+    def _signature(self) -> Any:
+        """Return what the wrapper was made for: which parameters train."""
+        return [(id(p), p.requires_grad) for p in self._stepper.params]
+
 
 def _callback(stage: Stage, **handlers: Any) -> Callback:
     made = Callback(during="train", **handlers)
     made.hears_last = stage is Stage.SAVE
     made.stage, made.runs_in = stage, frozenset(("fit", "range_test"))
     return made
-
-
-def _parameters(learn: Loop) -> list[nn.Parameter]:
-    """List what trains: what the optimizer holds, and what else model and loss have."""
-    roots = [root for root in (learn.model, learn.loss_module) if root is not None]
-    found = [*learn.stepper.params, *(p for root in roots for p in root.parameters())]
-    return list({id(p): p for p in found}.values())
-
-
-def _signature(learn: Loop) -> Any:
-    """Return what the wrapper was made for: which parameters train."""
-    return [(id(p), p.requires_grad) for p in learn.stepper.params]

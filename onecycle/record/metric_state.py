@@ -23,8 +23,8 @@ def metrics_state(metrics: MetricSet) -> tuple[dict[str, Any], list[str]]:
         metrics: The metrics, in the middle of a pass.
 
     Returns:
-        The state, for `load_metrics`; the names of the metrics that hold more than plain values,
-        tensors and means.
+        The state, for `load_metrics`, with that of the other processes; the names of the metrics
+        that hold more than plain values, tensors and means.
 
     Example:
         >>> from onecycle.record.metrics import accuracy
@@ -34,21 +34,41 @@ def metrics_state(metrics: MetricSet) -> tuple[dict[str, Any], list[str]]:
     """
     told = {name: _state(metric) for name, metric in metrics.metrics.items()}
     own = {name: value for name, value in vars(metrics).items() if name in ("_loss", "_watch")}
-    return {
+    state: dict[str, Any] = {
         "is_empty": metrics._is_empty,
         "own": {name: _copied(value) for name, value in own.items()},
         "metrics": {name: state for name, state in told.items() if state is not None},
-    }, [name for name, state in told.items() if state is None]
+    }
+    if metrics.processes is not None:
+        state["others"] = metrics.processes.gather(state)[1:]
+    return state, [name for name, state in told.items() if state is None]
 
 
 def load_metrics(metrics: MetricSet, state: dict[str, Any], device: torch.device) -> None:
     """Put back what `metrics_state` returned; a metric that is not in it begins anew.
+
+    What as many processes have left, each takes again as its own; what another number has, the
+    first one takes together.
 
     Args:
         metrics: The metrics.
         state: The state.
         device: Where to put the tensors that were not on the CPU.
     """
+    processes, states = metrics.processes, [state, *state.get("others", [])]
+    rank, world = (0, 1) if processes is None else (processes.rank, processes.world)
+    if len(states) == world:
+        _load(metrics, states[rank], device)
+        return
+    found = []
+    for each in reversed(states):  # those of the first stay, of what sees every sample
+        _load(metrics, each, device)
+        found.append(metrics.sums())
+    sums = [sum(parts) if rank == 0 else 0.0 for parts in zip(*found, strict=True)]
+    metrics.take_sums(sums)
+
+
+def _load(metrics: MetricSet, state: dict[str, Any], device: torch.device) -> None:
     metrics.reset()
     if not state["is_empty"]:
         metrics.begin(device)

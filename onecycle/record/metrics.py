@@ -531,6 +531,7 @@ class MetricSet:
 
     Attributes:
         metrics: The metrics by name.
+        processes: As given.
         parts: By metric the names of the values that it gave in the last pass: its own, or
             several.
 
@@ -543,7 +544,7 @@ class MetricSet:
     """
 
     def __init__(self, metrics: Any = (), processes: Processes | None = None) -> None:
-        self.metrics, self._processes = as_metrics(metrics), processes
+        self.metrics, self.processes = as_metrics(metrics), processes
         self.parts: dict[str, list[str]] = {}
         self._is_empty = True
         self._updates: list[tuple[Callable[..., Any], str | None]] = []
@@ -583,7 +584,7 @@ class MetricSet:
         targets = target if type(target) is tuple else (target,)
         if self._is_empty:
             self.begin(loss.device)
-        processes, seen = self._processes, None
+        processes, seen = self.processes, None
         for update, weighted_by in self._updates:
             if weighted_by is not None:
                 update(pred, *targets, weight=loss_weight if weighted_by == "loss" else n)
@@ -610,21 +611,27 @@ class MetricSet:
             self._updates.append((metric.update, weighted_by))
         self._is_empty = False
 
-    def _add_up(self) -> None:
-        """Put the means over all processes in place of those over this one's samples."""
-        if self._processes is None:
-            return
+    def _kept(self) -> tuple[list[WeightedMean], list[NanWatch]]:
         means, watches = [self._loss], [self._watch]
         for metric in self.metrics.values():
             if isinstance(metric, MeanMetric) and type(metric).update is MeanMetric.update:
                 found, watch = metric.kept()
                 means += found
                 watches.append(watch)
-        own = [part for mean in means for part in mean.parts()]
-        sums = self._processes.sums([*own, *(float(watch.found()) for watch in watches)])
-        for mean, total, count in zip(means, sums[0::2], sums[1::2], strict=False):
-            mean.take(total, count)
-        for watch, found_in in zip(watches, sums[len(own) :], strict=True):
+        return means, watches
+
+    def sums(self) -> list[float]:
+        """Read what is added up over processes: of each mean its sum and weight, and NaN."""
+        means, watches = self._kept()
+        found = [part for mean in means for part in mean.parts()]
+        return [*found, *(float(watch.found()) for watch in watches)]
+
+    def take_sums(self, sums: Sequence[float]) -> None:
+        """Take sums over more than this process in place of its own."""
+        means, watches = self._kept()
+        for i, mean in enumerate(means):
+            mean.take(*sums[2 * i : 2 * i + 2])
+        for watch, found_in in zip(watches, sums[2 * len(means) :], strict=True):
             watch.take(found_in > 0)
 
     def _look_at(self, pred: Any, loss: Tensor) -> None:
@@ -650,12 +657,13 @@ class MetricSet:
         """
         if self._is_empty:
             return {}
-        self._add_up()
+        if self.processes is not None:
+            self.take_sums(self.processes.sums(self.sums()))
         results = {"valid_loss": self._loss.compute().item()}
         # Where the loss is a number, what was NaN among the predictions was not meant to count.
         is_broken = math.isnan(results["valid_loss"]) and self._watch.found().item()
         for name, metric in self.metrics.items():
-            with _alone(metric if self._processes else None):
+            with _alone(metric if self.processes else None):
                 values = named_numbers(name, metric.compute())
             if taken := values.keys() & {*RESERVED_NAMES, *results}:
                 raise ValueError(

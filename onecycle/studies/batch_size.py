@@ -55,24 +55,29 @@ def _own_size(learn: Trainer) -> int:
 
 
 def _samples(learn: Trainer) -> int:
-    """Return how many samples a pass over the training data has."""
-    loader = learn.dls.train
+    """Return how many samples a pass over the training data has, for each process."""
+    loader, n = learn.dls.train, 1
     if isinstance(loader, TensorLoader):
-        return len(loader.tensors[0])
-    return len(loader.sampler) if isinstance(loader, DataLoader) else 1  # type: ignore[arg-type]
+        n = len(loader.tensors[0])
+    elif isinstance(loader, DataLoader):
+        n = len(loader.sampler)  # type: ignore[arg-type]
+    return n if learn.processes is None else -(-n // learn.processes.world)
 
 
 def _try(learn: Trainer, size: int) -> Exception | None:
-    """Make updates of this batch size; return the error where they do not fit."""
+    """Make updates of this batch size; return the error where they do not fit in every process."""
     free_memory(learn.device)
+    found: Exception | None = None
     try:
         with preserved(learn), learn.removed_cbs(MicroBatches):
             put_in_force(learn, "batch_size", size)
             learn.run_fit(None, run="range_test", max_updates=_UPDATES)
     except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        log.info("find_batch_size: %d samples do not fit", size)
-        return error
-    log.info("find_batch_size: %d samples fit", size)
-    return None
+        found = error
+    is_full = found is not None and is_out_of_memory(found)
+    if learn.processes is not None:
+        is_full = learn.processes.any(is_full)
+    if found is not None and not is_full:
+        raise found
+    log.info("find_batch_size: %d samples %s", size, "do not fit" if is_full else "fit")
+    return found

@@ -125,15 +125,6 @@ class Trainer(Turns, ParallelLoop):
             make_stepper=choose_stepper(model, groups.opt, fast_step, compile),
         )
 
-    def _join_job(
-        self, parallel: Parallel | Default | None, device: str | torch.device | None
-    ) -> str | torch.device | None:
-        """Take part in the job that this process belongs to; return the device to train on."""
-        device = super()._join_job(parallel, device)
-        if self.processes is not None and type(self).compute_losses is not Turns.compute_losses:
-            raise ValueError("several processes train by one loss: compute_losses is for one alone")
-        return device
-
     def _weights(self, loss_func: Any, given: Callable[[Any, Any], Weight] | None) -> LossWeights:
         return LossWeights(loss_func, given, type(self).compute_loss is Loop.compute_loss)
 
@@ -667,11 +658,7 @@ class Trainer(Turns, ParallelLoop):
         Raises:
             TypeError: If the model or the optimizer has state that could not be read again.
         """
-        write = partial(save_learner, self, check_path("path", path))
-        if self.processes is None:
-            write()
-        else:
-            self.processes.after_first(write)
+        self.write_once(partial(save_learner, self, check_path("path", path)))
 
     @says_our_keywords
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:

@@ -45,6 +45,8 @@ class Turns(Loop):
         ``learn.stepper`` of that turn; ``after_pred`` does not fire; the others fire once. A turn
         that is skipped in ``before_step`` leaves the others as they are; where no optimizer
         stepped, the update was skipped. Validation goes by `predict_batch` and `compute_loss`.
+        Several processes take the same turns, each loss is that over the samples of all of them,
+        by their number, and only a callback can pass over a batch.
 
         Args:
             batch: The whole batch, as ``self.batch``; ``self.xb`` and ``self.yb`` are its parts.
@@ -132,12 +134,14 @@ class Turns(Loop):
         with closing(losses):
             while (turn := self._next_turn(losses)) is not None:
                 name, loss = _checked(turn, steppers, taken)
+                self._agree_on([*steppers].index(name))
                 taken.add(name)
                 self.stepper = steppers[name]
                 is_frozen = not any(p.requires_grad for p in self.stepper.params)
                 if not is_frozen and self._step_by(loss, on):
                     made[name] = self.loss
                 whole.zero_grad()
+        self._agree_on(-1)
         if not taken:
             raise ValueError(
                 "compute_losses yielded no loss for a batch: yield at least one, or raise "
@@ -149,7 +153,23 @@ class Turns(Loop):
         with ExitStack() as stack:
             for context in self._contexts:
                 stack.enter_context(context)
-            return next(losses, None)
+            try:
+                return next(losses, None)
+            except Cancel as cancel:
+                if self.processes is None:
+                    raise
+                raise OnecycleError(
+                    "compute_losses raised a cancel, of which the other processes do not hear: let "
+                    "a callback raise it, in before_batch say"
+                ) from cancel
+
+    def _agree_on(self, turn: int) -> None:
+        """Refuse turns by which the gradients of several processes would be mixed up."""
+        if self.processes is not None and not self.processes.are_alike(turn):
+            raise OnecycleError(
+                "compute_losses of this process and of another one go by other turns: which "
+                "optimizer steps must not depend on the samples of one, but on self.n_updates say"
+            )
 
     def _step_by(self, loss: Tensor, on: Handlers) -> bool:
         """Differentiate the loss of a turn, and step; return whether that was done."""

@@ -1,12 +1,12 @@
 """Two processes against one, and the library against a loop by hand over DistributedDataParallel.
 
-`resnet9(width=24)` on random images, a batch of 64 for each process, one thread each. In the same
-processes a fit of the library and the loop by hand take turns; of each, a run of twice as many
-steps less one of so many gives the seconds of a step, and the ratio of the sums is printed, in CPU
-time and on the wall. What one process takes is measured first, alone: two need no more for a step,
-if they are twice as fast. That row says something on a machine which does nothing else.
+`resnet9(width=24)` on random images, a batch of 64 for each process, one thread each. One process
+and two take turns; within each a fit of the library and the loop by hand take turns. Of each, a run
+of twice as many steps less one of so many gives the seconds of a step. Two processes need no more
+for a step than one, if they are twice as fast: that is "linear". Printed are medians over the
+turns, and the smallest and largest. It says something on a machine which does nothing else.
 
-    python tests/benchmarks/parallel.py --steps 5 --rounds 5
+    python tests/benchmarks/parallel.py --steps 5 --turns 4
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
@@ -92,24 +93,32 @@ def measure(steps: int, rounds: int) -> list[tuple[Times, Times]]:
     return [(step_of(ours, steps), step_of(by_hand, steps)) for _ in range(rounds)]
 
 
+def said(values: Sequence[float], digits: int = 3) -> str:
+    """Return the median of some values, and their range."""
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=4, help="of one process and two")
+    parser.add_argument("--rounds", type=int, default=2, help="within each turn")
     options = parser.parse_args()
-    alone = {}
-    for n in (1, 2):
-        rows = launch(measure, options.steps, options.rounds, processes=n)[0]
+    found: dict[int, list[list[tuple[Times, Times]]]] = {1: [], 2: []}
+    for _ in range(options.turns):
+        for n, turns in found.items():
+            turns.append(launch(measure, options.steps, options.rounds, processes=n)[0])
+    for n, turns in found.items():
         for i, kind in enumerate(("CPU", "wall")):
-            mine, theirs = (sum(row[side][i] for row in rows) for side in (0, 1))
-            per_step = mine / len(rows)
-            scaling = f", {alone[kind] / per_step:.3f} of linear" if n == 2 else ""
-            alone[kind] = per_step
-            print(
-                f"{n} process(es), {kind:<4}: {1000 * per_step:.1f} ms a step, "
-                f"{mine / theirs:.3f} of the loop by hand{scaling}"
-            )
+            rows = [row for turn in turns for row in turn]
+            steps = said([1000 * ours[i] for ours, _ in rows], 1)
+            ratios = said([ours[i] / theirs[i] for ours, theirs in rows])
+            print(f"{n} process(es), {kind:<4}: {steps} ms a step, {ratios} of the loop by hand")
+    for side, whose in enumerate(("the library", "the loop by hand")):
+        both = [[[row[side][1] for row in turn] for turn in turns] for turns in found.values()]
+        linear = [median(one) / median(two) for one, two in zip(*both, strict=True)]
+        print(f"{whose}, of linear on the wall: {said(linear)}")
 
 
 if __name__ == "__main__":

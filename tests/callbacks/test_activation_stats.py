@@ -190,3 +190,25 @@ def test_pictures_have_a_line_for_each_layer_and_a_column_for_each_update():
     assert ax.get_ylabel() == "activations of layer 1"
     with pytest.raises(ValueError, match="layer must be one of"):
         stats.plot_histogram("7")
+
+
+class Others:
+    """Stands in for processes: adds what another one has."""
+
+    def __init__(self, theirs):
+        self.theirs = theirs
+
+    def add_up(self, sums):
+        sums[0] += self.theirs
+        return sums
+
+
+@pytest.mark.parametrize("cut", [1, 20, 64])
+def test_of_several_processes_values_are_measured_as_if_one_had_them_all(cut):
+    values = torch.randn(64, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    whole = activation_stats._Call.of(values).row()
+    mine = {0: activation_stats._Call.of(values[:cut])}
+    theirs = activation_stats._Call.of(values[cut:]).sums() if cut < 64 else 0.0
+    rows = activation_stats._rows_of_all(mine, 2, Others(theirs), torch.device("cpu"))
+    assert torch.allclose(rows[0], whole, atol=1e-6)
+    assert rows[1].isnan().all()  # a layer that none called

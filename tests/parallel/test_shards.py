@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from onecycle import TensorLoader
 from onecycle.data.passes import start_pass
+from onecycle.data.streams import Stream as Position
 from onecycle.parallel.shards import Shards
 
 
@@ -115,3 +116,18 @@ def test_several_batches_of_a_list_become_one():
         [[2, 3], [-2, -3]],
         [[4], [-4]],
     ]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_stream_that_is_cut_goes_on_where_it_was_in_every_process(world):
+    found = []
+    for rank in range(world):
+        shards, dl, position = Shards(rank, world), LOADERS["stream"](), Position()
+        own = []
+        for epoch in range(3):
+            batches = shards.go_on_in(position, dl, 3, epoch, 0, 1)
+            own.append(next(batches).tolist())
+        found.append(own)
+    items = [each.tolist() for each in torch.arange(11).split(2)] * 2
+    right = [list(chain(*items[i * world : (i + 1) * world])) for i in range(3)]
+    assert [list(chain(*each)) for each in zip(*found, strict=True)] == right

@@ -22,7 +22,7 @@ from onecycle.checkpoints import fit_files
 
 pytestmark = pytest.mark.slow
 
-MODULES = ("equal_checks", "decision_checks", "resume_checks")
+MODULES = ("equal_checks", "loop_checks", "tool_checks", "decision_checks", "resume_checks")
 #: What more than two processes can do otherwise than two.
 FOR_FOUR = {
     "check_accumulation_and_its_last_window",
@@ -36,6 +36,9 @@ FOR_FOUR = {
     "check_the_statistics_of_batch_norm_are_the_first_ones",
     "check_the_same_number_ends_in_the_same_bits",
     "check_several_go_on_for_one",
+    "check_optimizers_that_take_turns",
+    "check_metrics_of_the_training_pass",
+    "check_a_stream_that_was_cut_is_resumed",
     "check_begin_for_others",
     "check_another_number_goes_on",
 }

@@ -136,3 +136,58 @@ def test_a_state_goes_on_where_it_was_and_not_from_the_beginning():
     assert untold == []
     assert other.compute() == whole.compute() != half.compute()
     assert math.isfinite(other.compute()["accuracy"])
+
+
+class Others:
+    """Stands in for two processes: gives what both have."""
+
+    world = 2
+
+    def __init__(self, rank, states):
+        self.rank, self.states = rank, states
+
+    def gather(self, value):
+        self.states[self.rank] = value
+        return list(self.states)
+
+    def sums(self, values):
+        return values
+
+
+def halves():
+    """Return the metrics of two processes that have seen a part each, and what both have."""
+    pred, target = torch.eye(3), torch.tensor([0, 1, 1])
+    states, parts = [None, None], []
+    for rank, rows in enumerate([slice(0, 2), slice(2, 3)]):
+        part = MetricSet([accuracy, Worst()], Others(rank, states))
+        part.begin(torch.device("cpu"))
+        part.metrics["accuracy"].update(pred[rows], target[rows])
+        part._loss.add(torch.tensor(float(rank)), 2 - rank)
+        part.metrics["worst"].errors = [torch.tensor(1.5)]  # the same in both: it sees all
+        parts.append(part)
+    metrics_state(parts[0]), metrics_state(parts[1])
+    return metrics_state(parts[0])[0]
+
+
+def test_another_number_of_processes_has_together_what_these_had():
+    state, found = halves(), []
+    for rank in range(3):
+        processes = Others(rank, [])
+        processes.world = 3
+        metrics = MetricSet([accuracy, Worst()], processes)
+        load_metrics(metrics, state, torch.device("cpu"))
+        found.append(metrics.sums())
+        assert metrics.metrics["worst"].errors == [torch.tensor(1.5)]
+    assert found[0][:4] == [1.0, 3.0, 2.0, 3.0]
+    assert found[1][:4] == found[2][:4] == [0.0] * 4
+    alone = MetricSet([accuracy, Worst()])
+    load_metrics(alone, state, torch.device("cpu"))
+    assert alone.compute() == {"valid_loss": 1 / 3, "accuracy": 2 / 3, "worst": 1.5}
+
+
+def test_as_many_processes_have_each_what_they_had():
+    state = halves()
+    for rank, right in enumerate([[0.0, 2.0, 2.0, 2.0], [1.0, 1.0, 0.0, 1.0]]):
+        metrics = MetricSet([accuracy, Worst()], Others(rank, []))
+        load_metrics(metrics, state, torch.device("cpu"))
+        assert metrics.sums()[:4] == right

@@ -347,3 +347,34 @@ def test_what_cannot_take_turns_is_refused_in_words(
         learn.fit(1)
     assert equal(before, weights(learn.model["generator"][0]))
     assert learn.total_updates == (1 if message == "'critic' twice" else 0)
+
+
+class Apart:
+    """Stands in for processes of which another one takes other turns."""
+
+    rank, world, is_first = 0, 2, True
+
+    def are_alike(self, value: int) -> bool:
+        return False
+
+    def fail(self, error: BaseException) -> None:
+        return None
+
+
+def test_turns_that_differ_between_processes_are_refused() -> None:
+    learn = learner()
+    learn.processes = Apart()  # type: ignore[assignment]
+    with pytest.raises(OnecycleError, match="go by other turns"):
+        learn.fit(1)
+
+
+def test_of_several_processes_none_passes_over_a_batch_by_itself() -> None:
+    class Passes(GAN):
+        def compute_losses(self, batch: Any) -> Losses:
+            raise CancelBatch
+            yield
+
+    learn = learner(Passes)
+    learn.processes = Apart()  # type: ignore[assignment]
+    with pytest.raises(OnecycleError, match="of which the other processes do not hear"):
+        learn.fit(1)
