@@ -675,10 +675,12 @@ class Learner(Trainer, SaysOurNames):
             >>> load_predictor(path)
             Predictor(reads='values', device='cpu')
         """
+        self.require_whole("export")
         export(self, check_path("path", path), reads)
 
     def summary(self) -> Summary:
         """Describe the model layer by layer, the groups and the optimizer; prints as a table."""
+        self.require_whole("summary")
         return summarize(self)
 
     def show_training_loop(self) -> None:

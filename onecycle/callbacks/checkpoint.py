@@ -21,6 +21,7 @@ from onecycle.core.callback import Callback, During, Stage
 from onecycle.core.restore import RngState
 from onecycle.data.nested import map_tensors
 from onecycle.elsewhere import says_our_keywords
+from onecycle.optim.sharded import whole
 from onecycle.processes import is_follower
 
 if TYPE_CHECKING:
@@ -275,6 +276,8 @@ class Checkpoint(Callback):
 
     def _captured(self, learn: Loop, batches: int | None) -> dict[str, Any]:
         state = files.capture(learn, self._plan, batches, self._pass_rng)
+        if learn.sharded is not None:  # every process takes part, the first one keeps
+            state = whole(state, keeps=not is_follower())
         state["extra"] |= self._of_sources(learn, batches)
         state["extra"] |= learn.stored_beside(state)
         if learn.stream.drawn:

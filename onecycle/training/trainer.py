@@ -30,6 +30,7 @@ from onecycle.callbacks.landing import land_running
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.max_time import UNDECIDED, MaxTime
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
+from onecycle.callbacks.precision import half_of
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.resume import resuming, state_of, whole_or_undone
@@ -110,6 +111,7 @@ class Trainer(Turns, ParallelLoop):
     ) -> None:
         check_options(model, loss_func, cbs, opt, wd, moms, splitter, n_inp, seed, check)
         weights, device = self._weights(loss_func, loss_weight), self._join_job(parallel, device)
+        self._half = half_of(cbs, device) if self._cuts else None
         groups = self._split(device, model, loss_func, lr, opt, opt_func, wd, splitter, wd_bn_bias)
         self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
         super().__init__(
@@ -146,7 +148,11 @@ class Trainer(Turns, ParallelLoop):
         *how: Any,
     ) -> ParamGroups:
         """Return the parameter groups of model and loss, with their rates in force."""
-        move_to(device, model, loss := loss_module(model, loss_func))
+        loss = loss_module(model, loss_func)
+        if self._cuts:  # which moves it too, block by block
+            self._cut_model(model, loss, device, self._half, how[0])
+        else:
+            move_to(device, model, loss)
         groups = param_groups(model, loss, *how)
         self.lr = groups.own_rates() if lr is Default.OWN else groups.expand("lr", lr)
         groups.set("lr", self.lr)
@@ -653,7 +659,8 @@ class Trainer(Turns, ParallelLoop):
     def save(self, path: str | Path) -> None:
         """Save model, loss function and optimizer to a file, which is whole or not there.
 
-        Of several processes the first one writes, and the others wait for it.
+        Of several processes the first one writes, and the others wait for it. Where each has a
+        part of the model, every process must call it: the first one gathers the whole, on the CPU.
 
         Of a loss function is saved what is trained or counted in it. An optimizer that has
         training and evaluation mode is saved in evaluation mode, and so are the weights; the
@@ -668,7 +675,7 @@ class Trainer(Turns, ParallelLoop):
             TypeError: If the model or the optimizer has state that could not be read again.
         """
         write = partial(save_learner, self, check_path("path", path))
-        if self.processes is None:
+        if self.processes is None or self.sharded is not None:
             write()
         else:
             self.processes.after_first(write)
@@ -699,6 +706,7 @@ class Trainer(Turns, ParallelLoop):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of, by ``copy.deepcopy`` and ``pickle``."""
+        self.require_whole("a copy of a learner")
         if self._run is not None:
             raise RuntimeError(
                 f"a learner cannot be copied while a {self._run} is running: copy it before or "
