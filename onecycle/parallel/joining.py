@@ -14,11 +14,11 @@ log = logging.getLogger("onecycle")
 
 #: How several processes train one model: each has all of it, or a part of every parameter.
 Parallel = Literal["ddp", "fsdp"]
+#: As given to a `Learner`; ``None``: the accelerator.
+Device = str | torch.device | None
 
 
-def joined(
-    parallel: Parallel | Default | None, device: str | torch.device | None
-) -> tuple[Processes | None, str | torch.device | None]:
+def joined(parallel: Parallel | Default | None, device: Device) -> tuple[Processes | None, Device]:
     """Let this process join the others of its job, and say on which device it trains.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -18,8 +18,9 @@ from onecycle.core.loop import Loop
 from onecycle.core.restore import RngState, surely
 from onecycle.data.streams import is_stream
 from onecycle.errors import OnecycleError
+from onecycle.optim.build import move_to
 from onecycle.parallel.agreed import AgreedHandlers, agreed_events
-from onecycle.parallel.joining import Parallel, joined
+from onecycle.parallel.joining import Device, Parallel, joined
 from onecycle.parallel.resumed import batches_of, shared_state
 from onecycle.parallel.sharded import FullySharded, Sharded, check_parts_serve
 from onecycle.parallel.shards import Shards
@@ -42,14 +43,15 @@ class ParallelLoop(Loop):
     shards: Shards | None = None
     _shares: bool
     _cuts = False
+    _half: torch.dtype | None = None
     _agreed: set[str] | None
     has_agreed = False
     _has_told = False
     asked_landing: tuple[int, str | None] | None = None
 
     def _join_job(
-        self, parallel: Parallel | Default | None, device: str | torch.device | None
-    ) -> str | torch.device | None:
+        self, parallel: Parallel | Default | None, device: Device, cbs: Sequence[Callback]
+    ) -> Device:
         """Take part in the job that this process belongs to; return the device to train on."""
         self._shares, self._agreed = True, None
         self.processes, device = joined(parallel, device)
@@ -58,16 +60,16 @@ class ParallelLoop(Loop):
             self._cuts = parallel == "fsdp"
         return device
 
-    def _cut_model(
+    def _place(
         self,
+        device: Device,
         model: nn.Module,
         loss: nn.Module | None,
-        device: str | torch.device | None,
-        half: torch.dtype | None,
         given: Any,
     ) -> None:
-        """Cut the model where each process is to have a part of it."""
+        """Move model and loss to the device; cut them where each process is to have a part."""
         if not self._cuts or self.processes is None:
+            move_to(device, model, loss)
             return
         if given is not None:
             raise ValueError(
@@ -77,7 +79,18 @@ class ParallelLoop(Loop):
         here = torch.device("cpu" if device is None else device)
         if here.type == "cuda":  # where torch gathers it
             torch.cuda.set_device(here)
-        self.sharded = Sharded(self.processes, model, loss, here, half)
+        self.sharded = Sharded(self.processes, model, loss, here, self._half)
+
+    def write_once(self, write: Callable[[], object]) -> None:
+        """Let the first process write what all have, and the others wait until it is there.
+
+        Args:
+            write: Where each process has a part of the model, all call it: it sees to the rest.
+        """
+        if self.processes is None or self.sharded is not None:
+            write()
+        else:
+            self.processes.after_first(write)
 
     def require_whole(self, verb: str) -> None:
         """Refuse what needs the whole model, where each process has a part of it.

@@ -46,11 +46,11 @@ from onecycle.core.restore import kept_grad_mode, surely
 from onecycle.data.left_out import warn_of_left_out
 from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.elsewhere import says_our_keywords
-from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
+from onecycle.optim.build import OptFuncs, Splitter, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues, ParamGroups
 from onecycle.optim.loss_module import loss_module
-from onecycle.parallel.joining import Parallel
+from onecycle.parallel.joining import Device, Parallel
 from onecycle.parallel.together import ParallelLoop, failing_together
 from onecycle.processes import is_follower
 from onecycle.range_test.asked import Asked, as_rules
@@ -110,8 +110,7 @@ class Trainer(Turns, ParallelLoop):
         parallel: Parallel | Default | None = Default.OWN,
     ) -> None:
         check_options(model, loss_func, cbs, opt, wd, moms, splitter, n_inp, seed, check)
-        weights, device = self._weights(loss_func, loss_weight), self._join_job(parallel, device)
-        self._half = half_of(cbs, device) if self._cuts else None
+        device = self._join_job(parallel, device, cbs)
         groups = self._split(device, model, loss_func, lr, opt, opt_func, wd, splitter, wd_bn_bias)
         self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
         super().__init__(
@@ -123,15 +122,16 @@ class Trainer(Turns, ParallelLoop):
             metrics=list(as_metrics(metrics).values()),
             seed=self.drawn_seed() if seed is None else seed,
             n_inp=n_inp,
-            loss_weights=weights,
+            loss_weights=self._weights(loss_func, loss_weight),
             make_stepper=choose_stepper(model, groups.opt, fast_step, compile),
         )
 
     def _join_job(
-        self, parallel: Parallel | Default | None, device: str | torch.device | None
-    ) -> str | torch.device | None:
+        self, parallel: Parallel | Default | None, device: Device, cbs: Sequence[Callback]
+    ) -> Device:
         """Take part in the job that this process belongs to; return the device to train on."""
-        device = super()._join_job(parallel, device)
+        device = super()._join_job(parallel, device, cbs)
+        self._half = half_of(cbs, device)
         if self.processes is not None and type(self).compute_losses is not Turns.compute_losses:
             raise ValueError("several processes train by one loss: compute_losses is for one alone")
         return device
@@ -148,11 +148,7 @@ class Trainer(Turns, ParallelLoop):
         *how: Any,
     ) -> ParamGroups:
         """Return the parameter groups of model and loss, with their rates in force."""
-        loss = loss_module(model, loss_func)
-        if self._cuts:  # which moves it too, block by block
-            self._cut_model(model, loss, device, self._half, how[0])
-        else:
-            move_to(device, model, loss)
+        self._place(device, model, loss := loss_module(model, loss_func), how[0])
         groups = param_groups(model, loss, *how)
         self.lr = groups.own_rates() if lr is Default.OWN else groups.expand("lr", lr)
         groups.set("lr", self.lr)
@@ -674,11 +670,7 @@ class Trainer(Turns, ParallelLoop):
         Raises:
             TypeError: If the model or the optimizer has state that could not be read again.
         """
-        write = partial(save_learner, self, check_path("path", path))
-        if self.processes is None or self.sharded is not None:
-            write()
-        else:
-            self.processes.after_first(write)
+        self.write_once(partial(save_learner, self, check_path("path", path)))
 
     @says_our_keywords
     def load(self, path: str | Path, *, with_opt: bool = True) -> None:

@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 from started import HELPERS, Job
 
+from onecycle import callbacks
+
 MODULE = "sharded_checks"
 #: What more than two processes can do otherwise than two: among them parts of which one is empty.
 FOR_FOUR = (
-    "check_each_process_has_a_part",
     "check_the_norm_that_clips_is_over_all_parts",
-    "check_the_range_test_is_that_of_one_process",
-    "check_a_saved_file_is_a_plain_one",
     "check_the_same_number_ends_in_the_same_bits",
-    "check_another_way_goes_on",
     "check_begin_for_others",
     "check_another_number_goes_on",
 )
@@ -51,3 +49,9 @@ def test_processes_with_a_part_each_have_the_answer_of_one(
 ) -> None:
     said = [each.get(name, "it was not reached") for each in found(world, folder)]
     assert said == [""] * world, "\n".join(said)
+
+
+def test_what_copies_or_replaces_parameters_needs_the_whole_model() -> None:
+    kinds = {kind for kind in vars(callbacks).values() if isinstance(kind, type)}
+    found = {kind.__name__ for kind in kinds if getattr(kind, "needs_whole_model", False)}
+    assert found == {"ChannelsLast", "CudaGraph", "MicroBatches", "SnapshotEnsemble"}
