@@ -46,6 +46,9 @@ class Checkpoint(Callback):
     Python fields of a model are not in it (`torch.nn.Module.get_extra_state` is for them), nor
     are random states within the worker processes of a loader; a `SeededDataset` needs none.
 
+    Of several processes the first one writes, one file for all. With ``parallel="fsdp"`` it gathers
+    the whole state for that, on the CPU.
+
     A file is whole or not there, and read without running code. If one cannot be written (a full
     disk), the fit goes on and a warning says so, at once and at the end. What training changes and
     no file holds is named in a warning when the first one is taken, as far as it can be seen.

@@ -34,6 +34,7 @@ def is_sharded(tensor: Any) -> bool:
         tensor: Anything.
 
     Example:
+        >>> import torch
         >>> is_sharded(torch.ones(2))
         False
     """
@@ -49,6 +50,7 @@ def whole(value: Any, *, keeps: bool = True) -> Any:
             there. Only one such tensor at a time is whole on the device.
 
     Example:
+        >>> import torch
         >>> whole({"a": torch.ones(1)})
         {'a': tensor([1.])}
     """

@@ -25,10 +25,10 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
         Modules of which none is in another, in the order of the model; none of a small remainder.
 
     Example:
-        >>> layers = [nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 1)]
-        >>> blocks_of(nn.Sequential(nn.Sequential(*layers), nn.Linear(1, 1)))
-        [Linear(in_features=8, out_features=8, bias=True), Linear(in_features=8, out_features=8, \
-bias=True)]
+        >>> layers = [nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 20), nn.Linear(20, 1)]
+        >>> found = blocks_of(nn.Sequential(nn.Sequential(*layers), nn.Linear(1, 1)))
+        >>> [layers.index(block) for block in found]
+        [0, 2]
     """
     homes: dict[int, list[str]] = defaultdict(list)
     for name, p in model.named_parameters(remove_duplicate=False):
