@@ -131,7 +131,7 @@ class Trainer(Turns, ParallelLoop):
     ) -> Device:
         """Take part in the job that this process belongs to; return the device to train on."""
         device = super()._join_job(parallel, device, cbs)
-        self._half = half_of(cbs, device)
+        self._half = half_of(cbs, device) if self._cuts else None
         if self.processes is not None and type(self).compute_losses is not Turns.compute_losses:
             raise ValueError("several processes train by one loss: compute_losses is for one alone")
         return device

@@ -117,6 +117,18 @@ def check_plain_sgd_over_200_updates(folder: Path) -> None:
     assert learn.n_updates == 207
 
 
+def check_gradients_of_other_weights_are_seen(folder: Path) -> None:
+    """The negative control: one process counts for twice its samples."""
+
+    def spoil(learn: Any) -> None:
+        learn.loss_grad = learn.loss_grad * (1 + (RANK == 0))
+
+    learn, alone = cut(), learner(alone=True)
+    learn.fit(1, cbs=[Callback(before_backward=spoil)])
+    alone.fit(1)
+    assert distance(learn, alone) > 1000 * BOUND
+
+
 def check_optimizers(folder: Path) -> None:
     optim = torch.optim
     for kind in (optim.AdamW, optim.Adam, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop):
