@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from onecycle.core.callback import Callback
+from onecycle.core.callback import Callback, Stage
 from onecycle.core.loop import Loop
 from onecycle.errors import OnecycleError
 from onecycle.parallel.blocks import blocks_of
@@ -166,6 +166,15 @@ class FullySharded(DataParallel):
     def __init__(self, sharded: Sharded, *args: Any) -> None:
         super().__init__(*args)
         self._sharded = sharded
+        looks = Callback(before_batch=self._open_valid, after_pred=self._check_valid)
+        looks.stage, looks.during, looks.runs_in = Stage.PREPARE, "valid", frozenset(("fit",))
+        self.back = [looks, *self.back]
+
+    def _open_valid(self, learn: Loop) -> None:
+        self._sharded.begin_batch()
+
+    def _check_valid(self, learn: Loop) -> None:
+        self._sharded.check_alike()
 
     def _wrap(self, learn: Loop) -> None:
         """Begin a pass with the same buffers everywhere."""

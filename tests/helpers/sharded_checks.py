@@ -524,6 +524,23 @@ def check_other_modules_in_one_process_are_refused(folder: Path) -> None:
     torch.manual_seed(1)
     with pytest.raises(OnecycleError, match=r"must use the same ones|another process"):
         cut(model=TwoHeads().double(), dls=loaders(3 + RANK % 2)).fit(1)
+    learn = cut(model=OtherInValidation().double())
+    with pytest.raises(OnecycleError, match="must use the same ones"):
+        learn.fit(1)
+    assert learn.n_updates == 9
+
+
+class OtherInValidation(nn.Module):
+    """Of two layers of one size, one process takes another one where it is validated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(5, 3), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.one(x) + self.other(x)
+        return self.other(x) if RANK else self.one(x)
 
 
 def check_an_error_in_one_process_ends_all(folder: Path) -> None:
