@@ -133,8 +133,9 @@ class Learner(Trainer, SaysOurNames):
             `loss_weight` sees by itself. A method of a subclass does the same.
         parallel: How the processes that a launcher such as ``torchrun`` started train. ``"ddp"``,
             the default there: one model together, each update over the batches of all, with the
-            same answer for any number of processes; see `onecycle.parallel`. ``None``: each its
-            own. In one process it changes nothing.
+            same answer for any number of processes; see `onecycle.parallel`. ``"fsdp"``: the same,
+            where each has a part of every parameter, for a model that one device cannot hold.
+            ``None``: each its own. In one process it changes nothing.
 
     Raises:
         TypeError, ValueError: For what cannot work, with what to do.
@@ -676,10 +677,12 @@ class Learner(Trainer, SaysOurNames):
             >>> load_predictor(path)
             Predictor(reads='values', device='cpu')
         """
+        self.require_whole("export")
         self.write_once(partial(export, self, check_path("path", path), reads))
 
     def summary(self) -> Summary:
         """Describe the model layer by layer, the groups and the optimizer; prints as a table."""
+        self.require_whole("summary")
         return summarize(self)
 
     def show_training_loop(self) -> None:

@@ -230,6 +230,11 @@ class Processes:
         """The group for tensors on the device, as torch's own wrappers take it."""
         return _groups.ready().device
 
+    @property
+    def generation(self) -> int:
+        """How often the groups have been made; 0 where they are broken."""
+        return 0 if _groups.device is None else _groups.made
+
     def ready(self) -> None:
         """Make the groups anew where they broke."""
         _groups.ready()
@@ -256,8 +261,8 @@ class Processes:
         """Tell whether one of the processes says so."""
         return bool(self.most(int(flag)))
 
-    def are_alike(self, value: int) -> bool:
-        """Tell whether all processes give the same number."""
+    def is_alike(self, value: int) -> bool:
+        """Tell whether the processes have one number, below 2**53."""
         most, least = self._host([value, -value], dist.ReduceOp.MAX)
         return most == -least
 

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from onecycle.arguments import check_fraction, check_momentum
 from onecycle.core.callback import Callback, Stage
 from onecycle.errors import CancelValid
+from onecycle.optim.sharded import part_of
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -113,7 +114,7 @@ class WeightAverage:
             )
         self._live = list(named.values())
         self.values = {
-            name: self.values.get(name, tensor.detach()).to(
+            name: part_of(self.values.get(name, tensor.detach()), tensor).to(
                 tensor.device, torch.promote_types(tensor.dtype, torch.float32), copy=True
             )
             for name, tensor in named.items()

@@ -21,6 +21,7 @@ from onecycle.core.callback import Callback, During, Stage
 from onecycle.core.restore import RngState
 from onecycle.data.nested import map_tensors
 from onecycle.elsewhere import says_our_keywords
+from onecycle.optim.sharded import whole
 from onecycle.processes import is_follower
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class Checkpoint(Callback):
     data. It is taken between two updates, when every other callback has heard of the last one.
     Python fields of a model are not in it (`torch.nn.Module.get_extra_state` is for them), nor
     are random states within the worker processes of a loader; a `SeededDataset` needs none.
+
+    Of several processes the first one writes, one file for all. With ``parallel="fsdp"`` it gathers
+    the whole state for that, on the CPU.
 
     A file is whole or not there, and read without running code. If one cannot be written (a full
     disk), the fit goes on and a warning says so, at once and at the end. What training changes and
@@ -275,6 +279,8 @@ class Checkpoint(Callback):
 
     def _captured(self, learn: Loop, batches: int | None) -> dict[str, Any]:
         state = files.capture(learn, self._plan, batches, self._pass_rng)
+        if learn.sharded is not None:  # every process takes part, the first one keeps
+            state = whole(state, keeps=not is_follower())
         state["extra"] |= self._of_sources(learn, batches)
         state["extra"] |= learn.stored_beside(state)
         if learn.stream.drawn:

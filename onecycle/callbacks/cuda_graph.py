@@ -89,6 +89,8 @@ class CudaGraph(Callback):
         8
     """
 
+    needs_whole_model = True
+
     def __init__(self, *, step: bool = False) -> None:
         self.step = check_flag("step", step)
         self._batches: GraphedBatches | None = None

@@ -79,6 +79,8 @@ class SnapshotEnsemble(Callback):
 
     during = "train"
 
+    needs_whole_model = True
+
     def __init__(self) -> None:
         self._begin()
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onecycle import plots
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.core.callback import Callback, Stage
+from onecycle.optim.sharded import is_sharded, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,6 +94,8 @@ def norm_of(tensors: Sequence[Tensor]) -> float | Tensor:
     if not parts:
         return math.nan
     wide = any(t.dtype in (torch.float64, torch.complex128) for t in parts)
+    if any(map(is_sharded, parts)):  # each process has a part
+        return whole_number(nn.utils.get_total_norm(parts))  # type: ignore[no-any-return]
     parts = [torch.view_as_real(t) if t.is_complex() else t for t in parts]
     norms = torch._foreach_norm(parts, 2, dtype=torch.float64 if wide else torch.float32)
     found: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))

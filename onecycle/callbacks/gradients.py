@@ -11,6 +11,7 @@ from onecycle.arguments import check_count, check_positive
 from onecycle.core.callback import Callback, Stage
 from onecycle.elsewhere import says_our_keywords
 from onecycle.errors import CancelStep
+from onecycle.optim.sharded import whole_number
 from onecycle.record.weights import Weight, weight_beside
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ class GradientClip(Callback):
     def before_step(self, learn: Loop) -> None:
         """Clip what the optimizer will see."""
         if self.max_norm is not None:
-            self.norm = nn.utils.clip_grad_norm_(learn.stepper.params, self.max_norm)
+            norm = nn.utils.clip_grad_norm_(learn.stepper.params, self.max_norm)
+            self.norm = norm if learn.sharded is None else whole_number(norm)
         elif self.max_value is not None:
             nn.utils.clip_grad_value_(learn.stepper.params, self.max_value)

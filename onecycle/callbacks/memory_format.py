@@ -35,6 +35,7 @@ class ChannelsLast(Callback):
     """
 
     stage = Stage.PREPARE
+    needs_whole_model = True
 
     def before_batch(self, learn: Loop) -> None:
         """Lay out every input of four dimensions; others are left alone."""

@@ -84,6 +84,7 @@ class MicroBatches(Callback):
 
     # In no stage that a resume compares: a fit that ran out of memory may go on with it.
     runs_in = frozenset(("fit", "range_test"))
+    needs_whole_model = True
 
     def __init__(self, size: int | None = None) -> None:
         self.size = None if size is None else check_count("size", size)

@@ -16,6 +16,7 @@ from onecycle.core.callback import Callback
 from onecycle.errors import CancelFit, CancelStep
 from onecycle.optim.buffers import KeptBuffers
 from onecycle.optim.groups import listed
+from onecycle.optim.sharded import whole_number
 from onecycle.optim.stepper import ScaledStepper
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ class TerminateOnNonFinite(Callback):
         values = [learn.update_loss.flatten()[0]]
         gradients = [p.grad for p in learn.stepper.params if p.grad is not None]
         if gradients and not isinstance(learn.stepper, ScaledStepper):
-            values.append(nn.utils.get_total_norm(gradients).to(values[0].device))
+            norm = whole_number(nn.utils.get_total_norm(gradients))
+            values.append(norm.to(values[0].device))
         if not torch.isfinite(sum(values)):
             self._skipping = True
             raise CancelStep

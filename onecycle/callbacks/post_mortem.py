@@ -17,6 +17,7 @@ from onecycle.callbacks.recorder import recorder_of
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.optim.compiled import uncompiled
 from onecycle.optim.groups import listed
+from onecycle.optim.sharded import whole_number
 from onecycle.record.smoothing import smooth
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def _note_output(bad: list[str], name: str, module: nn.Module, _: Any, output: A
 
 def _norm(params: Sequence[nn.Parameter]) -> float:
     gradients = [p.grad for p in params if p.grad is not None]
-    return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    return float(whole_number(nn.utils.get_total_norm(gradients))) if gradients else 0.0
 
 
 def _bad_parts(name: str, value: Any) -> Iterator[str]:
@@ -212,7 +213,7 @@ def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+    return bool(whole_number(torch.isfinite(tensor).all()))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,6 +50,11 @@ class MixedPrecision(Callback):
     Raises:
         ValueError: For another dtype; before the first batch, for weights that are in fp16.
 
+    Where each process has a part of the model (``parallel="fsdp"``), the parts are gathered in bf16
+    and all layers compute in it, by torch's own policy in place of autocast; gradients are added up
+    in float32. fp16 is refused there, and so is a fit's own `MixedPrecision`: give it to the
+    `Learner`.
+
     Source:
         Micikevicius et al., "Mixed Precision Training", arXiv:1710.03740.
 
@@ -92,7 +98,12 @@ class MixedPrecision(Callback):
     def forward_context(self, learn: Loop) -> AbstractContextManager[Any] | None:
         """Return the autocast of this learner's device, unless all stays in float32."""
         dtype = self.dtype_on(learn.device)
-        return None if dtype is torch.float32 else torch.autocast(learn.device.type, dtype=dtype)
+        if dtype is torch.float32:
+            return None
+        if learn.sharded is not None:  # gathered in half precision: autocast would keep a copy
+            learn.sharded.check_half(dtype)
+            return None
+        return torch.autocast(learn.device.type, dtype=dtype)
 
     def plan(self, learn: Loop) -> dict[str, Any]:
         """Return the dtype; the scale of the losses is state."""
@@ -131,6 +142,20 @@ class MixedPrecision(Callback):
         self._scaler_state = state["scaler"]
         if self.scaler is not None and self._scaler_state:
             self.scaler.load_state_dict(self._scaler_state)
+
+
+def half_of(callbacks: Iterable[Callback], device: str | torch.device | None) -> torch.dtype | None:
+    """Return the dtype of the `MixedPrecision` among callbacks; ``None`` for the weights' own.
+
+    Args:
+        callbacks: Any.
+        device: Where the model trains; ``None`` for the CPU.
+    """
+    for callback in callbacks:
+        if isinstance(callback, MixedPrecision):
+            dtype = callback.dtype_on(torch.device("cpu" if device is None else device))
+            return None if dtype is torch.float32 else dtype
+    return None
 
 
 def _fastest_on(device: torch.device) -> torch.dtype:

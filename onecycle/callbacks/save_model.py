@@ -222,7 +222,9 @@ class SaveModel(Callback):
                 weights.enter_context(callback.as_validated(learn))
             write = partial(save_learner, learn, file)
             try:
-                return write() if learn.processes is None else learn.processes.from_first(write)
+                if learn.processes is None or learn.sharded is not None:
+                    return write()
+                return learn.processes.from_first(write)
             except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
                 self._n_failed += 1
                 if self._n_failed == 1:

@@ -74,6 +74,7 @@ class When(Callback):
             during=self.callback.during,
             runs_in=self.callback.runs_in,
             first_process_only=self.callback.first_process_only,
+            needs_whole_model=self.callback.needs_whole_model,
         )
         known = (name for name in EVENTS if hasattr(self.callback, name))
         handlers = {name: getattr(self.callback, name) for name in known}

@@ -23,6 +23,7 @@ from onecycle.files import atomic_write, remove_abandoned
 from onecycle.optim.build import ready_state
 from onecycle.optim.loss_module import named_parts
 from onecycle.optim.modes import switch
+from onecycle.optim.sharded import parts_of
 
 if TYPE_CHECKING:
     from onecycle.core.callback import Callback
@@ -106,7 +107,7 @@ def restore(learn: Loop, state: dict[str, Any]) -> None:
     free = growing(learn.first_buffers, state["extra"].get("buffers"))
     for module, found, shapes in zip(_modules(learn), state["modules"], free, strict=False):
         take_shapes(module, found["state"], shapes)
-        module.load_state_dict(found["state"])
+        module.load_state_dict(parts_of(found["state"], module.state_dict()))
         for name in {**_other_buffers(module), **found["buffers"]}:
             owner, _, last = name.rpartition(".")
             value = found["buffers"].get(name)

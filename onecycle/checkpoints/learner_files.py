@@ -26,6 +26,8 @@ def save_learner(learn: LoopState, path: str | Path) -> str:
     put_back = hold_modes(learn.opt)
     try:
         switch(learn.opt, training=False)
+        if learn.sharded is not None:
+            learn.sharded.check_joined()
         return write_model(path, learn)
     finally:
         put_back()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ from onecycle.checkpoints.readable import readable
 from onecycle.checkpoints.sealed import check_format, read_sealed, write_sealed
 from onecycle.core.restore import Capture
 from onecycle.errors import CheckpointError
+from onecycle.optim.sharded import parts_of, whole
 from onecycle.optim.wrapped import with_inner
+from onecycle.processes import is_follower
 
 if TYPE_CHECKING:
     from onecycle.core.state import LoopState
@@ -54,17 +57,28 @@ def write_model(path: str | Path, learn: LoopState) -> str:
     """
     state = {
         "format": FORMAT,
-        "model": readable(learn.model.state_dict(), "the state of the model"),
-        "loss": readable(loss_state(learn.loss_module), "the state of the loss function"),
+        "model": readable(_whole(learn, learn.model.state_dict()), "the state of the model"),
+        "loss": readable(
+            _whole(learn, loss_state(learn.loss_module)), "the state of the loss function"
+        ),
         "opt": _readable_opt(path, learn),
         "extra": {"buffers": learn.first_buffers},  # what a reader may pass over
     }
-    return write_sealed(path, state)
+    if learn.sharded is None or learn.processes is None:
+        return write_sealed(path, state)
+    return learn.processes.from_first(partial(write_sealed, path, state))
+
+
+def _whole(learn: LoopState, state: Any) -> Any:
+    """Return a state whose tensors are whole: where they are cut, the first process gets them."""
+    return state if learn.sharded is None else whole(state, keeps=not is_follower())
 
 
 def _readable_opt(path: str | Path, learn: LoopState) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = readable(opt_state(learn), "the state of the optimizer")
+        found: dict[str, Any] = readable(
+            _whole(learn, opt_state(learn)), "the state of the optimizer"
+        )
     except TypeError as error:
         log.warning("save: %s holds the model without the optimizer: %s", path, error)
         return {_LEFT_OUT: str(error)}
@@ -103,10 +117,10 @@ def read_model(
         if opt is not None:
             load_opt_state(learn, opt)
         take_shapes(learn.model, model, free)
-        learn.model.load_state_dict(model)
+        learn.model.load_state_dict(parts_of(model, own))
         if learn.loss_module is not None and not differs:
             take_shapes(learn.loss_module, loss, free_of_loss)
-            learn.loss_module.load_state_dict(loss, strict=False)
+            learn.loss_module.load_state_dict(parts_of(loss, own_loss), strict=False)
     if differs:
         log.warning("%s holds another loss function, which is left out: %s", path, differs)
 

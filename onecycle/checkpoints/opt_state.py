@@ -25,6 +25,8 @@ from onecycle.checkpoints.opt_names import (
     parameter_names,
 )
 from onecycle.core.restore import Capture
+from onecycle.data.nested import map_tensors
+from onecycle.optim.sharded import is_sharded, part_of
 from onecycle.optim.wrapped import same_groups
 
 if TYPE_CHECKING:
@@ -186,9 +188,18 @@ def load_state(named: NamedOptimizer, found: dict[str, Any]) -> None:
 
 def _load_own(named: NamedOptimizer, found: dict[str, Any]) -> None:
     opt, whole = named.opt, found.get("whole")
+    held = named.held()
+    if any(map(is_sharded, held.values())):
+        cut = {name: _cut(entry, held[name]) for name, entry in found["state"].items()}
+        found = {**found, "state": cut}
     opt.load_state_dict(_packed(found, named) if whole is None else whole)
     if whole is None and type(opt).load_state_dict is Optimizer.load_state_dict:
-        _undo_casts(opt, found, named.held())
+        _undo_casts(opt, found, held)
+
+
+def _cut(entry: Any, p: Tensor) -> Any:
+    """Return the state of a parameter of which this process has a part."""
+    return map_tensors(lambda tensor: part_of(tensor, p), entry)
 
 
 def _packed(found: dict[str, Any], named: NamedOptimizer) -> dict[str, Any]:
@@ -200,10 +211,16 @@ def _packed(found: dict[str, Any], named: NamedOptimizer) -> dict[str, Any]:
         index.update({name: i for i, name in enumerate(names, start=len(index))})
         known = {key: group[key] for key in opt.defaults if key in group}  # of a newer version
         options = found["groups"][there]["options"]
+        if any(map(is_sharded, group["params"])):  # torch has no fused kernel for all of them
+            options = {k: v for k, v in options.items() if k != "fused"} | _of(group, "fused")
         groups.append({**known, **options, "params": [index[name] for name in names]})
     state = {index[name]: entry for name, entry in found["state"].items()}
     others = found["rest"].get("state", {})
     return {**found["rest"], "state": {**others, **state}, "param_groups": groups}
+
+
+def _of(group: dict[str, Any], key: str) -> dict[str, Any]:
+    return {key: group[key]} if key in group else {}
 
 
 def _undo_casts(opt: Optimizer, found: dict[str, Any], held: Mapping[str, Tensor]) -> None:

@@ -58,6 +58,7 @@ class Callback(SaysOurNames):
             By default all for `Stage.PREPARE`, fits only for the others.
         first_process_only: Whether, of several processes that train together, it is for the first
             one alone: for what prints, draws or writes, and decides nothing.
+        needs_whole_model: Whether it is refused where each process has a part of the model alone.
 
     Args:
         during: As the attribute, for a callback made from functions.
@@ -97,6 +98,7 @@ class Callback(SaysOurNames):
     during: During = "both"
     runs_in: frozenset[Run] | None = None
     first_process_only: bool = False
+    needs_whole_model: bool = False
     _occasions = Occasions()  # all of them, but for functions that are called now and then
     _called = "Callback"
 

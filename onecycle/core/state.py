@@ -90,6 +90,7 @@ class LoopState:
         loss_weights: What `loss_weight` asks.
         processes: The processes that train together; ``None`` for one alone.
         whole_weight: What `loss_weight` is for the batch of all processes; ``None`` in one.
+        sharded: What each process has a part of; ``None`` where it has the whole model.
     """
 
     batch: Any
@@ -101,6 +102,7 @@ class LoopState:
     update_loss: Any
     processes: Processes | None = None
     whole_weight: Weight | None = None
+    sharded: Any = None
 
     def __init__(
         self,

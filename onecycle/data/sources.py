@@ -29,6 +29,8 @@ _LONGEST = 1000  # of the containers that are looked into
 _MOST = 20_000  # objects that are followed
 #: Fields that are the running pass of a DataLoader, or torch's own of a module.
 _PASSED_OVER = frozenset(("_iterator", *vars(nn.Module()))) - {"_modules"}
+#: How fields begin in which torch keeps what its wrappers, such as ``fully_shard``, work with.
+_OF_TORCH = "__composable_api_state_key"
 #: What is called to draw; by these names also where a module is imported under another one.
 _DRAWING = frozenset(
     (
@@ -97,7 +99,11 @@ def _held(holder: Any) -> list[tuple[str, Any]]:
         return [("", holder.__self__), ("", holder.__func__)]
     if isinstance(holder, FunctionType):
         return _of_function(holder)
-    fields = [(f".{n}", part) for n, part in fields_of(holder).items() if n not in _PASSED_OVER]
+    fields = [
+        (f".{n}", part)
+        for n, part in fields_of(holder).items()
+        if n not in _PASSED_OVER and not n.startswith(_OF_TORCH)
+    ]
     kind: Any = type(holder)
     return [*fields, *_global_generators(kind)]
 

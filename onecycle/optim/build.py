@@ -18,6 +18,7 @@ from onecycle.optim.late_state import fill_late_state
 from onecycle.optim.loss_module import named_parts, own_parameters
 from onecycle.optim.members import members_by_decay, members_of_split
 from onecycle.optim.several import Optimizers, as_one
+from onecycle.optim.sharded import check_elementwise, is_sharded
 from onecycle.optim.wrapped import with_inner
 
 log = logging.getLogger("onecycle")
@@ -82,6 +83,7 @@ def build_optimizer(
     else:
         opt = _build(opt_func, groups, parameters, sparse, kwargs)
     check_serves(opt, model)
+    check_elementwise(opt)
     own = [*own_parameters(model, loss)]
     if own:
         log.info("the loss function's parameters train in group %d: %s", len(groups) - 1, own)
@@ -256,7 +258,9 @@ def _can_be_fused(parameters: Iterable[nn.Parameter], opt_func: OptFunc) -> bool
         return False
     # Adagrad's fused kernel is documented for the CPU alone.
     devices = ("cpu",) if _underlying(opt_func) is torch.optim.Adagrad else _FUSED_DEVICES
-    return all(p.is_floating_point() and p.device.type in devices for p in parameters)
+    return all(
+        p.is_floating_point() and p.device.type in devices and not is_sharded(p) for p in parameters
+    )
 
 
 def ready_state(opt: Optimizer) -> None:

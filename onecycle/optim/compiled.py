@@ -17,6 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from onecycle.arguments import check_flag, shown
 from onecycle.optim.bound import BoundStepper, Group
 from onecycle.optim.fast import FastStepper
+from onecycle.optim.sharded import check_plain_compile
 from onecycle.optim.stepper import Stepper
 
 log = logging.getLogger("onecycle")
@@ -186,6 +187,7 @@ def choose_stepper(
         return partial(Stepper, reason="fast_step=False")
     if options is None:
         return partial(_fast_stepper, model)
+    check_plain_compile(model, compile)
     compile_model(model, **options)
     if reason := CompiledStepper.why_not(opt):
         log.warning("compile: the model is compiled, the step is not: %s", reason)

@@ -12,13 +12,13 @@ from onecycle.processes import Processes, join, local_device, n_processes
 
 log = logging.getLogger("onecycle")
 
-#: How several processes train one model: each has all of it.
-Parallel = Literal["ddp"]
+#: How several processes train one model: each has all of it, or a part of every parameter.
+Parallel = Literal["ddp", "fsdp"]
+#: As given to a `Learner`; ``None``: the accelerator.
+Device = str | torch.device | None
 
 
-def joined(
-    parallel: Parallel | Default | None, device: str | torch.device | None
-) -> tuple[Processes | None, str | torch.device | None]:
+def joined(parallel: Parallel | Default | None, device: Device) -> tuple[Processes | None, Device]:
     """Let this process join the others of its job, and say on which device it trains.
 
     Args:
@@ -36,13 +36,8 @@ def joined(
         >>> joined(None, "cpu")
         (None, 'cpu')
     """
-    asked: object = parallel
-    if isinstance(asked, str) and asked == "fsdp":
-        raise ValueError(
-            'parallel="fsdp" is not supported: each process has the whole model, parallel="ddp"'
-        )
     if parallel is not Default.OWN and parallel is not None:
-        check_one_of("parallel", parallel, ("ddp",))
+        check_one_of("parallel", parallel, ("ddp", "fsdp"))
     processes = None if parallel is None else join()
     if processes is None:
         if n_processes() > 1:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from onecycle.arguments import Default
 from onecycle.core.callback import Callback, Handler, Run
@@ -17,9 +18,11 @@ from onecycle.core.loop import Loop
 from onecycle.core.restore import RngState, surely
 from onecycle.data.streams import is_stream
 from onecycle.errors import OnecycleError
+from onecycle.optim.build import move_to
 from onecycle.parallel.agreed import AgreedHandlers, agreed_events
-from onecycle.parallel.joining import Parallel, joined
+from onecycle.parallel.joining import Device, Parallel, joined
 from onecycle.parallel.resumed import batches_of, shared_state
+from onecycle.parallel.sharded import FullySharded, Sharded, check_parts_serve
 from onecycle.parallel.shards import Shards
 from onecycle.parallel.wrapped import DataParallel
 from onecycle.processes import Processes
@@ -39,20 +42,70 @@ class ParallelLoop(Loop):
 
     shards: Shards | None = None
     _shares: bool
+    _cuts = False
+    _half: torch.dtype | None = None
     _agreed: set[str] | None
     has_agreed = False
     _has_told = False
     asked_landing: tuple[int, str | None] | None = None
 
     def _join_job(
-        self, parallel: Parallel | Default | None, device: str | torch.device | None
-    ) -> str | torch.device | None:
+        self, parallel: Parallel | Default | None, device: Device, cbs: Sequence[Callback]
+    ) -> Device:
         """Take part in the job that this process belongs to; return the device to train on."""
         self._shares, self._agreed = True, None
         self.processes, device = joined(parallel, device)
         if self.processes is not None:
             self.shards = Shards(self.processes.rank, self.processes.world)
+            self._cuts = parallel == "fsdp"
         return device
+
+    def _place(
+        self,
+        device: Device,
+        model: nn.Module,
+        loss: nn.Module | None,
+        given: Any,
+    ) -> None:
+        """Move model and loss to the device; cut them where each process is to have a part."""
+        if not self._cuts or self.processes is None:
+            move_to(device, model, loss)
+            return
+        if given is not None:
+            raise ValueError(
+                'parallel="fsdp" cuts the parameters, and opt= holds them as they were: give '
+                "opt_func=, which is called when they are cut"
+            )
+        here = torch.device("cpu" if device is None else device)
+        if here.type == "cuda":  # where torch gathers it
+            torch.cuda.set_device(here)
+        self.sharded = Sharded(self.processes, model, loss, here, self._half)
+
+    def write_once(self, write: Callable[[], object]) -> None:
+        """Let the first process write what all have, and the others wait until it is there.
+
+        Args:
+            write: Where each process has a part of the model, all call it: it sees to the rest.
+        """
+        if self.processes is None or self.sharded is not None:
+            write()
+        else:
+            self.processes.after_first(write)
+
+    def require_whole(self, verb: str) -> None:
+        """Refuse what needs the whole model, where each process has a part of it.
+
+        Args:
+            verb: What needs it.
+
+        Raises:
+            ValueError: With what to do.
+        """
+        if self.sharded is not None:
+            raise ValueError(
+                f'{verb} needs the whole model, and with parallel="fsdp" each process has a part '
+                "of it: save(path), and load it in one process"
+            )
 
     @contextmanager
     def batches_as(self, state: dict[str, Any] | None) -> Iterator[None]:
@@ -115,6 +168,8 @@ class ParallelLoop(Loop):
         """Get ready to train together; return the callbacks to come last."""
         if processes is None or self.shards is None:
             return []
+        if self.sharded is not None:
+            self.sharded.check_joined()
         processes.ready()
         callbacks = [each for each in (*self.cbs, *cbs) if each.takes_part_in(run)]
         if run == "fit" and processes.is_first and not self._has_told:
@@ -122,6 +177,9 @@ class ParallelLoop(Loop):
             self._tell(processes.world)
         self._agreed = _compared(processes, [self.seed, *limits], callbacks)
         together = DataParallel(processes, self.shards)
+        if self.sharded is not None:
+            check_parts_serve(callbacks)
+            together = FullySharded(self.sharded, processes, self.shards)
         self.cbs = [together.front, *self.cbs]
         return together.back
 
@@ -213,9 +271,12 @@ class ParallelLoop(Loop):
 
     def _infer(self, dl: Any, cbs: Sequence[Callback], collect: Handler, with_loss: bool) -> None:
         shares = self._shares
+        if self.sharded is not None:
+            self.sharded.check_joined()
         try:
             self._shares = False
-            super()._infer(dl, cbs, collect, with_loss)
+            with nullcontext() if self.sharded is None else self.sharded.let_go():
+                super()._infer(dl, cbs, collect, with_loss)
         finally:
             surely(partial(setattr, self, "_shares", shares))
 

@@ -20,6 +20,7 @@ from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.run_bar import RunBar, is_watched
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Stage
+from onecycle.optim.sharded import parts_of
 from onecycle.record.history import History
 from onecycle.schedules.shapes import Array
 
@@ -154,6 +155,6 @@ def _take_weights(model: nn.Module, init: Init) -> None:
             f"class of the model; got {shown(init)}"
         )
     try:
-        model.load_state_dict(made.state_dict())
+        model.load_state_dict(parts_of(made.state_dict(), model.state_dict()))
     except RuntimeError as error:
         raise ValueError(f"init must make a model like the learner's: {error}") from error

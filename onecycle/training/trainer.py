@@ -30,6 +30,7 @@ from onecycle.callbacks.landing import land_running
 from onecycle.callbacks.lr_finder import LRFinder
 from onecycle.callbacks.max_time import UNDECIDED, MaxTime
 from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule, Policy
+from onecycle.callbacks.precision import half_of
 from onecycle.callbacks.progress import Progress
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.callbacks.resume import resuming, state_of, whole_or_undone
@@ -45,11 +46,11 @@ from onecycle.core.restore import kept_grad_mode, surely
 from onecycle.data.left_out import warn_of_left_out
 from onecycle.data.loaders import DataLoaders, as_dataloaders
 from onecycle.elsewhere import says_our_keywords
-from onecycle.optim.build import OptFuncs, Splitter, move_to, param_groups
+from onecycle.optim.build import OptFuncs, Splitter, param_groups
 from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues, ParamGroups
 from onecycle.optim.loss_module import loss_module
-from onecycle.parallel.joining import Parallel
+from onecycle.parallel.joining import Device, Parallel
 from onecycle.parallel.together import ParallelLoop, failing_together
 from onecycle.processes import is_follower
 from onecycle.range_test.asked import Asked, as_rules
@@ -109,7 +110,7 @@ class Trainer(Turns, ParallelLoop):
         parallel: Parallel | Default | None = Default.OWN,
     ) -> None:
         check_options(model, loss_func, cbs, opt, wd, moms, splitter, n_inp, seed, check)
-        weights, device = self._weights(loss_func, loss_weight), self._join_job(parallel, device)
+        device = self._join_job(parallel, device, cbs)
         groups = self._split(device, model, loss_func, lr, opt, opt_func, wd, splitter, wd_bn_bias)
         self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
         super().__init__(
@@ -121,9 +122,21 @@ class Trainer(Turns, ParallelLoop):
             metrics=list(as_metrics(metrics).values()),
             seed=self.drawn_seed() if seed is None else seed,
             n_inp=n_inp,
-            loss_weights=weights,
+            loss_weights=self._weights(loss_func, loss_weight),
             make_stepper=choose_stepper(model, groups.opt, fast_step, compile),
         )
+
+    def _join_job(
+        self, parallel: Parallel | Default | None, device: Device, cbs: Sequence[Callback]
+    ) -> Device:
+        """Take part in the job that this process belongs to; return the device to train on."""
+        device = super()._join_job(parallel, device, cbs)
+        self._half = half_of(cbs, device) if self._cuts else None
+        if self._cuts and type(self).compute_losses is not Turns.compute_losses:
+            raise ValueError(
+                'parallel="fsdp" trains by one loss: compute_losses is for parallel="ddp"'
+            )
+        return device
 
     def _weights(self, loss_func: Any, given: Callable[[Any, Any], Weight] | None) -> LossWeights:
         return LossWeights(loss_func, given, type(self).compute_loss is Loop.compute_loss)
@@ -137,7 +150,7 @@ class Trainer(Turns, ParallelLoop):
         *how: Any,
     ) -> ParamGroups:
         """Return the parameter groups of model and loss, with their rates in force."""
-        move_to(device, model, loss := loss_module(model, loss_func))
+        self._place(device, model, loss := loss_module(model, loss_func), how[0])
         groups = param_groups(model, loss, *how)
         self.lr = groups.own_rates() if lr is Default.OWN else groups.expand("lr", lr)
         groups.set("lr", self.lr)
@@ -644,7 +657,8 @@ class Trainer(Turns, ParallelLoop):
     def save(self, path: str | Path) -> None:
         """Save model, loss function and optimizer to a file, which is whole or not there.
 
-        Of several processes the first one writes, and the others wait for it.
+        Of several processes the first one writes, and the others wait for it. Where each has a
+        part of the model, every process must call it: the first one gathers the whole, on the CPU.
 
         Of a loss function is saved what is trained or counted in it. An optimizer that has
         training and evaluation mode is saved in evaluation mode, and so are the weights; the
@@ -686,6 +700,7 @@ class Trainer(Turns, ParallelLoop):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of, by ``copy.deepcopy`` and ``pickle``."""
+        self.require_whole("a copy of a learner")
         if self._run is not None:
             raise RuntimeError(
                 f"a learner cannot be copied while a {self._run} is running: copy it before or "

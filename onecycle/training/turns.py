@@ -165,7 +165,7 @@ class Turns(Loop):
 
     def _agree_on(self, turn: int) -> None:
         """Refuse turns by which the gradients of several processes would be mixed up."""
-        if self.processes is not None and not self.processes.are_alike(turn):
+        if self.processes is not None and not self.processes.is_alike(turn):
             raise OnecycleError(
                 "compute_losses of this process and of another one go by other turns: which "
                 "optimizer steps must not depend on the samples of one, but on self.n_updates say"

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from onecycle import Learner, launch
 from onecycle.parallel.joining import joined
@@ -15,9 +16,11 @@ def test_one_process_joins_nothing(monkeypatch):
     assert learn.processes is learn.shards is None
 
 
-def test_fully_sharded_training_is_refused_in_a_sentence():
-    with pytest.raises(ValueError, match=r"'?fsdp.* is not supported: each process has the whole"):
-        joined("fsdp", None)
+def test_in_one_process_nothing_is_cut():
+    learn = toy_learner(parallel="fsdp")
+    assert learn.sharded is learn.processes is None
+    learn.fit(1)
+    assert type(learn.model[0].weight) is torch.nn.Parameter
 
 
 def test_another_way_is_refused():

@@ -354,7 +354,7 @@ class Apart:
 
     rank, world, is_first = 0, 2, True
 
-    def are_alike(self, value: int) -> bool:
+    def is_alike(self, value: int) -> bool:
         return False
 
     def fail(self, error: BaseException) -> None:
