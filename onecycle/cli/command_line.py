@@ -14,13 +14,16 @@ from onecycle.cli.find import find
 from onecycle.cli.predict import predict
 from onecycle.cli.problem import Problem
 from onecycle.cli.train import TRACKERS, train
-from onecycle.errors import CheckpointError
+from onecycle.errors import OnecycleError
+from onecycle.processes import rank
+from onecycle.vision.named import NAMED
 
 #: Where a run is that has no other place.
 RUN = Path("onecycle_run")
 
-_DATA = "a folder with train/<class>/ and valid/<class>/ (or test), or one of: " + ", ".join(
-    read.NAMED
+_DATA = (
+    "a folder with train/<class>/ and valid/<class>/ (or test), or of torchvision: "
+    + ", ".join(NAMED)
 )
 
 
@@ -36,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (Problem, CheckpointError, OSError, ValueError, RuntimeError) as error:
-        print(f"onecycle: {error}", file=sys.stderr)
+    except (Problem, OnecycleError, ImportError, OSError, ValueError, RuntimeError) as error:
+        who = f"onecycle [process {rank()}]" if rank() else "onecycle"
+        print(f"{who}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("onecycle: interrupted", file=sys.stderr)
@@ -78,9 +82,14 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         type=read.Sizes,
         metavar="SIDES",
         help="side of the images in pixels, or several with the part of the fit from which each "
-        "holds, as 128@0,224@0.4 (default: 224; cifar10 32)",
+        "holds, as 128@0,224@0.4 (default: 224; of a data set by name what it has)",
     )
-    command.add_argument("--batch-size", type=read.at_least_one, default=64, help="(default: 64)")
+    command.add_argument(
+        "--batch-size",
+        type=read.at_least_one,
+        default=64,
+        help="images in a batch, of each process under torchrun (default: 64)",
+    )
     command.add_argument("--wd", type=read.not_negative, help="weight decay (default: AdamW's)")
     command.add_argument(
         "--augment",
@@ -92,6 +101,12 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: fp32)"
     )
+    _add_places(command)
+    command.add_argument("--seed", type=read.seed, default=0, help="(default: 0)")
+    command.add_argument("--device", type=read.device, help="default: the accelerator, if any")
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--cache",
         type=Path,
@@ -99,14 +114,12 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         help="where the decoded images are kept (default: .onecycle in the folder of images)",
     )
     command.add_argument(
-        "--data-dir",
+        "--root",
         type=Path,
         default=Path("data"),
         metavar="DIR",
-        help="where cifar10 is, or is downloaded to (default: data)",
+        help="where a data set by name is, or is downloaded to (default: data)",
     )
-    command.add_argument("--seed", type=read.seed, default=0, help="(default: 0)")
-    command.add_argument("--device", type=read.device, help="default: the accelerator, if any")
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:

@@ -111,7 +111,7 @@ def mnist(
             error,
         )
     tensors = [(part.data.unsqueeze(1), part.targets) for part in parts]
-    return _image_loaders(tensors, _DIGITS, [0.1307], [0.3081], batch_size, device)
+    return image_loaders(tensors, _DIGITS, [0.1307], [0.3081], batch_size, device)
 
 
 def cifar10(
@@ -158,7 +158,7 @@ def cifar10(
             for part in parts
         ]
         classes = _CIFAR10
-    return _image_loaders(tensors, classes, mean, std, batch_size, device)
+    return image_loaders(tensors, classes, mean, std, batch_size, device)
 
 
 @says_our_keywords
@@ -211,7 +211,7 @@ def image_folder(
         return _cached_loaders(path, place, size, batch_size, device)
     tensors, classes = _decode_tree(path, size)
     statistics = channel_statistics(channel_counts(tensors[0][0]))
-    return _image_loaders(tensors, classes, *statistics, batch_size, device)
+    return image_loaders(tensors, classes, *statistics, batch_size, device)
 
 
 def _cached_loaders(
@@ -226,9 +226,7 @@ def _cached_loaders(
     _check_classes(path, *(classes for *_, classes in listed))
     opened = open_cache(path, place, [listed[0][0], listed[1][0]], size)
     tensors = [(x, y) for x, (_, y, _) in zip(opened.images, listed, strict=True)]
-    dls = _image_loaders(
-        tensors, listed[0][2], *channel_statistics(opened.counts), batch_size, None
-    )
+    dls = image_loaders(tensors, listed[0][2], *channel_statistics(opened.counts), batch_size, None)
     for loader in (dls.train, dls.valid):
         cast(Any, loader).transform.device = device
     return dls
@@ -275,7 +273,7 @@ def image_steps(dls: DataLoaders) -> ImageSteps | None:
     return ImageSteps(loader.tensors[0].shape[-1], mean, std)
 
 
-def _image_loaders(
+def image_loaders(
     tensors: Sequence[tuple[Tensor, Tensor]],
     classes: Sequence[str],
     mean: Sequence[float],
@@ -283,7 +281,17 @@ def _image_loaders(
     batch_size: int,
     device: Device,
 ) -> DataLoaders:
-    """Make loaders from uint8 images and labels: the first pair trains, the second validates."""
+    """Make loaders from uint8 images and labels, normalised batch by batch.
+
+    Args:
+        tensors: Images of shape ``(samples, channels, height, width)`` and labels; the first pair
+            trains, shuffled, the second validates.
+        classes: The names of the classes.
+        mean: Of each channel, in units of the full scale.
+        std: Likewise.
+        batch_size: Samples in a batch.
+        device: Where the data live; None for where they are.
+    """
     train, valid = (
         TensorLoader(*pair, batch_size=batch_size, shuffle=shuffle, transform=_Normalize(mean, std))
         for pair, shuffle in zip(tensors, (True, False), strict=True)
