@@ -324,13 +324,13 @@ def _kind(model: Any) -> str:
     return type(model).__name__
 
 
-def package(name: str, owner: str, *, installs: str | None = None) -> ModuleType:
-    """Import the package of a tracker, or say how to install it.
+def package(name: str, owner: str, *, extra: str = "trackers") -> ModuleType:
+    """Import the package of a callback, or say how to install it.
 
     Args:
         name: Of the module.
         owner: The callback that needs it.
-        installs: What is installed, if that is called otherwise.
+        extra: The extra that it comes with.
 
     Raises:
         ImportError: With the command.
@@ -339,6 +339,5 @@ def package(name: str, owner: str, *, installs: str | None = None) -> ModuleType
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"{owner} needs {installs or name}, which is not installed: pip install "
-            "'onecycle[trackers]'"
+            f"{owner} needs {name}, which is not installed: pip install 'onecycle[{extra}]'"
         ) from error
