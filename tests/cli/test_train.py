@@ -193,7 +193,7 @@ def test_real_images_find_train_killed_gone_on_with_and_predict(tmp_path, capsys
     common = [str(tmp_path / "data"), "--arch", "digits_cnn", "--resize", "32"]
     common += ["--batch-size", "16", "--device", "cpu"]
     assert main(["find", *common]) == 0
-    found = float(re.search(r"(?:knee|mini_cycles) +(\S+)", capsys.readouterr().out)[1])
+    found = float(re.search(r"(?:knee|mini_cycles) +(\d\S+)", capsys.readouterr().out)[1])
     assert 1e-4 < found < 1
     train = ["train", *common, "--epochs", "1", "--lr-max", str(found)]
     train += ["--checkpoint", str(tmp_path / "run")]
