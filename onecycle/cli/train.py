@@ -153,11 +153,8 @@ def _finish(learn: Learner, folder: Path) -> None:
     _draw(folder / "record.png", recorder.plot_sched, recorder.plot_loss, recorder.plot_metrics)
     learn.export(folder / PREDICTOR)
     confusion = learn.confusion_matrix()
-    _draw(
-        folder / "confusion.png",
-        confusion.plot,
-        size=max(4.2, min(12.0, len(confusion.classes) / 4)),
-    )
+    side = max(4.8, min(12.0, 1.8 + 0.3 * len(confusion.classes)))
+    _draw(folder / "confusion.png", confusion.plot, width=1.2 * side, height=side)
     found = learn.validate()
     print(
         f"\nThe best epoch: accuracy {100 * found['accuracy']:.2f} %, "
@@ -168,10 +165,12 @@ def _finish(learn: Learner, folder: Path) -> None:
     print(f"Wrote {', '.join(sorted(file.name for file in folder.iterdir()))} to {folder}")
 
 
-def _draw(path: Path, *plots: Callable[[Any], Any], size: float = 4.2) -> None:
+def _draw(
+    path: Path, *plots: Callable[[Any], Any], width: float = 5.7, height: float = 4.2
+) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.2 * size * len(plots) + 2, size), layout="constrained")
+    figure = Figure(figsize=(width * len(plots), height), layout="constrained")
     axes = figure.subplots(1, len(plots), squeeze=False)[0]
     for plot, ax in zip(plots, axes, strict=True):
         plot(ax)
