@@ -157,13 +157,14 @@ class Tracker(Callback):
     def _open(self) -> None:
         if self._is_open:
             return
-        self._is_open = True
         if self._key is not None:
-            if self.reopen_run(self._key, self._last):
+            self._is_open = self.reopen_run(self._key, self._last)
+            if self._is_open:
                 return
             log.warning("%s: the run is not there any more: a new one begins", type(self).__name__)
             self._seen = {}
         self._key = self.open_run(self._name)
+        self._is_open = True  # not before: what could not be opened is not closed
         self.write_settings(self._settings)
         self._key = self.flush_run()
 

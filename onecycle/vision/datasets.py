@@ -7,7 +7,6 @@ device they live on. `digits` ships with the package; torchvision downloads the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -20,7 +19,7 @@ from onecycle.arguments import check_count, check_path
 from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.elsewhere import says_our_keywords
 from onecycle.vision.cache import list_images, open_cache
-from onecycle.vision.steps import ImageSteps, channel_counts, channel_statistics, to_square
+from onecycle.vision.steps import ImageSteps, channel_counts, channel_statistics
 
 Device = torch.device | str | None
 
@@ -172,9 +171,10 @@ def image_folder(
 ) -> DataLoaders:
     """Load a tree of image files, one folder for each class, into memory.
 
-    Class i is the i-th folder name in sorted order. Images are decoded once, as RGB; the shorter
-    side is resized to ``size`` and the middle square is kept. All of them take
-    ``3 * size**2`` bytes each.
+    Class i is the i-th folder name in sorted order. Images are decoded once, as RGB, and turned
+    upright as their EXIF data say; the shorter side is resized to ``size`` and the middle square
+    is kept. Transparency is left out; of grey values of 16 bits the upper 8 are taken. Each image
+    takes ``3 * size**2`` bytes.
 
     With ``cache`` these bytes are kept in a file, which is read as memory: a second run decodes
     nothing, and there may be more of them than memory. The batches are the same. A file whose size
@@ -197,8 +197,8 @@ def image_folder(
 
     Raises:
         FileNotFoundError: A folder is missing or has no images.
-        ValueError: Training and validation have different classes, or, with ``cache``, a file
-            holds no image.
+        ValueError: Training and validation have different classes, or a file holds no image that
+            can be read.
 
     Example:
         >>> dls = image_folder("flowers", size=64, cache=True)  # doctest: +SKIP
@@ -335,7 +335,7 @@ def _open_folder(folder: Path, size: int) -> Any:
             f"valid/<class>/ or test/<class>/ under {folder.parent}"
         )
     try:
-        return ImageFolder(folder, transform=partial(to_square, size=size))
+        return ImageFolder(folder, loader=ImageSteps(size, (0.0,) * 3, (1.0,) * 3).pixels)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder}: {error}") from None
 
