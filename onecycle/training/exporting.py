@@ -22,7 +22,7 @@ from onecycle.data.nested import leaves, map_tensors
 from onecycle.data.transfer import to_device
 from onecycle.errors import CancelValid
 from onecycle.optim.modes import switch
-from onecycle.training.onnx_files import check_onnx, write_onnx
+from onecycle.training.onnx_files import batch_shapes, check_onnx, write_onnx
 from onecycle.training.predictor import FORMAT, READS
 from onecycle.vision.datasets import image_steps
 
@@ -129,9 +129,7 @@ def _exported(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     few = tuple(torch.cat([part, part, part])[:3].contiguous() for part in inputs)
-    batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} for _ in few)
-    exported = torch.export.export(model, few, dynamic_shapes=shapes)
+    exported = torch.export.export(model, few, dynamic_shapes=batch_shapes(model, few))
     graph, constants = plain_graph(exported)
     tensors = {"state": model.state_dict(), "constant": constants}
     run = Graph(graph, tensors, _CPU)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import logging
 import warnings
@@ -70,12 +71,14 @@ def write_onnx(model: nn.Module, xb: Any, path: Path, words: Mapping[str, Any]) 
                 few,
                 dynamo=True,
                 verbose=False,
-                dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in few),
+                dynamic_shapes=batch_shapes(model, few),
             )
         except Exception as error:  # whatever torch.onnx and the model say
-            reason = (str(error).strip().splitlines() or [""])[0][:300]
-            kind = type(error).__name__
-            raise ValueError(f"torch.onnx cannot write this model: {kind}: {reason}") from error
+            cause = error.__cause__ or error  # torch tells of its own steps around it
+            reason = (str(cause).strip().splitlines() or [""])[0][:300]
+            raise ValueError(
+                f"torch.onnx cannot write this model: {type(cause).__name__}: {reason}"
+            ) from error
         if program is None:
             raise ValueError("torch.onnx has written nothing")
         program.model.metadata_props.update({k: json.dumps(v) for k, v in words.items()})
@@ -83,26 +86,49 @@ def write_onnx(model: nn.Module, xb: Any, path: Path, words: Mapping[str, Any]) 
         _try(model, few, temporary)
 
 
+def batch_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Return what torch's exporters are told of inputs whose first dimension may be of any size.
+
+    Args:
+        model: What is called with them.
+        inputs: The inputs.
+    """
+    batch = torch.export.Dim("batch")
+    each = tuple({0: batch} for _ in inputs)
+    kinds = [known.kind for known in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return each
+    n = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return each if len(each) <= n else (*each[:n], each[n:])  # of *args they are a tuple
+
+
 def _try(model: nn.Module, few: tuple[Tensor, ...], path: Path) -> None:
     """Compare what the file says of batches of 3, 2 and 1 samples with what the model says."""
-    runtime = importlib.import_module("onnxruntime")
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
-    if len(names) != len(few):
-        raise ValueError(f"the ONNX file takes {len(names)} inputs, and the model {len(few)}")
     for size in (3, 2, 1):
         part = [each[:size] for each in few]
         own = [each for each in leaves(model(*part)) if isinstance(each, Tensor)]
-        feed = {name: each.numpy() for name, each in zip(names, part, strict=True)}
-        found = [torch.as_tensor(each) for each in session.run(None, feed)]
+        try:
+            found = _said(path, part)
+        except Exception as error:  # whatever the runtime says
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"onnxruntime cannot run the ONNX file: {reason}") from error
         if [each.shape for each in found] != [each.shape for each in own]:
             raise ValueError("the ONNX file gives predictions of another shape than the model")
-        for a, b in zip(found, own, strict=True):
-            apart = float((a.double() - b.double()).abs().max()) if b.numel() else 0.0
-            if not apart <= _CLOSE * max(1.0, float(b.double().abs().max() if b.numel() else 0)):
+        for a, b in zip(found, (each.double() for each in own), strict=True):
+            differ = (a != b) & ~(a.isnan() & b.isnan())
+            apart = float((a - b)[differ].abs().max()) if differ.any() else 0.0
+            if not apart <= _CLOSE * max(1.0, float(b[differ].abs().max()) if apart else 1.0):
                 raise ValueError(
                     f"the ONNX file gives other numbers than the model: up to {apart:.1e} apart"
                 )
+
+
+def _said(path: Path, inputs: list[Tensor]) -> list[Tensor]:
+    runtime = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    feed = {name: each.numpy() for name, each in zip(names, inputs, strict=True)}
+    return [torch.as_tensor(each).double() for each in session.run(None, feed)]
 
 
 @contextmanager

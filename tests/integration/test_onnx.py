@@ -101,6 +101,43 @@ def test_what_cannot_be_written_or_gives_other_numbers_is_refused_and_leaves_no_
     assert not list(tmp_path.iterdir())
 
 
+class AnyInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, first, *more):
+        return self.scale * sum(more, first).sum(1) / 0  # infinite, and NaN where the sum is 0
+
+
+def test_inputs_of_any_number_and_what_is_not_finite_are_compared_too(runtime, tmp_path):
+    x = torch.randn(8, 3)
+    x[0] = 0
+    dls = loaders(x, x, x, torch.zeros(8))
+    learn = Learner(dls, AnyInputs(), lambda pred, y: pred.mean(), device="cpu")
+    learn.export(tmp_path / "any.onnx")
+    (found,), _ = said(runtime, tmp_path / "any.onnx", x, x, x)
+    assert np.array_equal(found, learn.model(x, x, x).detach().numpy(), equal_nan=True)
+    learn.export(tmp_path / "any.onecycle")
+    assert np.array_equal(load_predictor(tmp_path / "any.onecycle")((x, x, x)), found, True)
+
+
+class Drawing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.layer(x + torch.rand(len(x), 1))
+
+
+def test_a_model_that_draws_is_refused_as_giving_other_numbers(runtime, tmp_path):
+    learn = Learner(loaders(torch.randn(8, 3), torch.zeros(8, 1)), Drawing(), F.mse_loss)
+    with pytest.raises(ValueError, match="other numbers than the model"):
+        learn.export(tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
 def test_without_its_packages_the_command_is_said(name, tmp_path, monkeypatch):
     for each in ("onnx", "onnxscript", "onnxruntime"):
