@@ -12,6 +12,7 @@ from onecycle.callbacks.peaks import Peak, device_name, least_seconds, peak_of
 from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.recorder import Recorder, recorder_of
 from onecycle.core.callback import Callback, Stage
+from onecycle.parallel.together import ParallelLoop
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -26,7 +27,7 @@ class Throughput(Callback):
     It is a column of the table of epochs too. Counted are the samples of the batches that were
     trained on, over the time from the first batch's being asked for to the end of the last update:
     loading included, validation and what comes after the pass not. It waits for the device once a
-    pass.
+    pass. Of several processes the samples of all are counted.
 
     Where the peak of the device is known, the series ``peak_share`` is how much of it the pass
     made use of, in [0, 1] (others call it MFU): the time that the operators of its first batch
@@ -82,7 +83,7 @@ class Throughput(Callback):
         """Count the batch, unless it was cancelled."""
         if self._counter is not None:
             self._least = self._count(learn, self._counter)
-        if learn.pred is not None:
+        if learn.pred is not None and not _is_stand_in(learn):
             self._samples += learn.batch_size(learn.batch)
 
     def _count(self, learn: Loop, counter: Any) -> float | None:
@@ -104,7 +105,10 @@ class Throughput(Callback):
         self._stop_counting()
         if learn.device.type == "cuda":
             torch.cuda.synchronize(learn.device)
-        self._rate = self._samples / (perf_counter() - self._began)
+        seconds = perf_counter() - self._began
+        if learn.processes is not None:
+            self._samples = int(learn.processes.sums([self._samples])[0])
+        self._rate = self._samples / seconds
 
     def after_epoch(self, learn: Loop) -> None:
         """Record it."""
@@ -112,7 +116,9 @@ class Throughput(Callback):
             history = recorder_of(learn).history
             history.series(NAME).append(learn.total_updates, self._rate)
             if self._least is not None:
-                history.series(SHARE).append(learn.total_updates, self._rate * self._least)
+                world = 1 if learn.processes is None else learn.processes.world
+                share = self._rate * self._least / world
+                history.series(SHARE).append(learn.total_updates, share)
             self._samples = 0
 
     def after_cancel_batch(self, learn: Loop) -> None:
@@ -122,6 +128,12 @@ class Throughput(Callback):
     def cleanup_fit(self, learn: Loop) -> None:
         """Stop to count."""
         self._stop_counting()
+
+
+def _is_stand_in(learn: Loop) -> bool:
+    """Tell whether a batch is one of which this process has no sample."""
+    shards = learn.shards if isinstance(learn, ParallelLoop) else None
+    return shards is not None and not shards.has_samples
 
 
 def _multiplied(learn: Loop) -> torch.dtype:
