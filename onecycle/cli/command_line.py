@@ -154,7 +154,9 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         type=read.words(*TRACKERS),
         default=("csv",),
         metavar="NAMES",
-        help=f"what the epochs are written to: {', '.join(TRACKERS)} (default: csv)",
+        help=f"what the fit is written to: {', '.join(TRACKERS)} (default: csv). All are in RUN; "
+        "but wandb sends to its server unless WANDB_MODE is offline, and mlflow writes to "
+        "MLFLOW_TRACKING_URI where that is set",
     )
 
 
