@@ -659,6 +659,11 @@ class Learner(Trainer, SaysOurNames):
         `MixedPrecision` differ, which a warning says. Batches may be of any size, and samples of
         the size of those in the validation loader.
 
+        A name that ends in ``.onnx`` gets an ONNX file instead, written by torch's own exporter and
+        compared with the model before it is kept, for programs without torch. It takes what the
+        model takes; ``classes``, ``reads`` and ``image`` stand as JSON in its metadata.
+        `load_predictor` does not read it. It needs ``pip install 'onecycle[onnx]'``.
+
         Args:
             path: Where to write; a file that is there is replaced.
             reads: How predictions become probabilities: ``"softmax"``, ``"sigmoid"``, ``"exp"`` or
@@ -667,6 +672,8 @@ class Learner(Trainer, SaysOurNames):
 
         Raises:
             TypeError: If the model has state that could not be read again.
+            ImportError: For an ONNX file without its packages, with the command.
+            ValueError: If a model cannot be written as ONNX, or would give other numbers there.
 
         Example:
             >>> import tempfile

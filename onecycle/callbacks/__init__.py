@@ -24,6 +24,7 @@ from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
 from onecycle.callbacks.post_mortem import PostMortem
 from onecycle.callbacks.precision import MixedPrecision
 from onecycle.callbacks.progress import Progress
+from onecycle.callbacks.pruning import OptunaPruning
 from onecycle.callbacks.recorder import Recorder
 from onecycle.callbacks.save_model import SaveModel
 from onecycle.callbacks.show_graph import ShowGraph
@@ -66,6 +67,7 @@ __all__ = [
     "MixedPrecision",
     "MomentumCycler",
     "OneCycleSchedule",
+    "OptunaPruning",
     "ParamScheduler",
     "PlannedScheduler",
     "PostMortem",

@@ -195,6 +195,11 @@ class EpochValue:
         series = recorder_of(learn).history.get(self.name)
         self._seen = 0 if series is None else len(series)
 
+    @property
+    def better(self) -> Direction | None:
+        """Which way it is better, as the metric says it or its name is known for; once begun."""
+        return better_direction(*self._source)
+
     def read(self, learn: Loop) -> float | None:
         """Return what was recorded since the last reading.
 

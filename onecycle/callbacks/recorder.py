@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from onecycle import plots
-from onecycle.arguments import check_flag
+from onecycle.arguments import check_flag, check_list
 from onecycle.core.callback import Callback, During, Stage
 from onecycle.data.nested import map_tensors
 from onecycle.errors import MissingCallbackError
@@ -245,12 +246,25 @@ class Recorder(Callback):
             ax=ax,
         )
 
-    def plot_metrics(self, ax: Axes | None = None) -> Axes:
-        """Plot every metric against the update."""
-        series = {
-            name: (self.history[name].updates, self.history[name].values)
-            for name in self._metric_names
-        }
+    def plot_metrics(self, ax: Axes | None = None, *, names: Sequence[str] | None = None) -> Axes:
+        """Plot metrics, or any other series, against the update.
+
+        Args:
+            ax: Where to draw; a new figure if ``None``.
+            names: Of the series in ``history``, also such as callbacks of your own have written;
+                by default all metrics. One of several parameter groups is a line for each.
+
+        Raises:
+            ValueError: If there is no metric.
+            KeyError: For a name that nothing was recorded under.
+        """
+        asked = self._metric_names if names is None else check_list("names", names, "series")
+        series: dict[str, Any] = {}
+        for name in asked:
+            own = self.history[name]
+            columns = own.values.reshape(-1, own.width).T
+            called = [name] if own.width == 1 else [f"{name}_{g}" for g in range(own.width)]
+            series |= {each: (own.updates, y) for each, y in zip(called, columns, strict=True)}
         if not series:
             raise ValueError("no metric was recorded: give the Learner metrics=[...] and validate")
         return plots.plot_metrics(series, ax=ax)

@@ -157,13 +157,14 @@ class Tracker(Callback):
     def _open(self) -> None:
         if self._is_open:
             return
-        self._is_open = True
         if self._key is not None:
-            if self.reopen_run(self._key, self._last):
+            self._is_open = self.reopen_run(self._key, self._last)
+            if self._is_open:
                 return
             log.warning("%s: the run is not there any more: a new one begins", type(self).__name__)
             self._seen = {}
         self._key = self.open_run(self._name)
+        self._is_open = True  # not before: what could not be opened is not closed
         self.write_settings(self._settings)
         self._key = self.flush_run()
 
@@ -324,13 +325,13 @@ def _kind(model: Any) -> str:
     return type(model).__name__
 
 
-def package(name: str, owner: str, *, installs: str | None = None) -> ModuleType:
-    """Import the package of a tracker, or say how to install it.
+def package(name: str, owner: str, *, extra: str = "trackers") -> ModuleType:
+    """Import the package of a callback, or say how to install it.
 
     Args:
         name: Of the module.
         owner: The callback that needs it.
-        installs: What is installed, if that is called otherwise.
+        extra: The extra that it comes with.
 
     Raises:
         ImportError: With the command.
@@ -339,6 +340,5 @@ def package(name: str, owner: str, *, installs: str | None = None) -> ModuleType
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"{owner} needs {installs or name}, which is not installed: pip install "
-            "'onecycle[trackers]'"
+            f"{owner} needs {name}, which is not installed: pip install 'onecycle[{extra}]'"
         ) from error

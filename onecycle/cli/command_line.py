@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,13 +15,16 @@ from onecycle.cli.find import find
 from onecycle.cli.predict import predict
 from onecycle.cli.problem import Problem
 from onecycle.cli.train import TRACKERS, train
-from onecycle.errors import CheckpointError
+from onecycle.errors import OnecycleError
+from onecycle.processes import rank
+from onecycle.vision.named import NAMED
 
 #: Where a run is that has no other place.
 RUN = Path("onecycle_run")
 
-_DATA = "a folder with train/<class>/ and valid/<class>/ (or test), or one of: " + ", ".join(
-    read.NAMED
+_DATA = (
+    "a folder with train/<class>/ and valid/<class>/ (or test), or of torchvision: "
+    + ", ".join(NAMED)
 )
 
 
@@ -33,11 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 2 for what the message on standard error says; 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may not be text
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (Problem, CheckpointError, OSError, ValueError, RuntimeError) as error:
-        print(f"onecycle: {error}", file=sys.stderr)
+    except (Problem, OnecycleError, ImportError, OSError, ValueError, RuntimeError) as error:
+        who = f"onecycle [process {rank()}]" if rank() else "onecycle"
+        print(f"{who}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("onecycle: interrupted", file=sys.stderr)
@@ -78,9 +86,14 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         type=read.Sizes,
         metavar="SIDES",
         help="side of the images in pixels, or several with the part of the fit from which each "
-        "holds, as 128@0,224@0.4 (default: 224; cifar10 32)",
+        "holds, as 128@0,224@0.4 (default: 224; of a data set by name what it has)",
     )
-    command.add_argument("--batch-size", type=read.at_least_one, default=64, help="(default: 64)")
+    command.add_argument(
+        "--batch-size",
+        type=read.at_least_one,
+        default=64,
+        help="images in a batch, of each process under torchrun (default: 64)",
+    )
     command.add_argument("--wd", type=read.not_negative, help="weight decay (default: AdamW's)")
     command.add_argument(
         "--augment",
@@ -92,6 +105,12 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: fp32)"
     )
+    _add_places(command)
+    command.add_argument("--seed", type=read.seed, default=0, help="(default: 0)")
+    command.add_argument("--device", type=read.device, help="default: the accelerator, if any")
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--cache",
         type=Path,
@@ -99,14 +118,12 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         help="where the decoded images are kept (default: .onecycle in the folder of images)",
     )
     command.add_argument(
-        "--data-dir",
+        "--root",
         type=Path,
         default=Path("data"),
         metavar="DIR",
-        help="where cifar10 is, or is downloaded to (default: data)",
+        help="where a data set by name is, or is downloaded to (default: data)",
     )
-    command.add_argument("--seed", type=read.seed, default=0, help="(default: 0)")
-    command.add_argument("--device", type=read.device, help="default: the accelerator, if any")
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
@@ -137,7 +154,9 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         type=read.words(*TRACKERS),
         default=("csv",),
         metavar="NAMES",
-        help=f"what the epochs are written to: {', '.join(TRACKERS)} (default: csv)",
+        help=f"what the fit is written to: {', '.join(TRACKERS)} (default: csv). All are in RUN; "
+        "but wandb sends to its server unless WANDB_MODE is offline, and mlflow writes to "
+        "MLFLOW_TRACKING_URI where that is set",
     )
 
 

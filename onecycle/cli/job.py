@@ -13,13 +13,21 @@ from torch.nn.functional import cross_entropy
 from onecycle import vision
 from onecycle.callbacks.precision import MixedPrecision
 from onecycle.cli import models
-from onecycle.cli.options import NAMED, Sizes, check_data, check_model, check_processes
-from onecycle.cli.problem import Problem
+from onecycle.cli.options import (
+    Sizes,
+    check_data,
+    check_folder,
+    check_model,
+    check_processes,
+    named,
+)
 from onecycle.core.callback import Callback
 from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.data.seeds import seed_everything
 from onecycle.learner import Learner
+from onecycle.processes import is_follower, join
 from onecycle.record.metrics import accuracy
+from onecycle.vision.named import NAMED, named_images
 from onecycle.vision.resizing import ProgressiveResizing
 
 #: The side of images in pixels, where nothing else is said.
@@ -31,25 +39,27 @@ def check(options: argparse.Namespace) -> None:
     check_processes()
     check_data(options.data)
     check_model(options.arch, options.weights)
-    own = NAMED[options.data] if is_named(options) else None
+    name = named(options.data)
+    if name is None:
+        check_folder("--cache", _cache(options))
+    else:
+        check_folder("--root", options.root)
+    if options.weights is not None:
+        models.load_weights(models.make(options.arch, 2), options.weights)
     if options.resize is None:
-        options.resize = Sizes(str(own or _SIDE))
-    if own is not None and options.resize.largest != own:
-        raise Problem(
-            f"the images of {options.data} have {own} pixels: --resize must end there, as in "
-            f"{own // 2}@0,{own}@0.5; got {options.resize.text}"
-        )
+        options.resize = Sizes(str(_SIDE if name is None else NAMED[name].side))
 
 
-def is_named(options: argparse.Namespace) -> bool:
-    """Tell whether the data are one of the sets that are known by name."""
-    return options.data in NAMED and not Path(options.data).is_dir()
+def _cache(options: argparse.Namespace) -> Path:
+    found: Path = options.cache or Path(options.data) / ".onecycle"
+    return found
 
 
 def told(options: argparse.Namespace) -> list[tuple[str, str]]:
     """Say what data and what model a command is about to take, in pairs of a word and a line."""
-    cache = options.cache or Path(options.data) / ".onecycle"
-    kept = f"in {options.data_dir}" if is_named(options) else f"decoded once, into {cache}"
+    kept = f"decoded once, into {_cache(options)}"
+    if (name := named(options.data)) is not None:
+        kept = f"torchvision.datasets.{name} in {options.root}"
     weights = "random weights" if options.weights is None else f"weights of {options.weights}"
     augment = " and ".join(options.augment) or "no augmentation"
     return [
@@ -58,10 +68,16 @@ def told(options: argparse.Namespace) -> list[tuple[str, str]]:
     ]
 
 
+def say(text: str) -> None:
+    """Print a text; of several processes the first one does."""
+    if not is_follower():
+        print(text, flush=True)
+
+
 def show(lines: list[tuple[str, str]]) -> None:
     """Print pairs of a word and a line."""
     for word, line in lines:
-        print(f"  {word:<8} {line}", flush=True)
+        say(f"  {word:<8} {line}")
 
 
 def make_learner(options: argparse.Namespace, cbs: list[Callback]) -> Learner:
@@ -71,7 +87,10 @@ def make_learner(options: argparse.Namespace, cbs: list[Callback]) -> Learner:
         options: What `check` has let pass.
         cbs: Callbacks besides those that the options ask for.
     """
-    dls = _load(options)
+    processes = join()
+    # What is downloaded or decoded is so by the first of several; the others find it.
+    first = None if processes is None else processes.after_first(lambda: _load(options))
+    dls = first or _load(options)
     seed_everything(options.seed)
     model = models.make(options.arch, len(dls.classes or ()))
     left = [] if options.weights is None else models.load_weights(model, options.weights)
@@ -99,14 +118,13 @@ def _images(loader: object) -> Tensor:
 
 
 def _load(options: argparse.Namespace) -> DataLoaders:
-    if is_named(options):
-        return vision.cifar10(options.data_dir, options.batch_size)
     device = options.device
     if device is None and torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
-    cache = True if options.cache is None else options.cache
-    side: int = options.resize.largest
-    return vision.image_folder(options.data, side, options.batch_size, device, cache=cache)
+    side, size = options.resize.largest, options.batch_size
+    if (name := named(options.data)) is not None:
+        return named_images(name, options.root, side, size, device)
+    return vision.image_folder(options.data, side, size, device, cache=_cache(options))
 
 
 def _prepared(options: argparse.Namespace) -> list[Callback]:

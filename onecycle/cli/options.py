@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from onecycle.cli.problem import Problem
+from onecycle.processes import is_launched, n_processes
 from onecycle.schedules.shapes import Schedule, constant, join
+from onecycle.vision.named import NAMED
 
-#: Data sets that are known by name, and the side of their images.
-NAMED = {"cifar10": 32}
 #: Sides of growing images are multiples of it.
 _MULTIPLE = 4
 
@@ -136,10 +136,17 @@ def package_version() -> str:
 # What must be there -------------------------------------------------------------------------
 
 
+def named(data: str) -> str | None:
+    """Return the data set of torchvision that is meant, or ``None`` for a folder of images."""
+    if (Path(data) / "train").is_dir():
+        return None
+    return {name.lower(): name for name in NAMED}.get(data.lower())
+
+
 def check_data(data: str) -> None:
     """Refuse a folder that has no images to train on, by a look at its folders alone."""
     folder = Path(data)
-    if data in NAMED and not folder.is_dir():
+    if named(data) is not None:
         return
     if not folder.is_dir():
         raise Problem(
@@ -164,9 +171,28 @@ def check_model(arch: str, weights: Path | None) -> None:
 
 
 def check_processes() -> None:
-    """Refuse several processes, each of which would train a model of its own."""
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+    """Refuse several processes that do not know each other, each with a model of its own."""
+    if n_processes() > 1 and not is_launched():
         raise Problem(
-            "this command trains in one process: start it without torchrun (WORLD_SIZE is "
-            f"{os.environ['WORLD_SIZE']})"
+            f"this is one of {n_processes()} processes, and does not know the others: start them "
+            "by torchrun -m onecycle ..."
         )
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that nothing can be written into, whether it is there or is to be made."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise Problem(f"{option} {folder}: {there} is a file: expected a folder, or a new name")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise Problem(f"{option} {folder}: {there} cannot be written to: name another folder")
+
+
+def check_picture(option: str, path: Path) -> None:
+    """Refuse the name of a picture that could not be drawn, or not be written."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.is_dir() or path.suffix.lower().removeprefix(".") not in known:
+        raise Problem(f"{option} {path}: expected a file that ends in one of .{', .'.join(known)}")
+    check_folder(option, path.parent)

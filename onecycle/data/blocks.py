@@ -112,6 +112,11 @@ def _as_rows(indices: list[Any], n: int) -> Any:
 
     So it is for those that a subset may hold: negative ones, tensors, one that is not there.
     """
-    if set(map(type, indices)) == {int} and min(indices) >= 0 and max(indices) < n:
-        return torch.from_numpy(np.array(indices, dtype=np.int64))  # a tenth of torch.tensor's time
-    return indices
+    if set(map(type, indices)) != {int}:
+        return indices
+    try:
+        rows = np.array(indices, dtype=np.int64)  # a tenth of torch.tensor's time
+    except OverflowError:
+        return indices
+    are_there = rows.min() >= 0 and rows.max() < n
+    return torch.from_numpy(rows) if are_there else indices

@@ -255,13 +255,6 @@ class ParallelLoop(Loop):
         """Whether this process has samples in the batch: one of several may only stand in."""
         return self.shards is None or not self._shares or self.shards.has_samples
 
-    def write_once(self, write: Callable[[], object]) -> None:
-        """Write a file: of several processes the first one does, and the others wait for it."""
-        if self.processes is None:
-            write()
-        else:
-            self.processes.after_first(write)
-
     def measure_batch(self, means: MetricSet) -> None:
         """Add loss and metrics of the batch to the means of a pass."""
         if self.has_samples:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: The colours of further validation sets.
 _FURTHER = (GREEN, PURPLE, AMBER, BLACK)
+#: So many values of a metric are marked, each.
+_MARKED = 60
 
 
 def plot_loss(
@@ -146,7 +148,7 @@ def plot_sched(
 def plot_metrics(
     series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, ax: "Axes | None" = None
 ) -> "Axes":
-    """Plot validation metrics, one line each.
+    """Plot metrics, one line each; values that are few are marked.
 
     Args:
         series: For each name the updates and the values, both of shape ``(n,)``.
@@ -166,7 +168,7 @@ def plot_metrics(
             np.asarray(updates),
             gaps(values),
             color=PALETTE[index % len(PALETTE)],
-            marker=MARKERS[index % len(MARKERS)],
+            marker=MARKERS[index % len(MARKERS)] if len(np.asarray(updates)) <= _MARKED else None,
             markersize=5,
             label=name,
         )

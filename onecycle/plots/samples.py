@@ -19,6 +19,8 @@ _PITCH, _LINE = 1.06, 0.14
 _OVER_IMAGE = 18
 #: The longest line of a cell of a table, in characters, and its lines.
 _WIDEST, _LINES = 60, 4
+#: A longer name of a class is cut.
+_LONGEST = 24
 #: Cells of more classes than this are too small for a number, and of more for every name.
 _NUMBERED, _ALL_NAMED = 20, 40
 
@@ -171,8 +173,9 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Keep a dollar sign from beginning a formula."""
-    return text.replace("$", r"\$")
+    """Keep a dollar sign from beginning a formula, and write out what no font can draw."""
+    drawable = text.encode("utf-8", "backslashreplace").decode()  # parts of names of files may not
+    return drawable.replace("$", r"\$")
 
 
 def plot_confusion(
@@ -216,7 +219,10 @@ def plot_confusion(
             color = "white" if shares[i, j] > 0.3 else BLACK if array[i, j] else "#AAAAAA"
             ax.text(j, i, said, ha="center", va="center", fontsize=8, color=color)
     ticks = list(range(0, n, max(1, math.ceil(n / _ALL_NAMED))))
-    labels = [_plain(classes[i]) for i in ticks]
+    names = [" ".join(classes[i].split()) for i in ticks]
+    labels = [
+        _plain(each if len(each) <= _LONGEST else f"{each[: _LONGEST - 1]}…") for each in names
+    ]
     turned = max(map(len, labels), default=0) > 2
     ax.set_xticks(ticks, labels, rotation=90 if turned else 0, fontsize=8)
     ax.set_yticks(ticks, labels, fontsize=8)

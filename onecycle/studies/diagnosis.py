@@ -152,6 +152,10 @@ def diagnose(
     name, better = judged_by(learn, metric, mode)
     end = None if end_lr is None else check_positive("end_lr", end_lr)
     lr_usual = None if lr_usual is None else check_positive("lr_usual", lr_usual)
+    if lr_usual is not None and REACH * lr_usual == float("inf"):
+        raise ValueError(
+            f"lr_usual must be small enough to test {REACH:g} times it; got {lr_usual}"
+        )
     check_init(init)
     found_seeds, length = check_seeds(seeds), 0.0
     if make_fits:

@@ -22,6 +22,7 @@ from onecycle.data.nested import leaves, map_tensors
 from onecycle.data.transfer import to_device
 from onecycle.errors import CancelValid
 from onecycle.optim.modes import switch
+from onecycle.training.onnx_files import batch_shapes, check_onnx, write_onnx
 from onecycle.training.predictor import FORMAT, READS
 from onecycle.vision.datasets import image_steps
 
@@ -54,29 +55,30 @@ def export(learn: Loop, path: Path, reads: Reads) -> None:
         reads: How predictions read, or ``"auto"``.
     """
     check_one_of("reads", reads, ("auto", *READS))
+    is_onnx = path.suffix.lower() == ".onnx"
+    if is_onnx:
+        check_onnx()
     loss = learn.loss_func.func if isinstance(learn.loss_func, partial) else learn.loss_func
     known = _READ_BY.get(loss if loss in _READ_BY else type(loss), "values")
+    steps = image_steps(learn.dls)
+    words = {
+        "classes": learn.dls.classes,
+        "reads": known if reads == "auto" else reads,
+        "image": None if steps is None else vars(steps),
+    }
     put_back = hold_modes(learn.opt, learn.model)
     try:
         switch(learn.opt, training=False)
         xb = _first_input(learn)
+        if is_onnx:
+            write_onnx(learn.model, xb, path, words)
+            return
         graph, constants = _graph(learn.model, xb)
         state = readable(learn.model.state_dict(), "the state of the model")
     finally:
         put_back()
-    steps = image_steps(learn.dls)
-    write_sealed(
-        path,
-        {
-            "predictor": FORMAT,
-            "graph": graph,
-            "state": state,
-            "constants": constants,
-            "classes": learn.dls.classes,
-            "reads": known if reads == "auto" else reads,
-            "image": None if steps is None else vars(steps),
-        },
-    )
+    parts = {"graph": graph, "state": state, "constants": constants}
+    write_sealed(path, {"predictor": FORMAT, **parts, **words})
     if isinstance(graph, str):
         log.warning(
             "export: %s holds the weights alone (%s): load_predictor(path, model=...) needs a "
@@ -127,9 +129,7 @@ def _exported(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     few = tuple(torch.cat([part, part, part])[:3].contiguous() for part in inputs)
-    batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} for _ in few)
-    exported = torch.export.export(model, few, dynamic_shapes=shapes)
+    exported = torch.export.export(model, few, dynamic_shapes=batch_shapes(model, few))
     graph, constants = plain_graph(exported)
     tensors = {"state": model.state_dict(), "constant": constants}
     run = Graph(graph, tensors, _CPU)

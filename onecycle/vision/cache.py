@@ -32,7 +32,7 @@ from onecycle.vision.steps import ImageSteps, channel_counts
 log = logging.getLogger("onecycle")
 
 #: The version of the manifest, and of how images are decoded.
-_FORMAT = 1
+_FORMAT = 2
 #: Images with a checksum of their own.
 _BLOCK = 256
 #: Bytes that are read to find damage when a cache is opened; of a larger one, blocks all over it.

@@ -7,7 +7,6 @@ device they live on. `digits` ships with the package; torchvision downloads the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -20,7 +19,7 @@ from onecycle.arguments import check_count, check_path
 from onecycle.data.loaders import DataLoaders, TensorLoader
 from onecycle.elsewhere import says_our_keywords
 from onecycle.vision.cache import list_images, open_cache
-from onecycle.vision.steps import ImageSteps, channel_counts, channel_statistics, to_square
+from onecycle.vision.steps import ImageSteps, channel_counts, channel_statistics
 
 Device = torch.device | str | None
 
@@ -111,7 +110,7 @@ def mnist(
             error,
         )
     tensors = [(part.data.unsqueeze(1), part.targets) for part in parts]
-    return _image_loaders(tensors, _DIGITS, [0.1307], [0.3081], batch_size, device)
+    return image_loaders(tensors, _DIGITS, [0.1307], [0.3081], batch_size, device)
 
 
 def cifar10(
@@ -158,7 +157,7 @@ def cifar10(
             for part in parts
         ]
         classes = _CIFAR10
-    return _image_loaders(tensors, classes, mean, std, batch_size, device)
+    return image_loaders(tensors, classes, mean, std, batch_size, device)
 
 
 @says_our_keywords
@@ -172,9 +171,10 @@ def image_folder(
 ) -> DataLoaders:
     """Load a tree of image files, one folder for each class, into memory.
 
-    Class i is the i-th folder name in sorted order. Images are decoded once, as RGB; the shorter
-    side is resized to ``size`` and the middle square is kept. All of them take
-    ``3 * size**2`` bytes each.
+    Class i is the i-th folder name in sorted order. Images are decoded once, as RGB, and turned
+    upright as their EXIF data say; the shorter side is resized to ``size`` and the middle square
+    is kept. Transparency is left out; of grey values of 16 bits the upper 8 are taken. Each image
+    takes ``3 * size**2`` bytes.
 
     With ``cache`` these bytes are kept in a file, which is read as memory: a second run decodes
     nothing, and there may be more of them than memory. The batches are the same. A file whose size
@@ -197,8 +197,8 @@ def image_folder(
 
     Raises:
         FileNotFoundError: A folder is missing or has no images.
-        ValueError: Training and validation have different classes, or, with ``cache``, a file
-            holds no image.
+        ValueError: Training and validation have different classes, or a file holds no image that
+            can be read.
 
     Example:
         >>> dls = image_folder("flowers", size=64, cache=True)  # doctest: +SKIP
@@ -211,7 +211,7 @@ def image_folder(
         return _cached_loaders(path, place, size, batch_size, device)
     tensors, classes = _decode_tree(path, size)
     statistics = channel_statistics(channel_counts(tensors[0][0]))
-    return _image_loaders(tensors, classes, *statistics, batch_size, device)
+    return image_loaders(tensors, classes, *statistics, batch_size, device)
 
 
 def _cached_loaders(
@@ -226,9 +226,7 @@ def _cached_loaders(
     _check_classes(path, *(classes for *_, classes in listed))
     opened = open_cache(path, place, [listed[0][0], listed[1][0]], size)
     tensors = [(x, y) for x, (_, y, _) in zip(opened.images, listed, strict=True)]
-    dls = _image_loaders(
-        tensors, listed[0][2], *channel_statistics(opened.counts), batch_size, None
-    )
+    dls = image_loaders(tensors, listed[0][2], *channel_statistics(opened.counts), batch_size, None)
     for loader in (dls.train, dls.valid):
         cast(Any, loader).transform.device = device
     return dls
@@ -275,7 +273,7 @@ def image_steps(dls: DataLoaders) -> ImageSteps | None:
     return ImageSteps(loader.tensors[0].shape[-1], mean, std)
 
 
-def _image_loaders(
+def image_loaders(
     tensors: Sequence[tuple[Tensor, Tensor]],
     classes: Sequence[str],
     mean: Sequence[float],
@@ -283,7 +281,17 @@ def _image_loaders(
     batch_size: int,
     device: Device,
 ) -> DataLoaders:
-    """Make loaders from uint8 images and labels: the first pair trains, the second validates."""
+    """Make loaders from uint8 images and labels, normalised batch by batch.
+
+    Args:
+        tensors: Images of shape ``(samples, channels, height, width)`` and labels; the first pair
+            trains, shuffled, the second validates.
+        classes: The names of the classes.
+        mean: Of each channel, in units of the full scale.
+        std: Likewise.
+        batch_size: Samples in a batch.
+        device: Where the data live; None for where they are.
+    """
     train, valid = (
         TensorLoader(*pair, batch_size=batch_size, shuffle=shuffle, transform=_Normalize(mean, std))
         for pair, shuffle in zip(tensors, (True, False), strict=True)
@@ -327,7 +335,7 @@ def _open_folder(folder: Path, size: int) -> Any:
             f"valid/<class>/ or test/<class>/ under {folder.parent}"
         )
     try:
-        return ImageFolder(folder, transform=partial(to_square, size=size))
+        return ImageFolder(folder, loader=ImageSteps(size, (0.0,) * 3, (1.0,) * 3).pixels)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder}: {error}") from None
 

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: The tag of EXIF data that says how the camera was held.
+_ORIENTATION = 0x0112
+
 
 @dataclass(frozen=True)
 class ImageSteps:
@@ -38,7 +41,7 @@ class ImageSteps:
             ValueError: If the file holds no image that can be read.
             OSError: If it cannot be opened.
         """
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         if not isinstance(source, str | Path):
             return to_square(source, self.size, len(self.mean))
@@ -46,8 +49,8 @@ class ImageSteps:
             try:
                 with Image.open(file) as image:
                     return to_square(image, self.size, len(self.mean))
-            except (UnidentifiedImageError, OSError, SyntaxError) as error:
-                raise ValueError(f"{source} holds no image that can be read: {error}") from None
+            except Exception as error:  # of a damaged file nearly anything
+                raise ValueError(f"{source} holds no image that can be read: {error}") from error
 
     def normalized(self, pixels: Tensor) -> Tensor:
         """Return images as the model sees them.
@@ -60,21 +63,46 @@ class ImageSteps:
 
 
 def to_square(image: Any, size: int, channels: int = 3) -> Tensor:
-    """Resize the shorter side of an image, and keep its middle square.
+    """Turn an image upright, resize its shorter side, and keep the middle square.
 
     Args:
-        image: An image of PIL.
+        image: An image of PIL. What its EXIF data say of its orientation is done; transparency is
+            left out; grey values of 16 bits have their upper 8.
         size: Side of the square, in pixels.
         channels: 3 for RGB, 1 for grey.
 
     Returns:
         uint8, of shape ``(channels, size, size)``.
+
+    Raises:
+        ValueError: For pixels of 32 bits, whose scale the file does not say.
     """
     from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
     steps = Compose([Resize(size), CenterCrop(size), PILToTensor()])
-    pixels: Tensor = steps(image.convert("L" if channels == 1 else "RGB"))
+    pixels: Tensor = steps(_upright(image).convert("L" if channels == 1 else "RGB"))
     return pixels
+
+
+def _upright(image: Any) -> Any:
+    """Return an image as people see it, with 8 bits of each value."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    mode, is_16 = image.mode, image.mode.startswith("I;16")
+    if is_16 or (mode == "I" and image.format == "PNG"):  # as some versions of PIL open 16 bits
+        high = np.asarray(image).astype(np.int64) >> 8  # convert would take all above 255 for white
+        return Image.fromarray(high.astype(np.uint8))
+    if mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are of 32 bits (mode {mode}), and nothing says which value is white: "
+            "save it with 8 or 16 bits"
+        )
+    if mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")  # without this detour PIL warns
+    return image
 
 
 def channel_counts(images: Tensor) -> Tensor:

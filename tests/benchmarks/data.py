@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from onecycle import TensorLoader
 from onecycle.data.passes import start_pass
+from onecycle.optim.heap import kept_heap
 
 N, BATCH = 60_000, 256
 MEAN, STD = 0.1307, 0.3081
@@ -38,7 +39,8 @@ def epoch(loader: Iterable[Any]) -> float:
 
 def fit_epoch(loader: DataLoader[Any]) -> float:
     """Draw every batch once, as a fit does."""
-    return epoch(start_pass(loader, seed=0, epoch=0))
+    with kept_heap():
+        return epoch(start_pass(loader, seed=0, epoch=0))
 
 
 def normalize_and_flip(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

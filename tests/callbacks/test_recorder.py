@@ -206,6 +206,21 @@ def test_the_plots_draw_what_was_recorded():
     assert any(np.array_equal(line.get_xdata(), [10, 20]) for line in metric.figure.axes[0].lines)
 
 
+def test_any_series_can_be_drawn_by_its_name_each_group_as_a_line():
+    learn = toy_learner(5, splitter=lambda model: [[p] for p in model.parameters()])
+    learn.recorder.history.series("distance").append(3, 0.5)
+    learn.fit(1, slice(1e-3, 1e-2))
+    lines = learn.recorder.plot_metrics(names=["distance", "lr"]).lines
+    n = history(learn)["lr"].width
+    assert [line.get_label() for line in lines] == ["distance", *(f"lr_{g}" for g in range(n))]
+    assert np.array_equal(lines[0].get_xydata(), [[3, 0.5]])
+    assert np.array_equal(lines[n].get_ydata(), history(learn)["lr"].values[:, n - 1])
+    with pytest.raises(KeyError, match="distnce"):
+        learn.recorder.plot_metrics(names=["distnce"])
+    with pytest.raises(TypeError, match="names must be a list"):
+        learn.recorder.plot_metrics(names="lr")
+
+
 @pytest.mark.parametrize(
     ("n", "remembered"), [(3, 1.05), (21, 1.05), (40, 2), (100, 5), (1000, 50), (3000, 50)]
 )

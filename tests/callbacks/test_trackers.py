@@ -229,3 +229,37 @@ def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch, make,
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"which is not installed: pip install 'onecycle\[track"):
         make()
+
+
+def test_a_run_that_cannot_be_opened_is_not_closed_and_its_error_is_the_only_one(said):
+    closed = []
+
+    class Refused(trackers.Tracker):
+        def open_run(self, name):
+            raise ConnectionRefusedError("the server is away")
+
+        def close_run(self, has_ended):
+            closed.append(has_ended)
+
+    with pytest.raises(ConnectionRefusedError, match="the server is away") as error:
+        toy_learner(n_batches=3).fit(1, cbs=[Refused()])
+    assert closed == []
+    assert not any("then Refused failed" in note for note in error.value.__notes__)
+
+
+def test_a_run_whose_settings_cannot_be_written_is_closed_as_one_that_failed():
+    closed = []
+
+    class Refused(trackers.Tracker):
+        def open_run(self, name):
+            return 1
+
+        def write_settings(self, settings):
+            raise ConnectionResetError("the server is gone")
+
+        def close_run(self, has_ended):
+            closed.append(has_ended)
+
+    with pytest.raises(ConnectionResetError, match="the server is gone"):
+        toy_learner(n_batches=3).fit(1, cbs=[Refused()])
+    assert closed == [False]

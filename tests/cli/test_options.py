@@ -1,11 +1,14 @@
 """Every bad argument of `train`, `find` and `predict` is a sentence, before anything is written."""
 
 import re
+import sys
+import urllib.request
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 
-from onecycle.cli import main
+from onecycle.cli import main, options
 from onecycle.cli.options import Sizes
 from onecycle.data import loaders
 from onecycle.vision import cache
@@ -53,15 +56,20 @@ BAD = [
     ([*TRAIN, "--resize", "30@0,64@0.5"], "sides that change must be multiples of 4"),
     ([*TRAIN, "--augment", "flip,spin"], "expected some of flip, crop"),
     ([*TRAIN, "--augment", "flip,flip"], "each once"),
-    ([*TRAIN, "--tracker", "paper"], "expected some of csv"),
+    ([*TRAIN, "--tracker", "paper"], "expected some of csv, jsonl, tensorboard, wandb, mlflow"),
     ([*TRAIN, "--device", "nonsense"], "there is no device 'nonsense'"),
     ([*TRAIN, "--seed", "-1"], "expected a seed from 0"),
     ([*TRAIN, "--weights", "none.pt"], "there is no file of weights none.pt"),
-    ([*TRAIN, "--checkpoint", "file"], "file is a file"),
+    ([*TRAIN, "--checkpoint", "file"], "file is a file: expected a folder"),
     ([*TRAIN, "--checkpoint", "full"], "full is not empty, and holds no run"),
     (["train", "nowhere", *TRAIN[2:]], "there is no folder nowhere"),
     (["train", "data/train", *TRAIN[2:]], "has no folder train"),
-    (["train", "cifar10", *TRAIN[2:], "--resize", "64"], "the images of cifar10 have 32 pixels"),
+    (["train", "MNIST", *TRAIN[2:], "--root", "file"], "--root file: file is a file"),
+    (["train", "MNST", *TRAIN[2:]], "there is no folder MNST: give one with train/<class>/"),
+    ([*TRAIN, "--cache", "file/below"], "file is a file"),
+    ([*TRAIN, "--weights", "file"], "file cannot be read as weights"),
+    (["find", "data", "--arch", "resnet18", "--plot", "test"], "that ends in one of"),
+    (["find", "data", "--arch", "resnet18", "--plot", "file/a.png"], "file is a file"),
     (["find", "nowhere", "--arch", "resnet18"], "there is no folder nowhere"),
     (["predict", "nowhere", "file"], "there is no nowhere/model.onecycle"),
     (["predict", "nowhere"], "IMAGE"),
@@ -80,9 +88,44 @@ def test_a_bad_argument_is_refused_with_a_sentence(arguments, sentence, tree, ca
     assert sorted(tree.rglob("*")) == before
 
 
-def test_several_processes_are_refused(tree, capsys, monkeypatch):
+def test_processes_that_do_not_know_each_other_are_refused(tree, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "trains in one process" in refused(TRAIN, capsys)
+    assert "one of 2 processes, and does not know the others" in refused(TRAIN, capsys)
+
+
+@pytest.mark.parametrize("option", ["--cache", "--checkpoint"])
+def test_a_folder_that_cannot_be_written_to_is_refused(option, tree, capsys, monkeypatch):
+    monkeypatch.setattr(options.os, "access", lambda path, mode: path != tree / "locked")
+    (tree / "locked").mkdir()
+    arguments = [*TRAIN, option, str(tree / "locked" / "new")]
+    assert "locked cannot be written to: name another folder" in refused(arguments, capsys)
+
+
+def test_a_tracker_whose_package_is_missing_is_refused_with_the_command(tree, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    said = refused([*TRAIN, "--tracker", "csv,wandb"], capsys)
+    assert "pip install 'onecycle[trackers]'" in said
+    assert not (tree / "onecycle_run").exists()
+
+
+def test_a_data_set_that_is_not_there_is_one_sentence_and_no_run(tree, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    assert main(["train", "mnist", *TRAIN[2:], "--root", "here"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("onecycle: MNIST is not complete in here, and could not be downloaded: ")
+    assert "Put what torchvision.datasets.MNIST('here') reads there" in said
+    assert not (tree / "onecycle_run").exists()
+
+
+def test_a_folder_of_images_goes_before_the_data_set_of_its_name(tree):
+    assert options.named("mnist") == options.named("MNIST") == "MNIST"
+    (tree / "MNIST" / "raw").mkdir(parents=True)  # as torchvision leaves it
+    assert options.named("MNIST") == "MNIST"
+    (tree / "MNIST" / "train").mkdir()
+    assert options.named("MNIST") is None
 
 
 def test_the_version_is_printed(capsys):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ def data(tmp_path_factory):
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     arguments = ["train", str(data), *TRAIN, "--epochs", "3", "--augment", "flip,crop"]
+    arguments += ["--tracker", "csv,jsonl"]
     assert main([*arguments, "--checkpoint", str(folder)]) == 0
     return folder, arguments
 
@@ -48,8 +50,8 @@ def run(data, tmp_path_factory):
 def test_the_folder_has_record_pictures_best_model_and_predictor(run):
     folder, _ = run
     assert {file.name for file in folder.iterdir()} == {
-        *("best.pt", "checkpoints", "epochs.csv", "lr_find.png", "model.onecycle"),
-        *("record.csv", "record.png", "run.json"),
+        *("best.pt", "checkpoints", "confusion.png", "epochs.csv", "lr_find.png"),
+        *("model.onecycle", "record.csv", "record.png", "run.json", "updates.jsonl"),
     }
     with (folder / "epochs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -61,6 +63,11 @@ def test_the_folder_has_record_pictures_best_model_and_predictor(run):
     assert max(float(row["lr"]) for row in updates) == pytest.approx(found, rel=0.02)
     height, width, _ = imread(folder / "record.png").shape
     assert width > 3 * height
+    height, width, _ = imread(folder / "confusion.png").shape
+    assert 500 < height < width
+    lines = [json.loads(line) for line in (folder / "updates.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines if "update" in line] == list(range(1, 31))
+    assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2, 3]
 
 
 def test_the_predictor_is_the_best_epoch(run, data):
@@ -150,3 +157,58 @@ def test_a_model_by_name_has_as_many_classes_as_there_are(arch):
     model = models.make(arch, 3).eval()
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_two_processes_train_one_model_whose_first_one_writes(data, run, tmp_path):
+    command = ["train", str(data), *TRAIN, "--epochs", "2", "--tracker", "csv,jsonl"]
+    command += ["--batch-size", "4", "--cache", str(tmp_path / "cache")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "-m", "onecycle"]
+    two = [*launcher, *command, "--checkpoint", str(tmp_path / "two")]
+    for word in ("a new run", "goes on with a run"):
+        done = subprocess.run(two, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count(f"onecycle train: {word}") == 1
+        assert done.stdout.count("The best epoch") == 1
+    names = {file.name for file in (tmp_path / "two").iterdir()}
+    assert names == {file.name for file in run[0].iterdir()}
+    lines = (tmp_path / "two" / "updates.jsonl").read_text().splitlines()
+    updates = [line["update"] for line in map(json.loads, lines) if "update" in line]
+    assert updates == list(range(1, 21))  # of 80 images, 4 for each of them
+    predictor = load_predictor(tmp_path / "two" / "model.onecycle")
+    (found,) = predictor.predict_images([data / "valid" / "dark" / "0.png"])
+    assert next(iter(found)) == "dark"
+
+
+@pytest.mark.data
+@pytest.mark.skipif("ONECYCLE_DATA" not in os.environ, reason="needs ONECYCLE_DATA")
+def test_real_images_find_train_killed_gone_on_with_and_predict(tmp_path, capsys):
+    for part, n in (("train", 200), ("test", 50)):
+        for folder in (Path(os.environ["ONECYCLE_DATA"]) / "cifar10" / part).iterdir():
+            (tmp_path / "data" / part / folder.name).mkdir(parents=True)
+            for file in sorted(folder.iterdir())[:n]:
+                with Image.open(file) as image:
+                    image.save(tmp_path / "data" / part / folder.name / f"{file.stem}.png")
+    common = [str(tmp_path / "data"), "--arch", "digits_cnn", "--resize", "32"]
+    common += ["--batch-size", "16", "--device", "cpu"]
+    assert main(["find", *common]) == 0
+    found = float(re.search(r"(?:knee|mini_cycles) +(\d\S+)", capsys.readouterr().out)[1])
+    assert 1e-4 < found < 1
+    train = ["train", *common, "--epochs", "1", "--lr-max", str(found)]
+    train += ["--checkpoint", str(tmp_path / "run")]
+    with subprocess.Popen([sys.executable, "-m", "onecycle", *train]) as process:
+        while not list((tmp_path / "run").glob("checkpoints/*.pt")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 75
+    assert main(train) == 0
+    said = capsys.readouterr().out
+    assert "goes on with a run" in said
+    assert float(re.search(r"accuracy (\S+) %", said)[1]) > 20
+    image = next((tmp_path / "data" / "test" / "ship").iterdir())
+    assert main(["predict", str(tmp_path / "run"), str(image), "--top", "10"]) == 0
+    shares = re.findall(r"(\w+) (\d+\.\d) %", capsys.readouterr().out)
+    assert len(shares) == 10
+    assert sum(float(share) for _, share in shares) == pytest.approx(100, abs=0.6)

@@ -45,8 +45,10 @@ from onecycle import (
     SeededDataset,
     TensorLoader,
     TerminateOnNonFinite,
+    Throughput,
     token_weight,
 )
+from onecycle.callbacks import throughput
 
 DATA = TensorDataset(X, Y)
 BOUND = 1e-6
@@ -388,6 +390,24 @@ def check_non_finite_loss_ends_all(folder: Path) -> None:
         made.append((learn.stop_reason, learn.n_updates))
     assert made[0] == made[1]
     assert made[0][1] == 50 // WHOLE
+
+
+def check_throughput_counts_the_samples_of_all_once(folder: Path) -> None:
+    seconds = 0.0
+
+    def clock() -> float:
+        nonlocal seconds
+        seconds += 2.0
+        return seconds
+
+    throughput.perf_counter, before = clock, throughput.perf_counter
+    try:
+        learn = learner()
+        learn.fit(2, cbs=[Throughput()])
+    finally:
+        throughput.perf_counter = before
+    rates = learn.recorder.history["samples_per_s"].values.tolist()
+    assert rates == [len(X) / 2] * 2, rates
 
 
 CHECKS = {name: value for name, value in globals().items() if name.startswith("check_")}

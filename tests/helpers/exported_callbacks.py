@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
+from trial import Trial
 
 import onecycle
 from onecycle import Callback, CSVLogger, OneCycleSchedule, ParamScheduler, SaveModel, linear
@@ -44,6 +45,7 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
         onecycle.MLflow: ["experiment"],
         onecycle.WandB: ["project"],
         OneCycleSchedule: [0.1],
+        onecycle.OptunaPruning: [Trial()],
         ParamScheduler: [{"weight_decay": linear(0.1, 0.0)}],
         onecycle.GradientAccumulation: [2],
         onecycle.LandOnInterrupt: [5],
@@ -56,8 +58,9 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
     return lambda: kind(*arguments.get(kind, []))
 
 
-#: What those need that write into trackers.
+#: What those need that speak to other packages.
 PACKAGES = {
+    onecycle.OptunaPruning: "optuna",
     onecycle.MLflow: "mlflow",
     onecycle.TensorBoard: "tensorboard",
     onecycle.WandB: "wandb",

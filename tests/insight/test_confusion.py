@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -77,3 +79,11 @@ def test_picture_has_counts_or_shares_and_both_axes_are_named():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "actual")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog"]
     np.testing.assert_allclose(ax.images[0].get_array(), [[0.75, 0.25], [0, 0]])
+
+
+def test_names_of_any_folders_can_be_drawn_and_long_ones_are_cut():
+    names = ["$x$", "$\\frac", "two\nlines", "x" * 200, os.fsdecode(b"bad\xff")]
+    ax = ConfusionMatrix(np.eye(5, dtype=np.int64), names).plot()
+    ax.figure.canvas.draw()
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == [r"\$x\$", r"\$\frac", "two lines", "x" * 23 + "…", r"bad\udcff"]

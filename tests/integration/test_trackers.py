@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from onecycle import Callback, Checkpoint, MLflow, SaveModel, TensorBoard, WandB
+from onecycle.cli.train import TRACKERS
 from onecycle.testing import toy_learner
 
 pytestmark = [
@@ -190,3 +191,16 @@ def test_mlflow_run_that_is_gone_is_begun_anew_and_one_that_failed_says_so(tmp_p
     history = client.get_metric_history(run.info.run_id, "train_loss")
     found = sorted((metric.step, metric.value) for metric in history)
     assert found == of_record(learn.recorder.history, "train_loss")
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_the_command_line_makes_each_tracker_and_writes_nothing_yet(name, tmp_path):
+    module = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}.get(name)
+    if module is not None:
+        pytest.importorskip(module)
+    assert type(TRACKERS[name](tmp_path / "run")).__name__.lower() in (
+        name,
+        "csvlogger",
+        "jsonlines",
+    )
+    assert not (tmp_path / "run").exists()
