@@ -245,11 +245,12 @@ from onecycle import (
     load_predictor as load_learner, minimum, slide, steep, valley,
 )
 from onecycle.vision import digits_cnn, image_folder
+body = digits_cnn(2, 3)
 """
 SCRIPT = """
 path = Path('mnist_sample')
 dls = image_folder(path, 28, batch_size=64)  # ours
-learn = Learner(dls, digits_cnn(2, 3), cross_entropy, metrics=accuracy, splitter=head_splitter)  # ours
+learn = Learner(dls, body, cross_entropy, metrics=accuracy, splitter=head_splitter)  # ours
 learn.show_batch()  # ours
 learn.summary()
 sugg = learn.lr_find(suggest_funcs=(minimum, steep, valley, slide))

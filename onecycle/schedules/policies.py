@@ -227,6 +227,10 @@ def smith_one_cycle(
     return join([(rise, linear(base, peak)), (fall, linear(peak, floor)), (tail, constant(floor))])
 
 
+#: Of more lines the last would be flat: each pair is half as deep as the one before.
+_SHORTEST = 0.001
+
+
 def smith_momentum(high: float = 0.95, low: float = 0.85, *, half_cycle: float = 0.45) -> Join:
     """Lower and raise the momentum in lines, again and again, each time half as far.
 
@@ -235,8 +239,8 @@ def smith_momentum(high: float = 0.95, low: float = 0.85, *, half_cycle: float =
     Args:
         high: The momentum at the start, in [0, 1).
         low: The lowest momentum, at the end of the first line.
-        half_cycle: The length of each line, as a fraction of the training; above 1, the first
-            line is not finished.
+        half_cycle: The length of each line, as a fraction of the training, at least 0.001; above
+            1, the first line is not finished.
 
     Returns:
         The schedule.
@@ -256,6 +260,8 @@ def smith_momentum(high: float = 0.95, low: float = 0.85, *, half_cycle: float =
     """
     top, bottom = check_momentum("high", high), check_momentum("low", low)
     length = check_positive("half_cycle", half_cycle)
+    if length < _SHORTEST:
+        raise ValueError(f"half_cycle is at least {_SHORTEST}, a thousand lines; got {half_cycle}")
     n = max(1, math.ceil(1.0 / length - TOLERANCE))
     turns = [top if k % 2 == 0 else top - (top - bottom) / 2 ** (k // 2) for k in range(n + 1)]
     lines = [(length, linear(a, b)) for a, b in pairwise(turns)]

@@ -237,6 +237,7 @@ def test_join_steps_cuts_what_is_too_long_and_holds_the_end_of_what_is_too_short
         (lambda: smith_one_cycle(1, half_cycle=45), ValueError, r"did you mean 0.45\?"),
         (lambda: smith_one_cycle(1, div_final=0.5), ValueError, "div_final must be at least 1"),
         (lambda: smith_momentum(half_cycle=0), ValueError, "half_cycle must be positive"),
+        (lambda: smith_momentum(half_cycle=1e-133), ValueError, "half_cycle is at least 0.001"),
         (lambda: smith_momentum(1.0), ValueError, "high must be below 1"),
         (lambda: clr_beta(9, lr_max=1, pct=101), ValueError, "pct is in percent, from 0 to 100"),
         (lambda: clr_beta(9, lr_max=1, div=0), ValueError, "div must be positive"),
