@@ -1,8 +1,8 @@
 """Names of fastai, Lightning, Keras and others, and what they are called here.
 
 Nobody has to unlearn them alone: an event, an attribute, a keyword or a class of another library
-is refused in one sentence that has the name here. Nothing is an alias, so that code reads the same
-everywhere.
+is refused in one sentence that has the name here. What is written daily has no alias, so that code
+reads the same everywhere.
 """
 
 from __future__ import annotations

@@ -1,0 +1,92 @@
+"""Notebooks in JupyterLab, as a person runs them: bars, tables and plots are there."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "nbs"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+TOKEN = "for-this-test"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start JupyterLab over copies of the notebooks; return its address."""
+    pytest.importorskip("jupyterlab", reason="needs JupyterLab")
+    pytest.importorskip("playwright", reason="needs Playwright, which speaks to the browser")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    from started import free_port
+
+    folder, port = tmp_path_factory.mktemp("lab"), free_port()
+    for name in ("01_quickstart", "02_finding_a_learning_rate"):
+        shutil.copy(FOLDER / f"{name}.ipynb", folder)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
+    command += [f"--IdentityProvider.token={TOKEN}", "--ServerApp.port_retries=0"]
+    search = os.pathsep.join([str(FOLDER.parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
+    environment.pop("MPLBACKEND", None)
+    server = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/api?token={TOKEN}").close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "pictures"),
+    [
+        ("01_quickstart", ["valid_loss", "images are wrong", "best accuracy"], 4),
+        ("02_finding_a_learning_rate", ["range test of 100 updates", "mini_cycles"], 3),
+    ],
+)
+def test_the_notebook_runs_in_jupyterlab_and_shows_its_tables_and_plots(
+    lab: str, name: str, words: list[str], pictures: int, tmp_path: Path
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 20_000})
+        page.goto(f"{lab}/lab/tree/{name}.ipynb?token={TOKEN}")
+        page.get_by_role("menuitem", name="Run", exact=True).click(timeout=120_000)
+        page.get_by_text("Clear Outputs of All Cells").or_(page.get_by_text("Run All Cells")).first.wait_for()
+        page.get_by_text("Run All Cells", exact=True).click()
+        last = page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt")
+        last.filter(has_text="[").wait_for(timeout=60_000)
+        page.wait_for_function(
+            "() => ![...document.querySelectorAll('.jp-InputPrompt')]"
+            ".some(each => each.textContent.includes('*'))",
+            timeout=300_000,
+        )
+        outputs = page.locator(".jp-OutputArea-output")
+        text = " ".join(outputs.all_inner_texts())
+        assert [word for word in words if word not in text] == []
+        assert "Traceback" not in text
+        assert page.locator(".jp-OutputArea-output img").count() >= pictures
+        page.screenshot(path=tmp_path / "page.png")
+        assert (tmp_path / "page.png").stat().st_size > 50_000
+        browser.close()
