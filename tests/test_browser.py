@@ -71,10 +71,9 @@ def test_the_notebook_runs_in_jupyterlab_and_shows_its_tables_and_plots(
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 20_000})
-        page.goto(f"{lab}/lab/tree/{name}.ipynb?token={TOKEN}")
+        page.goto(f"{lab}/lab/tree/{name}.ipynb?token={TOKEN}", timeout=120_000)
         page.get_by_role("menuitem", name="Run", exact=True).click(timeout=120_000)
-        page.get_by_text("Clear Outputs of All Cells").or_(page.get_by_text("Run All Cells")).first.wait_for()
-        page.get_by_text("Run All Cells", exact=True).click()
+        page.locator(".lm-Menu-itemLabel").get_by_text("Run All Cells", exact=True).click()
         last = page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt")
         last.filter(has_text="[").wait_for(timeout=60_000)
         page.wait_for_function(
