@@ -72,8 +72,9 @@ def test_the_notebook_runs_in_jupyterlab_and_shows_its_tables_and_plots(
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 20_000})
         page.goto(f"{lab}/lab/tree/{name}.ipynb?token={TOKEN}", timeout=120_000)
-        page.get_by_role("menuitem", name="Run", exact=True).click(timeout=120_000)
-        page.locator(".lm-Menu-itemLabel").get_by_text("Run All Cells", exact=True).click()
+        page.locator(".jp-CodeCell").first.wait_for(timeout=120_000)
+        page.locator(".lm-MenuBar-itemLabel").get_by_text("Run", exact=True).click()
+        page.locator("[data-command='runmenu:run-all']").click()
         last = page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt")
         last.filter(has_text="[").wait_for(timeout=60_000)
         page.wait_for_function(
