@@ -78,6 +78,8 @@ def test_the_notebook_runs_in_jupyterlab_and_shows_its_tables_and_plots(
         page = browser.new_page(viewport={"width": 1400, "height": 20_000})
         page.goto(f"{lab}/lab/tree/{name}.ipynb?token={TOKEN}", timeout=120_000)
         page.locator(".jp-CodeCell").first.wait_for(timeout=120_000)
+        # What is to run before the kernel answers is lost.
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(timeout=60_000)
         page.locator(".lm-MenuBar-itemLabel").get_by_text("Run", exact=True).click()
         page.locator("[data-command='runmenu:run-all']").click()
         prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]"
