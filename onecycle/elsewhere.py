@@ -1,8 +1,8 @@
 """Names of fastai, Lightning, Keras and others, and what they are called here.
 
 Nobody has to unlearn them alone: an event, an attribute, a keyword or a class of another library
-is refused in one sentence that has the name here. Nothing is an alias, so that code reads the same
-everywhere.
+is refused in one sentence that has the name here. What is written daily has no alias, so that code
+reads the same everywhere.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ _OF_LEARNERS = _by_name(
         "give a fit cbs=[...], or write with learn.added_cbs([...])": "add_cb add_cbs "
         "add_callback add_callbacks",
         "write with learn.removed_cbs(...)": "remove_cb remove_cbs remove_callback",
-        "cbs=[MixedPrecision()]": "to_fp16 to_bf16 to_native_fp16 half",
+        "cbs=[MixedPrecision()]": "to_bf16 to_native_fp16 half",
         "leave out MixedPrecision": "to_fp32",
         "Learner(device=...) moves the model": "cuda to cpu",
         "fit_flat_cos": "fit_fc",
@@ -153,6 +153,12 @@ _OF_LEARNERS = _by_name(
         "lr_find": "lr_range_test find_lr range_test",
         "lr_find(valid=True)": "lr_find2",
         "validate": "evaluate test",
+        "confusion_matrix().plot()": "plot_confusion_matrix interpret",
+        "top_losses().plot()": "plot_top_losses",
+        "find_batch_size": "scale_batch_size tune",
+        "nothing to do: a learner finds the others that torchrun or onecycle.launch started": (
+            "distrib_ctx to_distributed to_parallel"
+        ),
         "get_preds": "predict_proba predict_with_targs predict_dl",
         "fit or fit_one_cycle": "train run train_model fit_generator",
         "loss_func": "loss_fn crit criterion",
@@ -184,7 +190,7 @@ _OF_LEARNERS = _by_name(
 )
 _OF_RECORDERS = _by_name(
     {
-        "history[name].values, by the names in history": "values losses lrs moms val_losses iters",
+        "history[name].values, by the names in history": "losses lrs moms val_losses iters",
         "list(history)": "metric_names names",
         "plot_loss": "plot_losses",
         "plot_sched": "plot_lr plot_lrs",
@@ -199,6 +205,7 @@ _OF_LOADERS = _by_name(
         "train.dataset, of a DataLoader": "train_ds",
         "valid.dataset, of a DataLoader": "valid_ds val_ds",
         "next(iter(dls.train))": "one_batch",
+        "learn.show_batch()": "show_batch show",
         "classes": "vocab",
         "Learner(device=...) moves the batches": "cuda to",
     }
@@ -222,6 +229,19 @@ _NAMES = _by_name(
         "DataLoaders, or a pair of any two iterables of batches": "DataBunch DataBlock Datasets",
         "SaveModel, or Checkpoint to go on after a crash": "SaveModelCallback ModelCheckpoint "
         "BackupAndRestore",
+        "load_predictor": "load_learner",
+        "learn.confusion_matrix() and learn.top_losses(), which have a plot()": (
+            "ClassificationInterpretation Interpretation SegmentationInterpretation"
+        ),
+        "learn.show_batch()": "show_batch",
+        "learn.show_results()": "show_results",
+        "ShowGraph": "ShowGraphCallback",
+        "TensorBoard": "TensorBoardCallback TensorBoardLogger",
+        "WandB": "WandbCallback WandbLogger",
+        "MLflow": "MLflowCallback MLFlowLogger",
+        "Throughput": "ThroughputMonitor",
+        "launch": "notebook_launcher",
+        "learn.find_batch_size()": "BatchSizeFinder",
         "EarlyStopping": "EarlyStoppingCallback EarlyStopper",
         "ReduceLROnPlateau": "ReduceLROnPlateauCallback",
         "TerminateOnNonFinite": "TerminateOnNaN TerminateOnNaNCallback TerminateOnNan",

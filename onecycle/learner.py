@@ -28,6 +28,7 @@ from onecycle.callbacks.landing import is_landing
 from onecycle.callbacks.monitor import Mode
 from onecycle.callbacks.one_cycle import OneCycleSchedule
 from onecycle.callbacks.param_scheduler import ParamScheduler, PlannedScheduler
+from onecycle.callbacks.precision import MixedPrecision
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
 from onecycle.core.checks import checked_callbacks
@@ -686,6 +687,25 @@ class Learner(Trainer, SaysOurNames):
         """
         self.require_whole("export")
         self.write_once(partial(export, self, check_path("path", path), reads))
+
+    def to_fp16(self) -> Learner:
+        """Train and predict in mixed precision from now on.
+
+        `MixedPrecision` joins the learner's callbacks, unless one is among them, and takes the
+        dtype that suits the device: not always fp16, and on a CPU without instructions for bf16
+        float32.
+
+        Returns:
+            The learner itself.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> type(toy_learner().to_fp16().cbs[-1]).__name__
+            'MixedPrecision'
+        """
+        if not any(isinstance(each, MixedPrecision) for each in self.cbs):
+            self.cbs.append(MixedPrecision())
+        return self
 
     def summary(self) -> Summary:
         """Describe the model layer by layer, the groups and the optimizer; prints as a table."""

@@ -11,17 +11,30 @@ from nbformat import NotebookNode
 FOLDER = Path(__file__).parent.parent / "nbs"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
-#: What the cell of parameters is followed by, and words that must then be among the outputs. Of
-#: the others, 04 and 07 need real data, 06 and 09 make many fits: too much for each run.
+#: What the cell of parameters is followed by, and words that must then be among the outputs.
 SMALL = {
     "01_quickstart": ("epochs = 1", "images are wrong"),
     "02_finding_a_learning_rate": ("peaks, seeds = [1e-3, 1e-1], [0]", "cycles of 50 updates; "),
     "03_schedules": ("steps = 60", "momentum 0 became 0.95"),
+    "04_cifar10": (
+        "seeds, updates, sizes, rates = [0], 20, [200, 400], [0.03, 0.1]",
+        "400 images: steps ",
+    ),
     "05_writing_callbacks": ("epochs = 1", "Forgetful | rule broken"),
+    "06_super_convergence_or_not": ("updates, seeds = 60, [0, 1]", "super-convergence: "),
+    "07_detect_digits": ("n_train, n_valid, epochs = 200, 50, 1", "digits on 50 images never seen"),
     "08_ensembles_and_averages": ("seeds, epochs, images = [0], 1, 100", "eight shifted views"),
+    "09_fine_tuning": ("seeds, epochs, examples = [0], 2, [2, 5]", "fine_tune          5 of each"),
     "10_stop_and_resume": ("epochs = 5", "the records are the same text: True"),
     "11_own_data": ("epochs = 1", "each sample would be compared with every other"),
+    "12_several_processes": ("epochs = 1", "of 23 updates in two processes, ended after 23 in one"),
 }
+#: Those that read real data.
+OF_DATA = ("04_cifar10", "07_detect_digits")
+
+
+def test_every_notebook_is_run() -> None:
+    assert sorted(SMALL) == [path.stem for path in NOTEBOOKS]
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -73,10 +86,15 @@ def test_every_link_of_a_notebook_to_another_one_leads_somewhere() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.data) if name in OF_DATA else name for name in SMALL],
+)
 def test_the_notebook_runs_from_top_to_bottom_on_small_settings(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    if name in OF_DATA and not os.environ.get("ONECYCLE_DATA"):
+        pytest.skip("needs the real data sets in $ONECYCLE_DATA")
     settings, words = SMALL[name]
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     at = next(

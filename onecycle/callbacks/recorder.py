@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -204,6 +205,35 @@ class Recorder(Callback):
             if not len(series) or series.updates[-1] != update:
                 series.append(update, value)
         self._recorded = update
+
+    @property
+    def values(self) -> list[list[float]]:
+        """The rows of the table: training loss, validation loss and metrics, the latest row last.
+
+        There is one for each update after which was validated. Its training loss is the mean over
+        the updates since the row before; NaN stands for what was not measured.
+
+        Example:
+            >>> from onecycle.testing import toy_learner
+            >>> learn = toy_learner()
+            >>> learn.fit(2)
+            >>> len(learn.recorder.values), len(learn.recorder.values[-1])
+            (2, 3)
+        """
+        if "valid_loss" not in self.history or "train_loss" not in self.history:
+            return []
+        losses = self.history["train_loss"]
+        rows, begun = [], 0
+        for update in np.unique(self.history["valid_loss"].updates):
+            since = losses.values[(losses.updates > begun) & (losses.updates <= update)]
+            row = [float(since.mean()) if len(since) else math.nan]
+            for name in ("valid_loss", *self._metric_names):
+                series = self.history.get(name)
+                found = [] if series is None else series.values[series.updates == update]
+                row.append(float(found[-1]) if len(found) else math.nan)
+            rows.append(row)
+            begun = update
+        return rows
 
     def plot_loss(self, ax: Axes | None = None, *, skip_start: int = 0) -> Axes:
         """Plot training loss, raw and smoothed, and validation loss against the update.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 from onecycle.arguments import check_count, shown
 
@@ -54,6 +55,7 @@ def launch(train: Callable[..., Any], *arguments: Any, processes: int) -> list[A
         nproc_per_node=processes,
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
+        run_id=uuid4().hex,
         max_restarts=0,
         start_method="spawn",
     )

@@ -43,7 +43,8 @@ from onecycle.schedules.shapes import (
 
 Anneal: TypeAlias = Literal["cosine", "linear"]
 
-#: Of `smith_momentum`, as a fraction of the training: a thousand lines are a zigzag already.
+#: Of `smith_momentum`, as a fraction of the training. Of more lines the last would be flat: each
+#: pair is half as deep as the one before.
 SHORTEST_LINE = 0.001
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,20 @@ READS: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": lambda pred: pred.exp(),
     "values": lambda pred: pred,
 }
+
+
+class Prediction(NamedTuple):
+    """What a model says of one image; unpacks as ``label, class_index, probabilities``.
+
+    Attributes:
+        label: The name of the class of the highest probability.
+        class_index: Its number.
+        probabilities: Of shape ``(classes,)``.
+    """
+
+    label: str
+    class_index: int
+    probabilities: Tensor
 
 
 class Predictor:
@@ -111,6 +125,20 @@ class Predictor:
                 raise ValueError(f"expected a prediction for each class; got {describe(each)}")
             found += [self._named(row) for row in each.tolist()]
         return found
+
+    def predict(self, image: Any) -> Prediction:
+        """Say what is to be seen in one image: its class, the number of it, and all probabilities.
+
+        Args:
+            image: An image file, or an image of PIL.
+
+        Raises:
+            ValueError, OSError: As `predict_images` does.
+        """
+        said = self.predict_images([image])[0]
+        names = self.classes or [str(i) for i in range(len(said))]
+        label = next(iter(said))
+        return Prediction(label, names.index(label), torch.tensor([said[each] for each in names]))
 
     def _named(self, row: list[float]) -> dict[str, float]:
         names = self.classes or [str(i) for i in range(len(row))]

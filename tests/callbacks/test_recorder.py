@@ -263,3 +263,20 @@ def test_the_frame_has_a_row_for_each_update(tmp_path):
     assert len(learn.recorder.to_frame()) == 6
     learn.recorder.to_csv(tmp_path / "record.csv")
     assert len((tmp_path / "record.csv").read_text().splitlines()) == 7
+
+
+def test_the_rows_of_a_record_are_those_of_the_table() -> None:
+    learn = toy_learner(n_batches=5)
+    learn.fit(2)
+    losses, valid, mse = (history(learn)[n].values for n in ("train_loss", "valid_loss", "mse"))
+    by_hand = [[losses[5 * i : 5 * i + 5].mean(), valid[i], mse[i]] for i in range(2)]
+    np.testing.assert_allclose(learn.recorder.values, by_hand, rtol=1e-12)
+
+
+def test_a_record_has_a_row_for_each_validation_of_a_fit() -> None:
+    learn = toy_learner()
+    assert learn.recorder.values == []
+    learn.fit(1)
+    assert len(learn.recorder.values) == 1
+    learn.validate()  # which records nothing
+    assert len(learn.recorder.values) == 1
