@@ -41,6 +41,7 @@ CHANGES = {
     "run_fit",
     "set_mode",
     "unfreeze",
+    "to_fp16",
 }
 
 #: What is called in the middle of a batch only, by the loop.

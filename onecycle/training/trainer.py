@@ -133,9 +133,7 @@ class Trainer(Turns, ParallelLoop):
         device = super()._join_job(parallel, device, cbs)
         self._half = half_of(cbs, device) if self._cuts else None
         if self._cuts and type(self).compute_losses is not Turns.compute_losses:
-            raise ValueError(
-                'parallel="fsdp" trains by one loss: compute_losses is for parallel="ddp"'
-            )
+            raise ValueError('compute_losses is for parallel="ddp": "fsdp" trains by one loss')
         return device
 
     def _weights(self, loss_func: Any, given: Callable[[Any, Any], Weight] | None) -> LossWeights:
