@@ -504,6 +504,8 @@ def check_what_cannot_be_cut_is_refused(folder: Path) -> None:
     for each in (CudaGraph(), ChannelsLast()):
         with pytest.raises(ValueError, match=f"{type(each).__name__} needs the whole model"):
             cut().fit(1, cbs=[each])
+    with pytest.raises(ValueError, match="compute_losses is for"):
+        InTurns(loaders(4), net(), F.mse_loss, parallel="fsdp")
     learn = cut()
     with pytest.raises(ValueError, match=r"cbs=\[MixedPrecision"):
         learn.fit(1, cbs=[MixedPrecision("bf16")])
@@ -518,6 +520,13 @@ def check_what_cannot_be_cut_is_refused(folder: Path) -> None:
         learn.export(folder / "exported.pt")
     with pytest.raises(ValueError, match="needs the whole model"):
         learn.summary()
+
+
+class InTurns(Learner):
+    """Trains by a loss for each optimizer."""
+
+    def compute_losses(self, batch: Any) -> Any:
+        yield "all", F.mse_loss(self.model(self.xb), self.yb)
 
 
 def check_other_modules_in_one_process_are_refused(folder: Path) -> None:
