@@ -178,11 +178,12 @@ class FullySharded(DataParallel):
 
     def _wrap(self, learn: Loop) -> None:
         """Begin a pass with the same buffers everywhere."""
+        self._stepper = learn.stepper
         self._share_buffers(learn)
 
     def _unwrap(self, learn: Loop) -> None:
         self._sharded.let_all_go()
-        learn.whole_weight = None
+        super()._unwrap(learn)
 
     def _open(self, learn: Any) -> None:
         super()._open(learn)
