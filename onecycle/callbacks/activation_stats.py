@@ -300,7 +300,8 @@ def _rows_of_all(
     sums = torch.zeros(n_layers, 5 + BINS, dtype=torch.float64, device=device)
     for i, call in calls.items():
         sums[i] = call.sums().to(device)
-    n, n_counted, total, squares, dead = processes.add_up(sums)[:, :5].unbind(1)
+    sums = processes.add_up(sums)
+    n, n_counted, total, squares, dead = sums[:, :5].unbind(1)
     mean = total / n
     std = (squares / n - mean.square()).clamp(min=0).sqrt()
     shares = sums[:, 5:] / n_counted[:, None]

@@ -201,6 +201,11 @@ class LoopState:
         """Whether this process has samples in the batch: one of several may only stand in."""
         return True
 
+    @property
+    def trains_in_turns(self) -> bool:
+        """Whether a training batch has a loss for each of several optimizers."""
+        return False
+
     # The passes -----------------------------------------------------------------------------
 
     def count_batches(self, dl: Any) -> int | None:

@@ -178,7 +178,6 @@ class FullySharded(DataParallel):
 
     def _wrap(self, learn: Loop) -> None:
         """Begin a pass with the same buffers everywhere."""
-        self._stepper = learn.stepper
         self._share_buffers(learn)
 
     def _unwrap(self, learn: Loop) -> None:

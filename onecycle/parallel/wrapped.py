@@ -155,7 +155,7 @@ class DataParallel:
         """Return how much this process's part of the batch counts."""
         if not self._shards.has_samples:
             return 0
-        if learn.stepper is not self._stepper:  # in a turn, whose loss is of no prediction
+        if learn.trains_in_turns:  # whose losses are of no prediction
             return learn.batch_size(learn.batch)
         return learn.loss_weight(learn.pred, learn.batch)
 

@@ -132,7 +132,7 @@ class Trainer(Turns, ParallelLoop):
         """Take part in the job that this process belongs to; return the device to train on."""
         device = super()._join_job(parallel, device, cbs)
         self._half = half_of(cbs, device) if self._cuts else None
-        if self._cuts and type(self).compute_losses is not Turns.compute_losses:
+        if self._cuts and self.trains_in_turns:
             raise ValueError('compute_losses is for parallel="ddp": "fsdp" trains by one loss')
         return device
 

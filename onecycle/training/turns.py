@@ -84,8 +84,13 @@ class Turns(Loop):
         """
         raise NotImplementedError
 
+    @property
+    def trains_in_turns(self) -> bool:
+        """Whether a training batch has a loss for each of several optimizers."""
+        return type(self).compute_losses is not Turns.compute_losses
+
     def _batch_trainer(self) -> Callable[[Any, Handlers], None]:
-        if type(self).compute_losses is Turns.compute_losses:
+        if not self.trains_in_turns:
             return super()._batch_trainer()
         return partial(self._train_in_turns, turn_steppers(self))
 

@@ -49,6 +49,7 @@ from onecycle import (
     token_weight,
 )
 from onecycle.callbacks import throughput
+from onecycle.optim.stepper import Stepper
 
 DATA = TensorDataset(X, Y)
 BOUND = 1e-6
@@ -115,7 +116,12 @@ def check_a_loss_over_valid_targets(folder: Path) -> None:
     y = torch.where(torch.arange(101) % 3 > 0, Y, -100)
     y[: 2 * WHOLE] = -100  # whole batches may have none
     losses = partial(F.cross_entropy, ignore_index=-100)
-    for cbs in ([], [GradientAccumulation(3)]):
+
+    def replace_stepper(learn: Any) -> None:
+        learn.stepper = Stepper(learn.opt)
+
+    late = Callback(before_train=replace_stepper)
+    for cbs in ([], [GradientAccumulation(3)], [late]):
         made = []
         for alone in (False, True):
             size = WHOLE if alone else WHOLE // WORLD

@@ -10,7 +10,22 @@ import pytest
 import torch
 from equal_checks import BOUND, MacroRecall, TwoHeads
 from resume_checks import ids
-from together import RANK, WHOLE, WORLD, X, Y, flat, gathered, learner, loaders, net, run
+from together import (
+    RANK,
+    WHOLE,
+    WORLD,
+    X,
+    Y,
+    distance,
+    flat,
+    gathered,
+    learner,
+    loaders,
+    net,
+    run,
+    same_bits,
+    weights,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -48,29 +63,6 @@ EPOCHS = 2
 
 def cut(**options: Any) -> Learner:
     return learner(parallel="fsdp", **options)
-
-
-def weights(learn: Learner) -> list[Tensor]:
-    return [whole(p.detach()).clone() for p in (*learn.model.parameters(), *learn.model.buffers())]
-
-
-def distance(learn: Learner, other: Learner) -> float:
-    mine, theirs = learn.recorder.history, other.recorder.history
-    assert list(mine) == list(theirs), (list(mine), list(theirs))
-    found = [
-        float((a - b).abs().max()) for a, b in zip(weights(learn), weights(other), strict=True)
-    ]
-    for name in mine:
-        assert mine[name].updates.tolist() == theirs[name].updates.tolist(), name
-        found.append(float(np.abs(mine[name].values - theirs[name].values).max()))
-    return max(found)
-
-
-def same_bits(learn: Learner, other: Learner) -> None:
-    for mine, theirs in zip(weights(learn), weights(other), strict=True):
-        assert torch.equal(mine, theirs)
-    for name, series in other.recorder.history.items():
-        assert learn.recorder.history[name].values.tolist() == series.values.tolist(), name
 
 
 def equal_everywhere(learn: Learner) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onecycle import Learner, Recorder, TensorLoader, accuracy
+from onecycle.optim.sharded import whole
 
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 #: Samples of a batch of all processes.
@@ -62,7 +63,8 @@ def loaders(size: int) -> tuple[TensorLoader, TensorLoader]:
 
 
 def weights(learn: Learner) -> list[Tensor]:
-    return [p.detach().clone() for p in (*learn.model.parameters(), *learn.model.buffers())]
+    """Return copies of all parameters and buffers, whole where each process has a part."""
+    return [whole(p.detach()).clone() for p in (*learn.model.parameters(), *learn.model.buffers())]
 
 
 def distance(learn: Learner, other: Learner) -> float:
