@@ -117,6 +117,7 @@ class Checkpoint(Callback):
         self._signals = signals_of(on_signal)
         if self._signals.wanted:
             self.during = "both"
+        self._asked: Signals | None = None  # what all processes know of
         self._last: dict[str, Any] | None = None  # a copy of the last whole update
         self._saved_at = 0  # updates of this fit
         self._saved_when = 0.0
@@ -137,7 +138,7 @@ class Checkpoint(Callback):
         self._sources, self._lost, self._pass_rng = Sources(learn), None, {}
         self._saved_at = self._n_tried = self._n_failed = 0
         self._saved_when = time.monotonic()
-        self._last = None
+        self._last = self._asked = None
         self._signals.listen()
 
     def before_train(self, learn: Loop) -> None:
@@ -175,7 +176,7 @@ class Checkpoint(Callback):
     def after_epoch(self, learn: Loop) -> None:
         """Save, if it is time."""
         self._hear_of_signals(learn)
-        if self._signals.came and not learn.is_cancelled:
+        if self._asked and not learn.is_cancelled:
             self._save(learn, None)
             self._leave()
         if self._unit == "epoch":
@@ -196,7 +197,7 @@ class Checkpoint(Callback):
             )
         self._last = None
         self._hear_of_signals(learn)
-        if self._signals.came:
+        if self._asked:
             self._leave()
 
     def cleanup_fit(self, learn: Loop) -> None:
@@ -216,7 +217,7 @@ class Checkpoint(Callback):
         One between two batches is finished first, where nothing was copied before it.
         """
         self._hear_of_signals(learn)
-        if self._signals.came and self._last is not None:
+        if self._asked and self._last is not None:
             lost = learn.n_updates - self._last["counters"]["n_updates"]
             if lost > 1:
                 return
@@ -225,14 +226,18 @@ class Checkpoint(Callback):
             self._leave()
 
     def _hear_of_signals(self, learn: Loop) -> None:
-        """Let a signal to one of several processes be one to all, at the same update."""
+        """Let a signal to one of several processes be one to all, at the same update.
+
+        One that comes from here on is heard the next time, by all.
+        """
+        self._asked = self._signals.came
         if learn.processes is not None and self._signals.wanted:
-            came = learn.processes.most(self._signals.came or 0)
-            self._signals.came = Signals(came) if came else None
+            asked = learn.processes.most(self._asked or 0)
+            self._asked = Signals(asked) if asked else None
 
     def _leave(self) -> None:
-        came, self._signals.came, self._last = self._signals.came, None, None
-        log.warning("Checkpoint: %s, the fit ends here and can be resumed", came and came.name)
+        asked, self._asked, self._signals.came, self._last = self._asked, None, None, None
+        log.warning("Checkpoint: %s, the fit ends here and can be resumed", asked and asked.name)
         raise SystemExit(EXIT_CODE)
 
     def _keep_last(self, learn: Loop, batches: int | None) -> None:
@@ -253,7 +258,7 @@ class Checkpoint(Callback):
     def _save_if_due(self, learn: Loop, batches: int | None) -> None:
         self._hear_of_signals(learn)
         self._keep_last(learn, batches)
-        if self._signals.came and not learn.is_cancelled:
+        if self._asked and not learn.is_cancelled:
             self._save(learn, batches)
             self._leave()
         # Where a cancel is about to act, the next batch is not what comes next.

@@ -17,6 +17,7 @@ from learner_state import trained
 from onecycle import Callback, Checkpoint, Learner
 from onecycle.callbacks.signals import EXIT_CODE
 from onecycle.checkpoints import fit_files
+from onecycle.processes import Processes
 from onecycle.testing import toy_learner
 
 LIFE = str(Path(__file__).parents[1] / "helpers" / "signalled_life.py")
@@ -74,6 +75,33 @@ def test_a_signal_ends_the_fit_after_the_running_update_and_it_resumes_to_the_sa
     resumed = learner()
     resumed.fit_one_cycle(2, 0.1, resume=tmp_path)
     assert trained(resumed) == whole()
+
+
+class Asked(Processes):
+    """Two processes that are one: a signal comes to it while they tell each other of signals."""
+
+    asked = 0
+
+    def __init__(self) -> None:
+        super().__init__(0, 2)
+
+    def most(self, value: int) -> int:
+        self.asked += 1
+        if self.asked == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return value
+
+
+def test_a_signal_that_comes_while_processes_ask_for_signals_is_heard_the_next_time(
+    tmp_path: Path,
+) -> None:
+    learn = learner()
+    learn.processes = Asked()
+    with pytest.raises(SystemExit) as left:
+        learn.fit_one_cycle(2, 0.1, cbs=[Checkpoint(tmp_path, "50 updates", on_signal=True)])
+    assert left.value.code == EXIT_CODE
+    assert learn.n_updates == 4  # not 3: the other process could not know of it
+    assert fit_files.read(fit_files.find(tmp_path)[0])["counters"]["n_updates"] == 4
 
 
 def test_in_a_validation_no_further_batch_is_run(tmp_path: Path) -> None:
