@@ -93,11 +93,11 @@ class LandOnInterrupt(Callback):
     def __init__(self, updates: int) -> None:
         self.updates = check_count("updates", updates)
         self._before: Any = None
-        self._is_installed = self._is_asked = False
+        self._is_installed = self._is_asked = self._has_landed = False
 
     def before_fit(self, learn: Loop) -> None:
         """Listen to Ctrl-C."""
-        self._is_asked = False
+        self._is_asked = self._has_landed = False
         if threading.current_thread() is not threading.main_thread():
             log.warning("LandOnInterrupt: Ctrl-C is heard in the main thread only, and not here")
             return
@@ -107,11 +107,12 @@ class LandOnInterrupt(Callback):
         self._is_installed = True
 
     def after_batch(self, learn: Loop) -> None:
-        """Land, if Ctrl-C was pressed; of several processes in any."""
+        """Land once, if Ctrl-C was pressed; of several processes in any, at whatever moment."""
+        asked = self._is_asked
         if learn.processes is not None:
-            self._is_asked = learn.processes.any(self._is_asked)
-        if self._is_asked:
-            self._is_asked = False
+            asked = learn.processes.any(asked)
+        if asked and not self._has_landed:
+            self._has_landed = True
             land_running(learn, self.updates, "Ctrl-C")
 
     def cleanup_fit(self, learn: Loop) -> None:

@@ -30,6 +30,7 @@ from onecycle import (
 )
 from onecycle.callbacks.replan import Replan
 from onecycle.checkpoints import fit_files
+from onecycle.processes import Processes
 from onecycle.testing import toy_learner
 
 
@@ -311,6 +312,28 @@ def test_pressed_in_validation_it_lands_in_the_next_epoch():
     learn = learner()
     learn.fit(9, 0.1, cbs=[LandOnInterrupt(4), Callback(after_pred=press_once)])
     assert learn.n_updates == N + 4
+
+
+class PressedWhileAsked(Processes):
+    """Two processes that are one: Ctrl-C comes while they ask each other for it, and again."""
+
+    asked = 0
+
+    def any(self, flag):
+        self.asked += 1
+        if self.asked == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return flag or self.asked == 5  # the other process was a little late
+
+    def sums(self, values):
+        return values
+
+
+def test_pressed_while_processes_ask_each_other_it_lands_once_at_the_next_batch():
+    learn = learner()
+    learn.processes = PressedWhileAsked(0, 2)
+    learn.fit(9, 0.1, cbs=[LandOnInterrupt(4)])
+    assert learn.n_updates == 3 + 4
 
 
 def test_what_ctrl_c_means_is_put_back_after_an_error():
