@@ -257,7 +257,7 @@ class ParallelLoop(Loop):
 
     def measure_batch(self, means: MetricSet) -> None:
         """Add loss and metrics of the batch to the means of a pass."""
-        if self.has_samples:
+        if self.shards is None or self.has_samples:
             super().measure_batch(means)
         elif self.pred is not None:  # a stand-in, which counts nothing
             means.update(self.pred, self.yb, self.loss, 0, 0)

@@ -9,11 +9,27 @@ from onecycle.record.weights import Weight
 
 #: The values that are kept on the device before they are put together.
 _KEPT = 256
+#: So many yes-or-nos of a batch are kept as they are; of more their mean, which takes less memory.
+_FEW = 4096
 
 
 def _wide(value: Tensor) -> torch.dtype:
     """Return the dtype to add up in: many batches lose digits in float32, which is all MPS has."""
     return torch.float32 if value.device.type == "mps" else torch.float64
+
+
+def share(hits: Tensor) -> Tensor:
+    """Return the share that is true, a 0-dim tensor of float32."""
+    return hits.mean(dtype=torch.float32)
+
+
+def _stacked(kept: list[Tensor]) -> Tensor:
+    """Return means as one vector: those that are kept, or of yes-or-nos that are."""
+    if not kept[0].ndim:
+        return torch.stack(kept)
+    if any(each.shape != kept[0].shape for each in kept):
+        return torch.stack([share(each) for each in kept])
+    return torch.stack(kept).flatten(1).mean(1, dtype=torch.float32)  # the same bits: sums < 2**24
 
 
 class WeightedMean:
@@ -78,6 +94,16 @@ class WeightedMean:
             self._kept.append(value)
             self.count += weight
 
+    def keep_share(self, hits: Tensor, weight: Weight) -> None:
+        """Take in the share that is true of many yes-or-nos, as `keep` takes in a mean.
+
+        Args:
+            hits: A tensor of bool of any shape, with one value or more.
+            weight: How many samples, or tokens, it is about.
+        """
+        is_small = hits.numel() <= _FEW and not isinstance(weight, Tensor)
+        self.keep(hits if is_small else share(hits), weight)
+
     def compute(self) -> Tensor:
         """Return the mean as a 0-dim tensor, still on its device; NaN if nothing counts."""
         self._add_kept()
@@ -97,7 +123,7 @@ class WeightedMean:
 
     def _add_kept(self) -> None:
         if self._kept:
-            kept, self._kept = torch.stack(self._kept), []
+            kept, self._kept = _stacked(self._kept), []
             self._add(kept.sum(dtype=_wide(kept)), self._weight)
 
     def _add_pairs(self) -> None:

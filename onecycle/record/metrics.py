@@ -34,7 +34,7 @@ from onecycle.data.nested import map_tensors
 from onecycle.data.sizes import size_of
 from onecycle.processes import Processes
 from onecycle.record.directions import Direction, agreed, named_direction, stated_direction
-from onecycle.record.means import NanWatch, WeightedMean
+from onecycle.record.means import NanWatch, WeightedMean, share
 from onecycle.record.values import named_numbers, named_parts
 from onecycle.record.weights import Weight, check_weight
 
@@ -75,18 +75,17 @@ def _higher_is_better(higher: bool) -> Callable[[_F], _F]:
     return said
 
 
-def _nan_of_nan(metric: _F) -> _F:
-    """Let a metric that compares be NaN where a prediction is."""
+def _share_of(hits: _F) -> _F:
+    """Make what says yes or no of each sample the share of yes; it is NaN where a prediction is."""
 
-    @functools.wraps(metric)
-    def checked(pred: Tensor, target: Tensor) -> Any:
-        value = metric(pred, target)
-        return torch.where(pred.isnan().any(), math.nan, value)
+    @functools.wraps(hits)
+    def metric(pred: Tensor, target: Tensor) -> Any:
+        return torch.where(pred.isnan().any(), math.nan, share(hits(pred, target)))
 
-    return cast(_F, checked)
+    return cast(_F, metric)
 
 
-@_nan_of_nan
+@_share_of
 @_higher_is_better(True)
 def accuracy(pred: Tensor, target: Tensor) -> Tensor:
     """Return the share of right classes, that of the highest score against the target.
@@ -107,10 +106,10 @@ def accuracy(pred: Tensor, target: Tensor) -> Tensor:
         tensor(0.5000)
     """
     _check_class_indices("accuracy", pred, target)
-    return (pred.argmax(1) == target).mean(dtype=torch.float32)
+    return pred.argmax(1) == target
 
 
-@_nan_of_nan
+@_share_of
 @_higher_is_better(False)
 def error_rate(pred: Tensor, target: Tensor) -> Tensor:
     """Return the share of wrong classes: 1 minus `accuracy`.
@@ -130,7 +129,7 @@ def error_rate(pred: Tensor, target: Tensor) -> Tensor:
         tensor(0.5000)
     """
     _check_class_indices("error_rate", pred, target)
-    return (pred.argmax(1) != target).mean(dtype=torch.float32)
+    return pred.argmax(1) != target
 
 
 def top_k_accuracy(k: int = 5) -> MetricFunction:
@@ -161,10 +160,10 @@ def top_k_accuracy(k: int = 5) -> MetricFunction:
         if pred.shape[1] < k:
             raise ValueError(f"{name} needs {k} classes or more, pred has {pred.shape[1]}")
         best = pred.topk(k, dim=1).indices
-        return (best == target.unsqueeze(1)).any(1).mean(dtype=torch.float32)
+        return (best == target.unsqueeze(1)).any(1)
 
     metric.__name__ = metric.__qualname__ = name
-    return _nan_of_nan(metric)
+    return _share_of(metric)
 
 
 def binary_accuracy(threshold: float = 0.0) -> MetricFunction:
@@ -188,10 +187,10 @@ def binary_accuracy(threshold: float = 0.0) -> MetricFunction:
     @_higher_is_better(True)
     def metric(pred: Tensor, target: Tensor) -> Tensor:
         _check_same_shape("binary_accuracy", pred, target)
-        return ((pred > threshold) == (target > 0.5)).mean(dtype=torch.float32)
+        return (pred > threshold) == (target > 0.5)
 
     metric.__name__ = metric.__qualname__ = "binary_accuracy"
-    return _nan_of_nan(metric)
+    return _share_of(metric)
 
 
 @_higher_is_better(False)
@@ -335,8 +334,8 @@ class MeanMetric:
         if weight is None:
             weight = size_of(targets[0] if len(targets) == 1 else targets, pred)
         if self._compares:
-            value = self.func.__wrapped__(pred, *targets)  # type: ignore[attr-defined]
-            self._mean.keep(value, weight)
+            hits = self.func.__wrapped__(pred, *targets)  # type: ignore[attr-defined]
+            self._mean.keep_share(hits, weight)
             self._watch.keep(pred)
             return
         try:
