@@ -80,7 +80,8 @@ def _share_of(hits: _F) -> _F:
 
     @functools.wraps(hits)
     def metric(pred: Tensor, target: Tensor) -> Any:
-        return torch.where(pred.isnan().any(), math.nan, share(hits(pred, target)))
+        value = share(hits(pred, target))  # checks the two
+        return torch.where(pred.isnan().any(), math.nan, value)
 
     return cast(_F, metric)
 
