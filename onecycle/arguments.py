@@ -78,6 +78,14 @@ def check_positive(name: str, value: float) -> float:
     return number
 
 
+def check_divided(rate: float, name: str, divisor: float) -> float:
+    """Return a rate divided by a number above 0, or refuse one by which it is no number."""
+    part = rate / check_positive(name, divisor)
+    if not math.isfinite(part):
+        raise ValueError(f"{name} must not be so small: {rate:g} is divided by it; got {divisor}")
+    return part
+
+
 def check_fraction(name: str, value: float) -> float:
     """Return a number within [0, 1], or refuse it."""
     number = check_finite(name, value)

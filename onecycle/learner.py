@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from onecycle.arguments import (
     Default,
     check_count,
+    check_divided,
     check_epochs,
     check_flag,
     check_fraction,
@@ -375,7 +376,7 @@ class Learner(Trainer, SaysOurNames):
         check_positive("div", div)
         check_fraction("pct_start", pct_start)
         half = check_positive("base_lr", check_value("base_lr", base_lr)) / 2
-        rates = slice(half / check_positive("lr_mult", lr_mult), half)
+        rates = slice(check_divided(half, "lr_mult", lr_mult), half)
         OneCycleSchedule(rates, div, pct_start=pct_start)  # refuses before the first stage has run
         checked_callbacks(cbs)
         require_body_and_head(self, "fine_tune")

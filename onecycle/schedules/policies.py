@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 
 from onecycle.arguments import (
     check_count,
+    check_divided,
     check_finite,
     check_fraction,
     check_list,
@@ -80,7 +81,7 @@ def one_cycle(
         array([4.0e-02, 5.2e-01, 1.0e+00, 1.0e-05])
     """
     peak = check_not_negative("lr_max", lr_max)
-    start, end = peak / check_positive("div", div), peak / check_positive("div_final", div_final)
+    start, end = check_divided(peak, "div", div), check_divided(peak, "div_final", div_final)
     return _up_and_down((start, peak, end), pct_start, anneal)
 
 
@@ -149,7 +150,7 @@ def three_phase(
         array([0.1  , 1.   , 0.1  , 0.001])
     """
     peak = check_not_negative("lr_max", lr_max)
-    base, end = peak / check_positive("div", div), peak / check_positive("div_final", div_final)
+    base, end = check_divided(peak, "div", div), check_divided(peak, "div_final", div_final)
     up, down, tail = _lengths(fraction_up=fraction_up, fraction_down=fraction_down)
     return join([(up, linear(base, peak)), (down, linear(peak, base)), (tail, linear(base, end))])
 
@@ -219,10 +220,11 @@ def smith_one_cycle(
         array([1.e-01, 1.e+00, 5.e-01, 1.e-04, 1.e-04])
     """
     peak = check_not_negative("lr_max", lr_max)
-    base = peak / check_positive("div", div)
+    base = check_divided(peak, "div", div)
     final = 1000.0 * div if div_final is None else check_positive("div_final", div_final)
     if final < 1.0:
-        raise ValueError(f"div_final must be at least 1: the floor is below lr_max; got {final:g}")
+        came = f"div={div}, and by default 1000 times that" if div_final is None else div_final
+        raise ValueError(f"div_final must be at least 1: the floor is below lr_max; got {came}")
     rise = check_fraction("half_cycle", half_cycle)
     if rise > 0.5:
         raise ValueError(f"half_cycle is at most 0.5, since there are two lines; got {half_cycle}")
@@ -299,7 +301,7 @@ def clr_beta(total_steps: int, *, lr_max: float, div: float = 10.0, pct: float =
         array([0.1   , 1.    , 0.1   , 0.0109])
     """
     peak = check_not_negative("lr_max", lr_max)
-    base = peak / check_positive("div", div)
+    base = check_divided(peak, "div", div)
     half, tail = _clr_beta_lengths(total_steps, pct)
     lines = [(half, linear(base, peak)), (half, linear(peak, base))]
     return join_steps(total_steps, [*lines, (tail, linear(base, base / 100))])
@@ -366,10 +368,13 @@ def fastai1_one_cycle(
         array([0.04  , 1.    , 0.0495])
     """
     peak = check_not_negative("lr_max", lr_max)
-    start = peak / check_positive("div_factor", div_factor)
-    final = 1e4 * div_factor if final_div is None else check_positive("final_div", final_div)
+    start = check_divided(peak, "div_factor", div_factor)
+    if final_div is None:
+        end = peak / (1e4 * div_factor)
+    else:
+        end = check_divided(peak, "final_div", final_div)
     rise = int(check_count("total_steps", total_steps) * check_fraction("pct_start", pct_start))
-    fall = cosine(peak, peak / final)
+    fall = cosine(peak, end)
     return join_steps(total_steps, [(rise, cosine(start, peak)), (total_steps - rise, fall)])
 
 
@@ -425,7 +430,7 @@ def flat_cos(lr: float, *, div_final: float = 1e5, pct_start: float = 0.75) -> J
     """
     top = check_not_negative("lr", lr)
     first = check_fraction("pct_start", pct_start)
-    fall = cosine(top, top / check_positive("div_final", div_final))
+    fall = cosine(top, check_divided(top, "div_final", div_final))
     return join([(first, constant(top)), (1.0 - first, fall)])
 
 
@@ -465,7 +470,7 @@ def warmup_stable_decay(
     check_one_of("anneal", anneal, ("cosine", "linear"))
     shape = Cosine if anneal == "cosine" else Linear
     peak = check_not_negative("lr_max", lr_max)
-    start, end = peak / check_positive("div", div), peak / check_positive("div_final", div_final)
+    start, end = check_divided(peak, "div", div), check_divided(peak, "div_final", div_final)
     up, down, flat = _lengths(fraction_up=fraction_up, fraction_down=fraction_down)
     return join([(up, shape(start, peak)), (flat, constant(peak)), (down, shape(peak, end))])
 

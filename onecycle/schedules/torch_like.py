@@ -12,6 +12,7 @@ import numpy as np
 
 from onecycle.arguments import (
     check_count,
+    check_divided,
     check_flag,
     check_fraction,
     check_momentum,
@@ -88,6 +89,8 @@ class TorchOneCycle(TorchPhases, kind="torch_one_cycle"):
             div_factor=check_positive("div_factor", self.div_factor),
             final_div_factor=check_positive("final_div_factor", self.final_div_factor),
         )
+        initial = check_divided(self.max_lr, "div_factor", self.div_factor)
+        check_divided(initial, "final_div_factor", self.final_div_factor)
 
     def _levels(self) -> tuple[float, ...]:
         initial = self.max_lr / self.div_factor

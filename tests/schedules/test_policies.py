@@ -1,6 +1,7 @@
 """Each policy of the literature against its formula, update by update."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from onecycle.schedules.policies import (
     fastai1_momentum,
     fastai1_one_cycle,
     flat_cos,
+    one_cycle,
     sgdr,
     smith_momentum,
     smith_one_cycle,
@@ -19,6 +21,7 @@ from onecycle.schedules.policies import (
     warmup_stable_decay,
 )
 from onecycle.schedules.shapes import constant, join_steps, linear
+from onecycle.schedules.torch_like import torch_one_cycle
 
 
 def positions(total_steps):
@@ -271,3 +274,21 @@ def test_wrong_arguments_are_refused_by_name(make, error, words):
 def test_the_floor_of_smiths_cycle_may_be_as_high_as_its_top(div_final):
     ours = smith_one_cycle(0.6, div=10, div_final=div_final, half_cycle=0.25)
     assert ours([0.0, 0.25, 1.0]) == pytest.approx([0.06, 0.6, 0.6 / div_final], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (one_cycle, "div"),
+        (one_cycle, "div_final"),
+        (three_phase, "div_final"),
+        (smith_one_cycle, "div"),
+        (flat_cos, "div_final"),
+        (partial(fastai1_one_cycle, 10), "final_div"),
+        (partial(torch_one_cycle, 10), "final_div_factor"),
+    ],
+)
+def test_a_divisor_that_makes_a_rate_infinite_is_named(make, name):
+    lr = {"lr" if make is flat_cos else "max_lr" if name == "final_div_factor" else "lr_max": 0.1}
+    with pytest.raises(ValueError, match=rf"\b{name} must not be so small.*got 5e-324"):
+        make(**lr, **{name: 5e-324})
