@@ -41,10 +41,16 @@ def spared(path: str) -> set[int]:
 
 
 class Lines:
-    """Counts the lines of the package that run, and interrupts one of them."""
+    """Counts the lines of the package that run, and interrupts one of them.
+
+    Attributes:
+        n: How many have run.
+        runs: By file and line the numbers under which it ran.
+    """
 
     def __init__(self, at: int | None = None) -> None:
         self.n, self.at = 0, at
+        self.runs: dict[tuple[str, int], list[int]] = {}
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
         path = frame.f_code.co_filename
@@ -52,6 +58,7 @@ class Lines:
             return None
         if event == "line" and frame.f_lineno not in spared(path):
             self.n += 1
+            self.runs.setdefault((path, frame.f_lineno), []).append(self.n)
             if self.n == self.at:
                 raise KeyboardInterrupt
         return self
