@@ -1,4 +1,4 @@
-"""What a learner is made with, refused before anything is made of it."""
+"""What a learner is made with: what is refused before anything is made of it, and what is added."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from onecycle.arguments import (
     class_hint,
     shown,
 )
+from onecycle.callbacks.progress import Progress
+from onecycle.callbacks.recorder import Recorder
 from onecycle.core.callback import Callback
 from onecycle.core.checks import check_callbacks
 from onecycle.optim.loss_module import tell_hidden
@@ -69,3 +71,9 @@ def check_options(
     if seed is not None:
         check_count("seed", seed, least=0)
     check_flag("check", check)
+
+
+def with_defaults(cbs: Sequence[Callback]) -> list[Callback]:
+    """Put a Recorder and a Progress before the callbacks, unless they have their own."""
+    defaults: list[Callback] = [Recorder(), Progress()]
+    return [new for new in defaults if not any(isinstance(cb, type(new)) for cb in cbs)] + [*cbs]

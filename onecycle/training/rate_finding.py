@@ -240,3 +240,14 @@ def _mean(losses: Sequence[float]) -> float:
 
 def _note(what: str, spent: int) -> str:
     return f"{what}; {spent} updates in all"
+
+
+def check_one_test(confirm: int, varied: object) -> None:
+    """Refuse to confirm what several tests suggest.
+
+    Args:
+        confirm: As for `RateSearch.find`.
+        varied: What the tests vary; ``None`` for a single one.
+    """
+    if check_count("confirm", confirm, least=0) and varied is not None:
+        raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")

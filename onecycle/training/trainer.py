@@ -70,9 +70,9 @@ from onecycle.training.checking import (
     measure_sets,
     warn_of_bad_parameters,
 )
-from onecycle.training.options import check_options
+from onecycle.training.options import check_options, with_defaults
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
-from onecycle.training.rate_finding import RateSearch
+from onecycle.training.rate_finding import RateSearch, check_one_test
 from onecycle.training.turns import Turns
 
 log = logging.getLogger("onecycle")
@@ -118,7 +118,7 @@ class Trainer(Turns, ParallelLoop):
             model,
             loss_func,
             groups,
-            cbs=_with_defaults(cbs),
+            cbs=with_defaults(cbs),
             metrics=list(as_metrics(metrics).values()),
             seed=self.drawn_seed() if seed is None else seed,
             n_inp=n_inp,
@@ -464,7 +464,7 @@ class Trainer(Turns, ParallelLoop):
         check_flags(show_plot=show_plot)
         warn_of_bad_parameters(self)
         varied = one_varied({"weight_decay": wds, "momentum": moms, "batch_size": batch_sizes})
-        _check_one_test(check_count("confirm", confirm, least=0), varied)
+        check_one_test(confirm, varied)
         search = RateSearch(
             self,
             self._run_test,
@@ -713,14 +713,3 @@ class Trainer(Turns, ParallelLoop):
         if isinstance(self.make_stepper, CompiledSteps):
             self.make_stepper.compile_again(self.model)
         self.stepper = self.make_stepper(self.opt)
-
-
-def _with_defaults(cbs: Sequence[Callback]) -> list[Callback]:
-    """Put a Recorder and a Progress before the callbacks, unless they have their own."""
-    defaults: list[Callback] = [Recorder(), Progress()]
-    return [new for new in defaults if not any(isinstance(cb, type(new)) for cb in cbs)] + [*cbs]
-
-
-def _check_one_test(confirm: int, varied: object) -> None:
-    if confirm and varied is not None:
-        raise ValueError("confirm is for one test, not for several: leave it out, or the sweep")
