@@ -133,8 +133,7 @@ class LoopState:
         self.dl: Any = dls.train
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.total_updates = self.total_epochs = self.batches_in_window = 0
-        self.batches_per_update, self.between_batches = 1, 0
-        self.batch_sizes = SizesByEpoch({})
+        self.batches_per_update, self.between_batches, self.batch_sizes = 1, 0, SizesByEpoch({})
         self.n_epoch: float | None = 0
         self.n_iter: int | None = None
         self.n_updates_planned: int | None = None
