@@ -25,8 +25,10 @@ class BatchSizeSchedule(Callback):
     size, each with one forward pass and one update; before the first one that is named, in the
     loader's own. Every epoch is a pass over the data in the order that it has in any fit, so that
     an epoch of larger batches has fewer updates. How many there will be is known before the first:
-    schedules run over all of them. A rate that stays where it is, while batches grow by the factor
-    by which it would have been divided, keeps the scale of the noise that decay gives.
+    schedules run over all of them, so that a cycle or a phase that is a part of the fit is that
+    part of its updates, and not of its epochs. A rate that stays where it is, while batches grow by
+    the factor by which it would have been divided, lets the noise of the updates fall as decay
+    would.
 
     Validation, range tests and inference have the batches of their loaders, and the training loader
     stays as it is. Of several processes a size is that of the batch of all, of which each takes its

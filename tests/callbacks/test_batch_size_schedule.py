@@ -273,10 +273,6 @@ def test_accumulation_makes_one_update_of_the_larger_batches():
 
 
 def test_samples_have_their_own_seeds_in_batches_of_any_size():
-    class Noisy(Rows):
-        def __getitem__(self, i: int) -> Any:
-            return X[i] + torch.randn(4), Y[i], i
-
     found = []
     for sizes in ({0: OWN}, {0: 8}, {0: N}):
         pixels: dict[int, Tensor] = {}
@@ -431,9 +427,36 @@ def stopped(at: int) -> Callback:
     return callback
 
 
-@pytest.mark.parametrize("number", range(len(LOADERS)), ids=LOADERS)
+class Noisy(Rows):
+    """Draws from torch's generator for every sample."""
+
+    def __getitem__(self, i: int) -> Any:
+        return X[i] + 0.1 * torch.randn(4), Y[i], i
+
+
+class Counted(Sampler[int]):
+    """Has an order of its own for each pass, which it counts."""
+
+    n = 0
+
+    def __len__(self) -> int:
+        return N
+
+    def __iter__(self) -> Any:
+        self.n += 1
+        generator = torch.Generator().manual_seed(self.n)
+        return iter(torch.randperm(N, generator=generator).tolist())
+
+
+RESUMED = LOADERS | {
+    "random samples": lambda: DataLoader(Noisy(), OWN, shuffle=True),
+    "counted passes": lambda: DataLoader(DATA, OWN, sampler=Counted()),
+}
+
+
+@pytest.mark.parametrize("number", range(len(RESUMED)), ids=RESUMED)
 def test_killed_anywhere_and_resumed_it_ends_in_the_same_bits(number, tmp_path):
-    make = [*LOADERS.values()][number]
+    make = [*RESUMED.values()][number]
 
     def cbs() -> list[Callback]:
         return [BatchSizeSchedule(SIZES), GradientAccumulation(2), Validate("0.5 epochs")]
@@ -446,7 +469,7 @@ def test_killed_anywhere_and_resumed_it_ends_in_the_same_bits(number, tmp_path):
     learn = fresh()
     learn.fit_one_cycle(4.5, 0.1, cbs=cbs())
     whole, n = trained(learn), learn.n_updates
-    for at in range(1 + number, n, len(LOADERS)):  # each update with one of the loaders
+    for at in range(1 + number, n, len(RESUMED)):  # each update with one of the loaders
         folder = tmp_path / str(at)
         with pytest.raises(InterruptedError):
             fresh().fit_one_cycle(
