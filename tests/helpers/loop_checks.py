@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -454,6 +455,27 @@ def check_batches_that_grow_are_those_of_all(folder: Path) -> None:
         folder,
         lambda: [BatchSizeSchedule(GROWING), GradientAccumulation(2), Validate("0.5 epochs")],
     )
+
+
+def check_what_a_batch_is_is_said_unless_the_fit_says_it(folder: Path) -> None:
+    said: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("onecycle")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    log.addHandler(listener)
+    try:
+        learn = learner()
+        learn.fit(1, cbs=[BatchSizeSchedule({0: 31})])
+        assert said == []
+        learn.fit(2, cbs=[BatchSizeSchedule({1: 31})])
+        learn.fit(1)
+    finally:
+        log.removeHandler(listener)
+        log.setLevel(before)
+    words = f"{WORLD} processes train one model: an update is made of {WHOLE} samples"
+    assert [words in each for each in said] == ([True] if RANK == 0 else [])
 
 
 def check_batches_that_grow_go_on_in_any_number_of_processes(folder: Path) -> None:
