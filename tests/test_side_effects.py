@@ -64,6 +64,8 @@ CALLS: dict[str, list[Callable[[Learner, Path], Any]]] = {
     "added_cbs": [lambda learn, _: enter(learn.added_cbs([Callback()]))],
     "compare": [lambda learn, _: learn.compare(1, 0.01, ["constant"], seeds=[0, 1])],
     "diagnose": [lambda learn, _: learn.diagnose(0.1, 20, wds=[0.1], lr_usual=0.01, verify=False)],
+    "epoch_length": [lambda learn, _: learn.epoch_length(1)],
+    "epoch_lengths": [lambda learn, _: learn.epoch_lengths()],
     "epochs_left": [lambda learn, _: learn.epochs_left()],
     "find_batch_size": [lambda learn, _: learn.find_batch_size(3)],
     "get_preds": [

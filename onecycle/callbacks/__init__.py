@@ -5,6 +5,7 @@ from onecycle.callbacks.activation_stats import ActivationStats
 from onecycle.callbacks.attribute_scheduler import AttributeScheduler
 from onecycle.callbacks.averaging import EMA, SWA
 from onecycle.callbacks.backend_flags import BackendFlags
+from onecycle.callbacks.batch_size_schedule import BatchSizeSchedule
 from onecycle.callbacks.checkpoint import Checkpoint
 from onecycle.callbacks.cuda_graph import CudaGraph
 from onecycle.callbacks.ensemble import EnsembleReport, SnapshotEnsemble
@@ -47,6 +48,7 @@ __all__ = [
     "ActivationStats",
     "AttributeScheduler",
     "BackendFlags",
+    "BatchSizeSchedule",
     "CSVLogger",
     "ChannelsLast",
     "Checkpoint",

@@ -48,7 +48,8 @@ class MaxTime(Callback):
         seconds: The time, above 0.
 
     Raises:
-        ValueError: Before the first batch, if a scheduler has a length of its own.
+        ValueError: Before the first batch, if a scheduler has a length of its own, or the batch
+            size changes on the way.
 
     Example:
         >>> from onecycle.testing import toy_learner
@@ -85,6 +86,11 @@ class MaxTime(Callback):
                     f"max_time= cannot shorten a fit with {type(other).__name__}, which has a "
                     "length of its own: use a Schedule, such as torch_one_cycle"
                 )
+        if len(learn.batch_sizes.changes) > 1:
+            raise ValueError(
+                "max_time= counts on updates that all take as long, and BatchSizeSchedule lets "
+                "their batches grow: limit the fit by n_epoch or max_updates instead"
+            )
         self._is_decided, self._used, self._first = False, 0.0, None
         self._validated, self._n_validated = 0.0, 0
         self._processes = learn.processes
@@ -136,7 +142,7 @@ class MaxTime(Callback):
         every = (1.0, "epoch") if validate is None else validate.cadence
         costs.append((self._a_validation(learn, validate), *every))
         left = self.seconds * (1 - _RESERVE) - self._spent()
-        whole = least(learn.count_batches(learn.dls.train), learn.steps_per_epoch)
+        whole = learn.epoch_length(learn.epoch)
         per_epoch = math.inf if whole is None else math.ceil(whole / learn.batches_per_update)
         for cost, number, unit in costs:
             an_update += cost / (number * per_epoch) if unit == "epoch" else 0.0

@@ -14,8 +14,6 @@ from onecycle.callbacks.tables import Table, new_table
 from onecycle.callbacks.throughput import NAME as THROUGHPUT
 from onecycle.callbacks.throughput import Throughput
 from onecycle.core.callback import Callback
-from onecycle.data.lengths import least
-from onecycle.data.loaders import n_batches
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -106,7 +104,7 @@ class Progress(Callback):
         """Close the bar, and add a row for a validation between two batches."""
         self._table.close_bar()
         if ends_between(learn):
-            batches = least(n_batches(learn.dls.train), learn.steps_per_epoch)
+            batches = learn.epoch_length(learn.epoch)
             part = 0 if batches is None else 100 * learn.between_batches // batches
             self._add_row(learn, f"{learn.epoch}.{part:02}" if part else f"{learn.epoch}+")
             self._begin_pass(learn, "train")

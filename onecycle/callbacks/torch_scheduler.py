@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import (
 
 from onecycle.arguments import check_callable, check_one_of, shown
 from onecycle.callbacks.param_scheduler import ParamScheduler
+from onecycle.data.lengths import epochs_in
 from onecycle.errors import ScheduleConflictError
 from onecycle.optim.build import ready_state
 from onecycle.optim.groups import Slot
@@ -273,12 +274,10 @@ def _epochs(learn: Loop) -> int | None:
     """Return how many epochs the fit will have; ``None`` if that cannot be known."""
     if learn.max_updates is None:
         return None if learn.n_epoch is None else math.ceil(learn.n_epoch)
-    lengths = learn.count_batches(learn.dls.train), learn.steps_per_epoch
-    limits = [n for n in lengths if n is not None]
-    if not limits:
-        return None
-    needed = math.ceil(learn.max_updates / math.ceil(min(limits) / learn.batches_per_update))
-    return needed if learn.n_epoch is None else min(needed, math.ceil(learn.n_epoch))
+    needed = epochs_in(learn.epoch_lengths(), learn.max_updates, learn.batches_per_update)
+    if needed is None or learn.n_epoch is None:
+        return needed
+    return min(needed, math.ceil(learn.n_epoch))
 
 
 def _check_length(scheduler: LRScheduler, n: int | None, units: str) -> None:

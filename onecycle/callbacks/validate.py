@@ -57,10 +57,10 @@ class Validate(Callback):
         self._number, self._unit = self.cadence
         if self._number == int(self._number) and self._unit == "epoch":
             self._unit = "whole epoch"
-        self._whole = 0  # batches of a whole epoch, where they count
+        self._whole = 0  # batches of this epoch, were it whole; 0 where that is unknown
         self._heard = 0  # batches of this epoch
         self._done = 0  # updates at the last validation
-        self._done_batches = 0  # batches of this fit at the last validation
+        self._done_epochs = 0.0  # epochs of this fit at the last validation
         self._when = 0.0
 
     def plan(self, learn: Loop) -> dict[str, Any]:
@@ -75,19 +75,17 @@ class Validate(Callback):
             )
         if sum(isinstance(callback, Validate) for callback in learn.cbs) > 1:
             raise ValueError("two Validate would each say when to validate: keep one in cbs")
-        whole = least(learn.count_batches(learn.dls.train), learn.steps_per_epoch)
-        if whole is None and self._unit == "epoch":
+        if learn.epoch_length(0) is None and self._unit == "epoch":
             raise ValueError(
                 f"every={self.every!r} is a part of an epoch, and the training loader has no "
                 "length: give steps_per_epoch=, or every= in updates"
             )
-        self._whole = whole or 0
-        self._heard = self._done = self._done_batches = 0
+        self._heard, self._done, self._done_epochs = 0, 0, 0.0
         self._when = time.monotonic()
 
     def before_train(self, learn: Loop) -> None:
         """Count the batches of this epoch from its beginning; a resumed one is in its middle."""
-        self._heard = 0
+        self._whole, self._heard = learn.epoch_length(learn.epoch) or 0, 0
 
     def before_validate(self, learn: Loop) -> None:
         """Say how long the pass will be."""
@@ -129,15 +127,14 @@ class Validate(Callback):
             return due if learn.processes is None else learn.processes.any(due)
         if self._unit == "whole epoch":
             return False
-        part = self._number * self._whole
-        now, last = self._batches_done(learn), self._done_batches
-        return int(now / part + 1e-6) > int(last / part + 1e-6)
+        now, last = self._epochs_done(learn), self._done_epochs
+        return int(now / self._number + 1e-6) > int(last / self._number + 1e-6)
 
-    def _batches_done(self, learn: Loop) -> int:
-        return learn.epoch * self._whole + self._heard
+    def _epochs_done(self, learn: Loop) -> float:
+        return learn.epoch + self._heard / max(1, self._whole)
 
     def _mark(self, learn: Loop) -> None:
-        self._done, self._done_batches = learn.n_updates, self._batches_done(learn)
+        self._done, self._done_epochs = learn.n_updates, self._epochs_done(learn)
 
     def _validate_between(self, learn: Loop) -> None:
         """Validate between two batches, and put back all that the training pass goes on with."""
@@ -165,11 +162,11 @@ class Validate(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return where the last validation was, and how long ago."""
         waited = time.monotonic() - self._when if self._unit == "minute" else 0.0
-        done = {"updates": self._done, "batches": self._done_batches}
+        done = {"updates": self._done, "epochs": self._done_epochs}
         return {**done, "heard": self._heard, "waited": waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        self._done, self._done_batches = state["updates"], state["batches"]
+        self._done, self._done_epochs = state["updates"], state["epochs"]
         self._heard = state["heard"]
         self._when = time.monotonic() - state["waited"]

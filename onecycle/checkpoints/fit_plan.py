@@ -278,18 +278,16 @@ def updates_of(learn: Loop, tried: int, epoch: int, batches: int) -> int | None:
     Returns:
         The updates tried before and those to come; ``None`` if that cannot be known.
     """
-    lengths = [learn.count_batches(learn.dls.train), learn.steps_per_epoch]
-    known = [length for length in lengths if length is not None]
-    if not known or learn.n_epoch is None:
+    whole = learn.epoch_length(epoch)
+    if whole is None or learn.n_epoch is None:
         return learn.max_updates
     left, per_update = learn.n_epoch - epoch, learn.batches_per_update
-    of_this = batches_in(epoch, min(known), learn.n_epoch) if left > 0 else None
-    rest = math.ceil(((of_this or min(known)) - batches) / per_update)
-    if left > 1:
-        later = updates_in(min(known), left - 1, per_update) or 0
-    else:  # below 0 if the fit is to be shorter than it is already
-        later = min(0, math.ceil(left) - 1) * math.ceil(min(known) / per_update)
-    return least(tried + rest + later, learn.max_updates)
+    of_this = batches_in(epoch, whole, learn.n_epoch) if left > 0 else None
+    rest = math.ceil(((of_this or whole) - batches) / per_update)
+    # Below 0 if the fit is to be shorter than it is already.
+    until, lengths = learn.n_epoch if not 0 < left <= 1 else epoch + 1, learn.epoch_lengths()
+    both = (updates_in(lengths, each, per_update) or 0 for each in (until, epoch + 1))
+    return least(tried + rest + next(both) - next(both), learn.max_updates)
 
 
 def kept_schedules(plan: Mapping[str, Any]) -> dict[str, list[Schedule | None]]:

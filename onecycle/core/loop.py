@@ -30,6 +30,7 @@ from onecycle.data.held import hold_loaders
 from onecycle.data.lengths import batches_in, least, updates_in
 from onecycle.data.nested import split_batch
 from onecycle.data.passes import set_epoch, start_pass
+from onecycle.data.resized import SizesByEpoch
 from onecycle.data.sizes import warn_of_single_sample
 from onecycle.data.transfer import to_device
 from onecycle.errors import (
@@ -62,8 +63,7 @@ class Loop(LoopState):
 
     def plan_updates(self) -> None:
         """Set ``n_updates_planned`` from the loader, the limits and the accumulation."""
-        batches = least(self.count_batches(self.dls.train), self.steps_per_epoch)
-        planned = updates_in(batches, self.n_epoch, self.batches_per_update)
+        planned = updates_in(self.epoch_lengths(), self.n_epoch, self.batches_per_update)
         self.n_updates_planned = self.n_updates_scheduled = least(planned, self.max_updates)
 
     def plan_pass(self) -> None:
@@ -71,7 +71,7 @@ class Loop(LoopState):
         left = self.updates_left()
         if left is not None:
             left = self.iter + left * self.batches_per_update - self.batches_in_window
-        whole = least(self.count_batches(self.dl), self.steps_per_epoch)
+        whole = self.epoch_length(self.epoch)
         self.n_iter = least(batches_in(self.epoch, whole, self.n_epoch), left)
 
     def make_handlers(self, callbacks: Sequence[Callback]) -> tuple[Handlers, Handlers]:
@@ -124,7 +124,7 @@ class Loop(LoopState):
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.training, self.stop_reason, self.rng = True, None, None
         self.validates, self.between_batches, self.valid_set = True, 0, ""
-        self.batches_per_update = 1
+        self.batches_per_update, self.batch_sizes = 1, SizesByEpoch({})
         ready_state(self.opt)
         self.stepper = self.make_stepper(self.opt)
         self._drop_gradients()
@@ -298,10 +298,11 @@ class Loop(LoopState):
             raise ValueError(f"the {name} loader gave no batch: it is empty")
 
     def _begin_pass(self, skip: int) -> Iterator[Any]:
-        order = self.dl, self.seed, self.total_epochs
+        order = self.seed, self.total_epochs
         if not self.training:
-            return start_pass(*order, skip=skip)
-        return self.stream.start(*order, skip=skip, n_iter=self.n_iter)
+            return start_pass(self.dl, *order, skip=skip)
+        dl = self.batch_sizes.loader(self.dl, self.epoch)
+        return self.stream.start(dl, *order, skip=skip, n_iter=self.n_iter)
 
     def _take(self, batch: Any) -> None:
         self.batch = to_device(batch, self.device)

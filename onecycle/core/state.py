@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onecycle.data.calls import call_model
-from onecycle.data.loaders import DataLoaders, n_batches
+from onecycle.data.lengths import Lengths, least
+from onecycle.data.loaders import DataLoaders, n_batches, with_batch_size
+from onecycle.data.resized import SizesByEpoch
 from onecycle.data.sizes import BatchSizes
 from onecycle.data.streams import Stream
 from onecycle.explanations import (
@@ -76,6 +78,8 @@ class LoopState:
         total_updates, total_epochs: The same over the learner's life.
         batches_per_update: How many batches make one update; set in ``before_fit``, before
             `plan_updates`.
+        batch_sizes: How many samples of the training loader make a batch of all processes, from
+            which epoch of this fit on, where not those of its own batches; set like that.
         batches_in_window: The batches whose gradients wait for the next update.
         stepper: How an update is made, and a batch's loss where not by the learner's own methods;
             each fit begins with a new one of ``make_stepper``.
@@ -129,7 +133,7 @@ class LoopState:
         self.dl: Any = dls.train
         self.epoch = self.iter = self.n_updates = self.n_skipped = 0
         self.total_updates = self.total_epochs = self.batches_in_window = 0
-        self.batches_per_update, self.between_batches = 1, 0
+        self.batches_per_update, self.between_batches, self.batch_sizes = 1, 0, SizesByEpoch({})
         self.n_epoch: float | None = 0
         self.n_iter: int | None = None
         self.n_updates_planned: int | None = None
@@ -208,9 +212,23 @@ class LoopState:
 
     # The passes -----------------------------------------------------------------------------
 
-    def count_batches(self, dl: Any) -> int | None:
-        """Return how many batches a pass over a loader has; ``None`` where it does not say."""
-        return n_batches(dl)
+    def count_batches(self, dl: Any, size: int | None = None) -> int | None:
+        """Return how many batches a pass over a loader has; ``None`` where it does not say.
+
+        Args:
+            dl: The loader.
+            size: The samples of a batch; ``None`` for the loader's own.
+        """
+        return n_batches(dl if size is None else with_batch_size(dl, size))
+
+    def epoch_length(self, epoch: int) -> int | None:
+        """Return how many batches a whole epoch of this fit has; ``None`` if that is unknown."""
+        batches = self.count_batches(self.dls.train, self.batch_sizes.of(epoch))
+        return least(batches, self.steps_per_epoch)
+
+    def epoch_lengths(self) -> Lengths:
+        """Return `epoch_length` of the epochs at which the batch size changes, 0 among them."""
+        return {epoch: self.epoch_length(epoch) for epoch in self.batch_sizes.changes}
 
     def whole_batch_size(self, dl: Any) -> int | None:
         """Return how many samples a batch of a loader has, where the loader says it."""

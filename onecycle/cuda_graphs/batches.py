@@ -75,6 +75,7 @@ class GraphedBatches(Stepper):
         self._loss: Tensor | None = None
         self._gradients: list[Tensor | None] | None = None  # of the next backward pass
         self._are_static = False  # whether they are a graph's, always in the same place
+        self._size = learn.batch_sizes.of(learn.epoch)
         self._forget_graph()
 
     def install(self) -> None:
@@ -87,8 +88,10 @@ class GraphedBatches(Stepper):
         self._forget_graph()
 
     def check_graph(self) -> None:
-        """Capture anew, after another warm-up, if the graph holds for another model."""
-        if self._graph is not None and self._graph.fixed != _fixed(self._learn):
+        """Capture anew, after another warm-up, if it holds for another model or batch size."""
+        before, self._size = self._size, self._learn.batch_sizes.of(self._learn.epoch)
+        is_other = self._graph is not None and self._graph.fixed != _fixed(self._learn)
+        if is_other or before != self._size:
             self._forget_graph()
 
     def _forget_graph(self) -> None:

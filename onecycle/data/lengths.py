@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 
 def least(*limits: int | None) -> int | None:
@@ -44,22 +45,53 @@ def batches_in(epoch: int, n_batches: int | None, n_epoch: float | None) -> int 
     return max(1, math.ceil(round(part * n_batches, 6)))  # 0.1 * 30 is a little above 3
 
 
-def updates_in(n_batches: int | None, n_epoch: float | None, batches_per_update: int) -> int | None:
+#: The batches of a whole epoch by the epoch from which on they hold, the first one 0, in order;
+#: ``None`` where they are not known.
+Lengths = Mapping[int, int | None]
+
+
+def updates_in(lengths: Lengths, n_epoch: float | None, batches_per_update: int) -> int | None:
     """Return how many updates a fit of so many epochs has; ``None`` if that is unknown.
 
     Args:
-        n_batches: The batches of a whole epoch; ``None`` if that is unknown.
+        lengths: The batches of whole epochs.
         n_epoch: The epochs of the fit, perhaps with a fraction; ``None`` without a limit.
         batches_per_update: The batches of an update; the last one of an epoch may have fewer.
 
     Example:
-        >>> updates_in(10, 1.25, 4)
-        4
+        >>> updates_in({0: 10}, 1.25, 4), updates_in({0: 10, 3: 5}, 4.5, 1)
+        (4, 38)
     """
     if n_epoch is None:
         return None
-    last = math.ceil(n_epoch) - 1
-    rest = batches_in(last, n_batches, n_epoch)
-    if n_batches is None or rest is None:
-        return None
-    return last * math.ceil(n_batches / batches_per_update) + math.ceil(rest / batches_per_update)
+    last, updates = math.ceil(n_epoch) - 1, 0
+    n_of_last: int | None = None
+    for (first, n), end in zip(lengths.items(), [*list(lengths)[1:], math.inf], strict=True):
+        if first <= last:
+            n_of_last = n
+            updates += int(min(end, last) - first) * math.ceil((n or 0) / batches_per_update)
+    rest = batches_in(last, n_of_last, n_epoch)
+    return None if rest is None else updates + math.ceil(rest / batches_per_update)
+
+
+def epochs_in(lengths: Lengths, n_updates: int, batches_per_update: int) -> int | None:
+    """Return in how many epochs so many updates are made; ``None`` if that is unknown.
+
+    Args:
+        lengths: The batches of whole epochs.
+        n_updates: The updates, at least 1.
+        batches_per_update: As for `updates_in`.
+
+    Example:
+        >>> epochs_in({0: 10, 3: 5}, 30, 1), epochs_in({0: 10, 3: 5}, 36, 1)
+        (3, 5)
+    """
+    left = n_updates
+    for (first, n), end in zip(lengths.items(), [*list(lengths)[1:], math.inf], strict=True):
+        if not n:
+            return None
+        each = math.ceil(n / batches_per_update)
+        if left <= (end - first) * each:
+            return first + math.ceil(left / each)
+        left -= int(end - first) * each
+    return None

@@ -399,7 +399,8 @@ def with_batch_size(dl: Iterable[Any], batch_size: int) -> TensorLoader | DataLo
     """Return a loader of the same data with another batch size; the one given is unchanged.
 
     Args:
-        dl: A `TensorLoader`, or a DataLoader of a map-style data set made with ``batch_size=``.
+        dl: A `TensorLoader`, or a DataLoader of a map-style data set made with ``batch_size=``, or
+            with a ``BatchSampler`` of torch itself.
         batch_size: Samples in a batch, at least 1.
 
     Raises:
@@ -416,12 +417,14 @@ def with_batch_size(dl: Iterable[Any], batch_size: int) -> TensorLoader | DataLo
         other = copy(dl)
         other.batch_size = batch_size
         return other
-    if isinstance(dl, DataLoader) and _batches_by_size(dl):
+    if (kind := _without_size(dl)) is None and isinstance(dl, DataLoader):
+        own: Any = dl.batch_sampler  # with one that was given, dl.sampler is a mere default
         kept = {name: getattr(dl, name) for name in _KEPT_OPTIONS}
+        kept |= {"sampler": own.sampler, "drop_last": own.drop_last}
         return DataLoader(batch_size=batch_size, **kept)
     raise TypeError(
-        f"cannot change the batch size of a {type(dl).__name__}: it is known how for a "
-        "TensorLoader, and for a DataLoader of a map-style data set made with batch_size="
+        f"cannot change the batch size of a {kind}: it is known how for a TensorLoader, and for a "
+        "DataLoader of a map-style data set made with batch_size="
     )
 
 
@@ -449,7 +452,15 @@ def shared_loader(dl: DataLoader[Any], batch_size: int | None, items: int, part:
     return DataLoader(batch_sampler=sampler, **kept)
 
 
-def _batches_by_size(dl: DataLoader[Any]) -> bool:
-    # With a batch sampler of the user's own, batch_size is None and dl.sampler a mere default.
-    is_own = type(dl) is DataLoader and dl.batch_size is not None
-    return is_own and not isinstance(dl.dataset, IterableDataset)
+def _without_size(dl: Any) -> str | None:
+    """Say which loader it is that has no batch size to be changed; ``None`` for a DataLoader."""
+    name = type(dl).__name__
+    if type(dl) is not DataLoader:
+        return f"{name}, whose batches are made in its own way"
+    if isinstance(dl.dataset, IterableDataset):
+        return f"{name} of the stream {type(dl.dataset).__name__}"
+    if dl.batch_sampler is None:
+        return f"{name} of single samples (batch_size=None)"
+    if type(dl.batch_sampler) is not BatchSampler:
+        return f"{name} with {type(dl.batch_sampler).__name__} as its batch_sampler"
+    return None

@@ -52,7 +52,7 @@ class Shards:
         self._fixed: tuple[Any, int | None] = (None, None)  # of a resumed fit
         self.items = world
         self.has_samples = True
-        self._kept: dict[int, tuple[Any, Any]] = {}  # those whose worker processes stay
+        self._kept: dict[int, tuple[Any, int | None, Any]] = {}  # whose worker processes stay
         self._told = False
 
     @contextmanager
@@ -92,20 +92,36 @@ class Shards:
     def _size(self, dl: Any) -> int | None:
         return self._fixed[1] if self._fixed[0] is dl else None
 
-    def n_batches(self, dl: Iterable[Any]) -> int | None:
-        """Return how many batches a pass has, the same in every process; ``None``: unknown."""
+    def n_batches(self, dl: Iterable[Any], size: int | None = None) -> int | None:
+        """Return how many batches a pass has, the same in every process; ``None``: unknown.
+
+        Args:
+            dl: The loader.
+            size: As for `start_pass`.
+        """
         if _is_by_rows(dl) and not _has_own_batches(dl):
-            return n_batches(self._shared(dl))
+            return n_batches(self._shared(dl, size or self._size(dl)))
         n = n_batches(dl)
         return None if n is None else -(-n // self.items)
 
-    def start_pass(self, dl: Iterable[Any], seed: int, epoch: int, skip: int) -> Iterator[Any]:
-        """Start one pass over this process's part, as `onecycle.data.passes.start_pass` does."""
+    def start_pass(
+        self, dl: Iterable[Any], seed: int, epoch: int, skip: int, size: int | None = None
+    ) -> Iterator[Any]:
+        """Start one pass over this process's part, as `onecycle.data.passes.start_pass` does.
+
+        Args:
+            dl: The loader.
+            seed: Seed of the learner.
+            epoch: Epochs begun before this one, over the life of the learner.
+            skip: Batches of all to pass over.
+            size: The samples of a batch of all, for a loader that can be asked for rows; ``None``
+                for its own.
+        """
         self._tell(dl)
         if not _is_by_rows(dl):
             open_it = start_pass if isinstance(dl, list | tuple) else start_apart
             return self._by_item(partial(open_it, dl, seed, epoch, skip=skip * self.items))
-        shared = self._shared(dl)
+        shared = self._kept_shared(dl, size or self._size(dl))
 
         def start() -> Iterator[Any]:
             return start_pass(shared, seed, epoch, skip=skip)
@@ -114,14 +130,17 @@ class Shards:
         batches = start() if plain else _in_stream(start, order_seed(seed, epoch))
         return self._counted(shared, batches, skip)
 
-    def _shared(self, dl: Any) -> Any:
+    def _shared(self, dl: Any, size: int | None) -> Any:
         if isinstance(dl, TensorLoader):
-            return dl.shared(self._size(dl) or dl.batch_size * self.items, self.part)
-        known, shared = self._kept.get(id(dl), (None, None))
-        if known is not dl:
-            shared = shared_loader(dl, self._size(dl), self.items, self.part)
-            if dl.persistent_workers:
-                self._kept[id(dl)] = dl, shared
+            return dl.shared(size or dl.batch_size * self.items, self.part)
+        return shared_loader(dl, size, self.items, self.part)
+
+    def _kept_shared(self, dl: Any, size: int | None) -> Any:
+        known, its_size, shared = self._kept.get(id(dl), (None, None, None))
+        if known is not dl or its_size != size:
+            shared = self._shared(dl, size)
+            if getattr(dl, "persistent_workers", False):
+                self._kept[id(dl)] = dl, size, shared
         return shared
 
     def _counted(self, shared: Any, batches: Iterator[Any], skip: int) -> Iterator[Any]:

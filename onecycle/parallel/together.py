@@ -172,9 +172,6 @@ class ParallelLoop(Loop):
             self.sharded.check_joined()
         processes.ready()
         callbacks = [each for each in (*self.cbs, *cbs) if each.takes_part_in(run)]
-        if run == "fit" and processes.is_first and not self._has_told:
-            self._has_told = True
-            self._tell(processes.world)
         self._agreed = _compared(processes, [self.seed, *limits], callbacks)
         together = DataParallel(processes, self.shards)
         if self.sharded is not None:
@@ -184,6 +181,10 @@ class ParallelLoop(Loop):
         return together.back
 
     def _tell(self, world: int) -> None:
+        """Say once what a batch is, but where the fit is told the size of the batch of all."""
+        if self._has_told or self._run != "fit" or self.batch_sizes.of(self.epoch) is not None:
+            return
+        self._has_told = True
         size = self.whole_batch_size(self.dls.train)
         log.warning(
             "%d processes train one model: an update is made of %s, as in one process with a batch "
@@ -208,16 +209,19 @@ class ParallelLoop(Loop):
         """Start the pass over this process's part of ``dl``."""
         if self.shards is None or not self._shares:
             return super()._begin_pass(skip)
+        if self.training and self.processes is not None and self.processes.is_first:
+            self._tell(self.processes.world)
         order = self.dl, self.seed, self.total_epochs
         if self.training and is_stream(self.dl):
             return self.shards.go_on_in(self.stream, *order, skip, self.n_iter)
-        return self.shards.start_pass(*order, skip)
+        size = self.batch_sizes.of(self.epoch) if self.training else None
+        return self.shards.start_pass(*order, skip, size)
 
-    def count_batches(self, dl: Any) -> int | None:
+    def count_batches(self, dl: Any, size: int | None = None) -> int | None:
         """Return how many batches of all processes a pass over a loader has."""
         if self.shards is None or not self._shares:
-            return super().count_batches(dl)
-        return self.shards.n_batches(dl)
+            return super().count_batches(dl, size)
+        return self.shards.n_batches(dl, size)
 
     def whole_batch_size(self, dl: Any) -> int | None:
         """Return how many samples a batch of all processes has, where the loader says it."""

@@ -16,8 +16,7 @@ from onecycle.arguments import Default, check_epochs, check_finite, check_one_of
 from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.callbacks.param_scheduler import ParamScheduler
 from onecycle.core.callback import Callback
-from onecycle.data.lengths import least, updates_in
-from onecycle.data.loaders import n_batches
+from onecycle.data.lengths import updates_in
 from onecycle.optim.groups import GroupValues
 from onecycle.record.history import History
 from onecycle.schedules.policies import flat_cos
@@ -262,8 +261,8 @@ def _within_budget(
     trained: float = learn.total_epochs
     whole = math.ceil(n_epoch)
     # A part of an epoch is one that has begun: how much of it was trained tell the updates.
-    batches = least(n_batches(learn.dls.train), learn.steps_per_epoch)
-    most = updates_in(batches, n_epoch, learn.batches_per_update) if n_epoch < whole else None
+    lengths, per_update = learn.epoch_lengths(), learn.batches_per_update
+    most = updates_in(lengths, n_epoch, per_update) if n_epoch < whole else None
     if most is not None and learn.total_updates > most:
         trained = math.inf
     if trained > whole or (trained < whole and learn.stop_reason is None):

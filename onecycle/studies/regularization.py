@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onecycle.arguments import Default, check_budget
+from onecycle.callbacks.batch_size_schedule import BatchSizeSchedule
 from onecycle.callbacks.monitor import Mode, judged_by
 from onecycle.optim.groups import GroupValues
 from onecycle.range_test.varied import check_settings, put_in_force
@@ -122,8 +123,7 @@ def regularization_report(
     plans = {kind: values for kind, values in asked.items() if values is not None}
     if not plans:
         raise ValueError("there is nothing to vary: give wds, dropouts or batch_sizes")
-    for kind, settings in plans.items():
-        check_settings(learn, kind, settings, least=2)
+    _check(learn, plans)
     results: dict[str, dict[float, Array]] = {kind: {} for kind in plans}
     done, total = 0, len(found) * sum(map(len, plans.values()))
     for kind, settings in plans.items():
@@ -134,6 +134,16 @@ def regularization_report(
             done += len(found)
             results[kind][setting] = last_values(records.values(), name)
     return RegularizationReport(results, name, less_is_better=better == "min")
+
+
+def _check(learn: Trainer, plans: dict[str, Sequence[Any]]) -> None:
+    for kind, settings in plans.items():
+        check_settings(learn, kind, settings, least=2)
+    if "batch_size" in plans and any(isinstance(cb, BatchSizeSchedule) for cb in learn.cbs):
+        raise ValueError(
+            "batch_sizes of the loader cannot be compared where BatchSizeSchedule says how large "
+            "batches are: with learn.removed_cbs(BatchSizeSchedule) they can"
+        )
 
 
 def _fit(kind: str, setting: Any, n_epoch: float, rates: list[float]) -> Callable[[Trainer], None]:

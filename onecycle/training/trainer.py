@@ -211,6 +211,10 @@ class Trainer(Turns, ParallelLoop):
             >>> learn.fit(2, lr=0.05)
             >>> learn.recorder.history["lr"].values.tolist() == [0.05] * 8
             True
+            >>> learn.fit(0.5)  # the first half of an epoch
+            >>> learn.fit(None, max_updates=3)
+            >>> learn.total_updates
+            13
         """
         limit = [] if max_time is None else [MaxTime(check_duration("max_time", max_time))]
         if limit and n_epoch is None and max_updates is None:

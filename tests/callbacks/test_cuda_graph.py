@@ -23,6 +23,7 @@ from onecycle import (
     SWA,
     AttributeScheduler,
     BackendFlags,
+    BatchSizeSchedule,
     Callback,
     CancelBatch,
     CancelFit,
@@ -272,6 +273,13 @@ def test_a_model_that_is_another_one_in_a_later_epoch_is_captured_anew(what, cap
     graphed = fitted((Freeze(2, what), CudaGraph()), fit=fit)
     assert graphed == fitted((Freeze(2, what),), fit=fit)
     assert stand_in.captures == captures
+
+
+def test_batches_that_grow_are_captured_anew_with_each_size(stand_in) -> None:
+    fit = lambda learn, cbs: learn.fit(5, cbs=cbs)  # noqa: E731 - short, and used twice
+    cbs = (BatchSizeSchedule({0: 3, 1: 4, 3: 6}),)
+    assert fitted((*cbs, CudaGraph()), fit=fit) == fitted(cbs, fit=fit)
+    assert stand_in.captures == 3
 
 
 def test_batches_that_are_cancelled_or_wait_leave_no_gradient_to_the_next(stand_in) -> None:

@@ -49,7 +49,7 @@ def test_as_many_updates_are_planned_as_are_made(n_epoch, per_update):
     learn.fit(n_epoch, cbs=[GradientAccumulation(per_update)])
     batches = [N] * int(n_epoch) + [math.ceil(round(n_epoch % 1 * N, 9))]
     assert learn.n_updates == sum(math.ceil(n / per_update) for n in batches)
-    assert learn.n_updates == learn.n_updates_planned == updates_in(N, n_epoch, per_update)
+    assert learn.n_updates == learn.n_updates_planned == updates_in({0: N}, n_epoch, per_update)
 
 
 def test_half_an_epoch_is_the_first_half_of_a_loop_by_hand():

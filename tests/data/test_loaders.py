@@ -8,11 +8,16 @@ from numbered_loaders import (
     N,
     Stream,
     every_loader,
-    inner_batch_sampler,
     pass_over,
     values,
 )
-from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from onecycle.data.loaders import (
     DataLoaders,
@@ -182,6 +187,7 @@ def test_tensor_loader_refuses_what_it_cannot_batch(tensors, kwargs, message):
     "make",
     [
         lambda size: TensorLoader(torch.arange(N), batch_size=size, shuffle=True),
+        lambda size: DataLoader(NUMBERS, batch_sampler=BatchSampler(range(9), size, True)),
         lambda size: DataLoader(NUMBERS, size, shuffle=True, drop_last=True),
         lambda size: DataLoader(NUMBERS, size, sampler=SubsetRandomSampler(range(9))),
         lambda size: DataLoader(NUMBERS, size, collate_fn=lambda rows: torch.stack(rows[0])),
@@ -196,7 +202,12 @@ def test_another_batch_size_is_a_loader_made_with_it(make):
 
 @pytest.mark.parametrize(
     "loader",
-    [[1, 2], inner_batch_sampler(), DataLoader(NUMBERS, None), DataLoader(Stream(), 4)],
+    [
+        [1, 2],
+        DataLoader(NUMBERS, batch_sampler=[[0, 1], [2]]),
+        DataLoader(NUMBERS, None),
+        DataLoader(Stream(), 4),
+    ],
     ids=["list", "batch sampler", "single samples", "stream"],
 )
 def test_another_batch_size_is_refused_where_batches_are_made_in_another_way(loader):

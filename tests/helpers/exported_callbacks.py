@@ -36,6 +36,7 @@ def maker(kind: type[Callback], folder: Path) -> Callable[[], Callback]:
         pytest.importorskip(PACKAGES[kind])
     arguments = {
         onecycle.ActivationCheckpointing: [["*"]],
+        onecycle.BatchSizeSchedule: [{0: 16, 1: 32}],
         onecycle.When: [Callback(after_step=torch.is_tensor)],
         CSVLogger: [folder / "log.csv"],
         SaveModel: [folder / "best.pt"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from equal_checks import BOUND, both, flat
-from resume_checks import interrupted
+from resume_checks import ids, interrupted
 from together import (
     RANK,
     WHOLE,
@@ -30,14 +31,16 @@ from together import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, AdamW, Muon
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from onecycle import (
     ActivationCheckpointing,
+    BatchSizeSchedule,
     Callback,
     Checkpoint,
     DataLoaders,
     EarlyStopping,
+    GradientAccumulation,
     GradientClip,
     Learner,
     MeanMetric,
@@ -413,6 +416,91 @@ def check_fits_of_growing_batches(folder: Path) -> None:
             each.fit(1)
 
     pair(learner, fit)
+
+
+GROWING = {1: 20, 2: 31, 3: 1}  # samples of all, the last one fewer than there are processes
+
+
+def grown(alone: bool, made: str = "tensors", size: int | None = None) -> Any:
+    """Return a learner over numbered samples, those that it saw, and what keeps them."""
+    size = size or SIZES[alone]
+    train: Any = TensorLoader(X, Y, torch.arange(101), batch_size=size, shuffle=True)
+    if made != "tensors":
+        stays = {"num_workers": 1, "persistent_workers": True} if made == "workers" else {}
+        rows = TensorDataset(X, Y, torch.arange(101))
+        train = DataLoader(rows, size, shuffle=True, **stays)
+    options = {"n_inp": 1, "loss_func": lambda pred, y, i: F.cross_entropy(pred, y), "metrics": []}
+    seen: list[list[int]] = []
+    return learner(alone, (train, None), **options), seen, ids(seen)
+
+
+def check_batches_that_grow_are_those_of_all(folder: Path) -> None:
+    for made in ("tensors", "rows", "workers"):
+        last = 3 if made == "workers" else 3.1
+        (learn, mine, keep), (alone, theirs, keep_too) = (grown(a, made) for a in (False, True))
+        learn.fit_one_cycle(last, 0.1, cbs=[keep, BatchSizeSchedule(GROWING)])
+        alone.fit_one_cycle(last, 0.1, cbs=[keep_too, BatchSizeSchedule(GROWING)])
+        assert whole(mine) == theirs
+        whole_epochs = [-(-101 // WHOLE), -(-101 // 20), -(-101 // 31)]
+        assert [len(each) for each in theirs[: sum(whole_epochs)]] == [
+            min(size, 101 - i * size)
+            for size, n in zip((WHOLE, 20, 31), whole_epochs, strict=True)
+            for i in range(n)
+        ]
+        assert learn.n_updates == learn.n_updates_planned == len(theirs)
+        assert distance(learn, alone) < BOUND
+        equal_everywhere(learn)
+        assert learn.dls.train.batch_size == SIZES[False]
+    both(
+        folder,
+        lambda: [BatchSizeSchedule(GROWING), GradientAccumulation(2), Validate("0.5 epochs")],
+    )
+
+
+def check_what_a_batch_is_is_said_unless_the_fit_says_it(folder: Path) -> None:
+    said: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("onecycle")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    log.addHandler(listener)
+    try:
+        learn = learner()
+        learn.fit(1, cbs=[BatchSizeSchedule({0: 31})])
+        assert said == []
+        learn.fit(2, cbs=[BatchSizeSchedule({1: 31})])
+        learn.fit(1)
+    finally:
+        log.removeHandler(listener)
+        log.setLevel(before)
+    words = f"{WORLD} processes train one model: an update is made of {WHOLE} samples"
+    assert [words in each for each in said] == ([True] if RANK == 0 else [])
+
+
+def check_batches_that_grow_go_on_in_any_number_of_processes(folder: Path) -> None:
+    right, seen_right, keep = grown(True)
+    right.fit_one_cycle(3, 0.1, cbs=[keep, BatchSizeSchedule(GROWING)])
+    same, _, _ = grown(False)
+    same.fit_one_cycle(3, 0.1, cbs=[BatchSizeSchedule(GROWING)])
+    for at in (4, 12, 17):
+        mine = folder / f"grown-{WORLD}-{at}"
+        ends = [Checkpoint(mine, "1 updates"), interrupted(at)]
+        with suppress(InterruptedError):
+            grown(False)[0].fit_one_cycle(3, 0.1, cbs=[BatchSizeSchedule(GROWING), *ends])
+        gathered(None)
+        learn, seen, keep = grown(False)
+        torch.manual_seed(50 + RANK)
+        learn.fit_one_cycle(3, 0.1, cbs=[BatchSizeSchedule(GROWING), keep], resume=mine)
+        assert whole(seen) == seen_right[at - 1 :]
+        same_bits(learn, same)
+        alone, seen, keep = grown(True, size=SIZES[False])
+        alone.fit_one_cycle(3, 0.1, cbs=[BatchSizeSchedule(GROWING), keep], resume=mine)
+        assert seen == seen_right[at - 1 :]
+        assert distance(alone, right) < BOUND
+        if RANK == 0:
+            with pytest.raises(ValueError, match="BatchSizeSchedule"):
+                alone.fit_one_cycle(3, 0.1, cbs=[BatchSizeSchedule({1: 20})], resume=mine)
 
 
 CHECKS = {name: value for name, value in globals().items() if name.startswith("check_")}

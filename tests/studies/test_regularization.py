@@ -8,7 +8,7 @@ from learner_state import LearnerState
 from torch import nn
 from torch.optim import SGD, Rprop
 
-from onecycle import Callback, Learner, RegularizationReport
+from onecycle import BatchSizeSchedule, Callback, Learner, RegularizationReport
 from onecycle.testing import toy_learner
 
 momentum_sgd = partial(SGD, momentum=0.9)
@@ -175,6 +175,13 @@ class TestRefused:
         learn.dls.train = list(learn.dls.train)
         with pytest.raises(TypeError, match="cannot change the batch size of a list"):
             report(learn, batch_sizes=[4, 8])
+
+    def test_is_batch_sizes_where_a_schedule_says_them(self) -> None:
+        learn = make(cbs=(BatchSizeSchedule({0: 16}),))
+        with pytest.raises(ValueError, match="where BatchSizeSchedule says how large batches are"):
+            report(learn, batch_sizes=[4, 8])
+        with learn.removed_cbs(BatchSizeSchedule):
+            assert list(report(learn, batch_sizes=[4, 8]).results["batch_size"]) == [4, 8]
 
     def test_is_a_learner_without_validation(self) -> None:
         learn = toy_learner()
