@@ -7,28 +7,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from small_notebooks import FOLDER, SMALL, small
 
-FOLDER = Path(__file__).parent.parent / "nbs"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
-#: What the cell of parameters is followed by, and words that must then be among the outputs.
-SMALL = {
-    "01_quickstart": ("epochs = 1", "images are wrong"),
-    "02_finding_a_learning_rate": ("peaks, seeds = [1e-3, 1e-1], [0]", "cycles of 50 updates; "),
-    "03_schedules": ("steps = 60", "momentum 0 became 0.95"),
-    "04_cifar10": (
-        "seeds, updates, sizes, rates = [0], 20, [200, 400], [0.03, 0.1]",
-        "400 images: steps ",
-    ),
-    "05_writing_callbacks": ("epochs = 1", "Forgetful | rule broken"),
-    "06_super_convergence_or_not": ("updates, seeds = 60, [0, 1]", "super-convergence: "),
-    "07_detect_digits": ("n_train, n_valid, epochs = 200, 50, 1", "digits on 50 images never seen"),
-    "08_ensembles_and_averages": ("seeds, epochs, images = [0], 1, 100", "eight shifted views"),
-    "09_fine_tuning": ("seeds, epochs, examples = [0], 2, [2, 5]", "fine_tune          5 of each"),
-    "10_stop_and_resume": ("epochs = 5", "the records are the same text: True"),
-    "11_own_data": ("epochs = 1", "each sample would be compared with every other"),
-    "12_several_processes": ("epochs = 1", "of 23 updates in two processes, ended after 23 in one"),
-}
 #: Those that read real data.
 OF_DATA = ("04_cifar10", "07_detect_digits")
 
@@ -95,15 +77,10 @@ def test_the_notebook_runs_from_top_to_bottom_on_small_settings(
 ) -> None:
     if name in OF_DATA and not os.environ.get("ONECYCLE_DATA"):
         pytest.skip("needs the real data sets in $ONECYCLE_DATA")
-    settings, words = SMALL[name]
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    at = next(
-        i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])
-    )
-    notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(settings))
+    notebook = small(name)
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel draws inline
     # The kernel stands elsewhere, and finds the package where this test found it.
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent), prepend=os.pathsep)
     place = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
-    assert words in printed(notebook)
+    assert SMALL[name][1] in printed(notebook)
