@@ -153,6 +153,23 @@ def check_cadence(name: str, value: str, *, parts_of_epochs: bool = False) -> tu
     return number, unit
 
 
+def check_cadences(name: str, value: str | Sequence[str]) -> list[tuple[float, str]]:
+    """Return how often something is done, by one rule or by several.
+
+    Args:
+        name: What it is called.
+        value: As `check_cadence` takes it, or a list or tuple of such, no two by the same unit.
+    """
+    several: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
+    found = [check_cadence(name, each) for each in several]
+    if not found or len({unit for _, unit in found}) < len(found):
+        raise ValueError(
+            f"{name} must have one rule for each unit, as ('1 epoch', '10 minutes'); "
+            f"got {shown(value)}"
+        )
+    return found
+
+
 def check_duration(name: str, value: str) -> float:
     """Return a duration such as ``"3h"``, ``"90 minutes"`` or ``"1h30m"`` in seconds.
 

@@ -596,8 +596,10 @@ class Learner(Trainer, SaysOurNames):
     def top_losses(self, k: int = 9, dl: Iterable[Any] | None = None) -> TopLosses:
         """Find the samples that the model is most wrong about; leaves everything as it was.
 
-        The loss of each sample is that of a batch of it alone, as in `get_preds`. Only the inputs
-        of the ``k`` samples are kept.
+        The loss of each sample is that of a batch of it alone, as in `get_preds`: of a mean that
+        is weighted by class, the weight cancels there. A sample of which the loss counts nothing,
+        as of a target that is ``ignore_index``, is left out. Only the inputs of the ``k`` samples
+        are kept.
 
         Args:
             k: How many samples at most.
@@ -624,7 +626,8 @@ class Learner(Trainer, SaysOurNames):
 
         Returns:
             The counts with the names of the classes; it prints as a table, and has a ``plot`` and
-            ``most_confused()``. Targets below 0, which losses ignore, are not counted.
+            ``most_confused()``. Targets below 0, and those that torch's losses of classes have as
+            ``ignore_index``, are not counted.
 
         Raises:
             TypeError, ValueError: If predictions are no scores of classes, or one is NaN; if

@@ -255,7 +255,11 @@ class Processes:
 
     def most(self, value: int) -> int:
         """Return the largest of the processes' numbers."""
-        return int(self._host([value], dist.ReduceOp.MAX)[0])
+        return self.most_of([value])[0]
+
+    def most_of(self, values: list[int]) -> list[int]:
+        """Return the largest of the processes' numbers at each place."""
+        return [int(most) for most in self._host([*values], dist.ReduceOp.MAX)]
 
     def any(self, flag: bool) -> bool:
         """Tell whether one of the processes says so."""

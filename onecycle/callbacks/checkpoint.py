@@ -10,7 +10,7 @@ from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 
-from onecycle.arguments import check_cadence, check_count, check_flag, check_path
+from onecycle.arguments import check_cadences, check_count, check_flag, check_path
 from onecycle.callbacks.signals import EXIT_CODE, signals_of
 from onecycle.checkpoints import fit_files as files
 from onecycle.checkpoints.background import BackgroundWriter, copied
@@ -59,7 +59,8 @@ class Checkpoint(Callback):
     Args:
         folder: Where the files go, one folder for each fit; made where it is missing.
         every: ``"50 updates"``, ``"1 epoch"`` or ``"10 minutes"``: after so many updates or
-            epochs of the fit, or that long after the last one.
+            epochs of the fit, or that long after the last one. Several, such as ``("1 epoch",
+            "10 minutes")``: whenever one of them says so.
         keep: How many files are kept, at least 1; older ones are removed when a new one is there.
         on_signal: Whether SIGTERM, or one of the signals that are given, ends the fit in order:
             the running update is finished and saved, a validation is left at once (one of
@@ -101,7 +102,7 @@ class Checkpoint(Callback):
     def __init__(
         self,
         folder: str | Path,
-        every: str = "1 epoch",
+        every: str | Sequence[str] = "1 epoch",
         keep: int = 3,
         *,
         background: bool = False,
@@ -110,11 +111,12 @@ class Checkpoint(Callback):
     ) -> None:
         self.folder, self.keep = check_path("folder", folder), check_count("keep", keep)
         self._writer = BackgroundWriter() if check_flag("background", background) else None
-        self.cadence = self._number, self._unit = check_cadence("every", every)
+        self.cadences = check_cadences("every", every)
         if self.folder.is_file():
             raise ValueError(f"expected a folder for checkpoints; {str(folder)!r} is a file")
         self.on_signal, self.on_error = on_signal, check_flag("on_error", on_error)
         self._signals = signals_of(on_signal)
+        self._goes_by_time = any(unit == "minute" for _, unit in self.cadences)
         if self._signals.wanted:
             self.during = "both"
         self._asked: Signals | None = None  # what all processes know of
@@ -175,15 +177,8 @@ class Checkpoint(Callback):
 
     def after_epoch(self, learn: Loop) -> None:
         """Save, if it is time."""
-        self._hear_of_signals(learn)
-        if self._asked and not learn.is_cancelled:
-            self._save(learn, None)
-            self._leave()
-        if self._unit == "epoch":
-            if (learn.epoch + 1) % self._number == 0 and not learn.is_cancelled:
-                self._save(learn, None)
-        else:
-            self._save_if_due(learn, None)
+        epochs = [number for number, unit in self.cadences if unit == "epoch"]
+        self._save_if_due(learn, None, any((learn.epoch + 1) % number == 0 for number in epochs))
 
     def after_fit(self, learn: Loop) -> None:
         """Say again what could not be written."""
@@ -225,15 +220,24 @@ class Checkpoint(Callback):
             self._write(self._last)
             self._leave()
 
-    def _hear_of_signals(self, learn: Loop) -> None:
+    def _hear_of_signals(self, learn: Loop, is_due: bool = False) -> bool:
         """Let a signal to one of several processes be one to all, at the same update.
 
         One that comes from here on is heard the next time, by all.
+
+        Args:
+            learn: The learner.
+            is_due: Whether it is time to save, by the clock of this process.
+
+        Returns:
+            Whether it is by the clock of one of them.
         """
         self._asked = self._signals.came
-        if learn.processes is not None and self._signals.wanted:
-            asked = learn.processes.most(self._asked or 0)
-            self._asked = Signals(asked) if asked else None
+        if learn.processes is None or not (self._signals.wanted or self._goes_by_time):
+            return is_due
+        asked, due = learn.processes.most_of([self._asked or 0, int(is_due)])
+        self._asked = Signals(asked) if asked else None
+        return bool(due)
 
     def _leave(self) -> None:
         asked, self._asked, self._signals.came, self._last = self._asked, None, None, None
@@ -255,22 +259,25 @@ class Checkpoint(Callback):
         if self._writer is not None:
             self._writer.wait()
 
-    def _save_if_due(self, learn: Loop, batches: int | None) -> None:
-        self._hear_of_signals(learn)
+    def _save_if_due(self, learn: Loop, batches: int | None, is_due: bool = False) -> None:
+        is_due = self._hear_of_signals(learn, is_due or self._is_due(learn))
         self._keep_last(learn, batches)
-        if self._asked and not learn.is_cancelled:
-            self._save(learn, batches)
-            self._leave()
-        # Where a cancel is about to act, the next batch is not what comes next.
-        if learn.is_cancelled or self._unit == "epoch":
+        if learn.is_cancelled:  # the next batch is not what comes next
             return
-        if self._unit == "update":
-            due = learn.n_updates // self._number > self._saved_at // self._number
-        else:
-            due = time.monotonic() - self._saved_when >= 60 * self._number
-            due = due if learn.processes is None else learn.processes.any(due)
-        if due:
+        if is_due or self._asked:
             self._save(learn, batches)
+        if self._asked:
+            self._leave()
+
+    def _is_due(self, learn: Loop) -> bool:
+        """Tell whether it is time, wherever in an epoch."""
+        done, before = learn.n_updates, self._saved_at
+        if any(
+            done // number > before // number for number, unit in self.cadences if unit == "update"
+        ):
+            return True
+        minutes = (time.monotonic() - self._saved_when) / 60 if self._goes_by_time else 0.0
+        return any(minutes >= number for number, unit in self.cadences if unit == "minute")
 
     def _save(self, learn: Loop, batches: int | None) -> None:
         self._saved_at, self._saved_when = learn.n_updates, time.monotonic()

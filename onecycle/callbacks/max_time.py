@@ -137,7 +137,8 @@ class MaxTime(Callback):
 
     def _decide(self, learn: Loop, tried: int, an_update: float) -> None:
         checkpoints = [each for each in learn.cbs if isinstance(each, Checkpoint)]
-        costs = [(self._save(each, learn), *each.cadence) for each in checkpoints]
+        saves = [(self._save(each, learn), each.cadences) for each in checkpoints]
+        costs = [(cost, *cadence) for cost, cadences in saves for cadence in cadences]
         validate = next((each for each in learn.cbs if isinstance(each, Validate)), None)
         every = (1.0, "epoch") if validate is None else validate.cadence
         costs.append((self._a_validation(learn, validate), *every))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
+
+from onecycle.checkpoints.guarded import GUARDS
 
 #: Functions of numbers, such as sizes of a batch that is not known before.
 _NUMBERS: dict[str, Callable[..., Any]] = {
@@ -29,39 +32,38 @@ _NUMBERS: dict[str, Callable[..., Any]] = {
     )
 }
 #: Operators of aten that compute with tensors and do nothing else; those in place go by their own
-#: name and an underscore. None of them opens a file, or reads memory that is no tensor's.
+#: name and an underscore. None of them opens a file, or reads memory that is no tensor's; those
+#: that would, of tensors that do not fit each other, are among `GUARDS`.
 _NAMES = """
-    _adaptive_avg_pool2d _adaptive_avg_pool3d _cdist_forward _log_softmax
-    _native_batch_norm_legit_no_training _softmax _to_copy abs acos acosh
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-    adaptive_max_pool2d adaptive_max_pool3d add addcdiv addcmul addmm alias all
-    alpha_dropout amax amin any arange argmax argmin asin asinh atan atan2 atanh avg_pool1d
-    avg_pool2d avg_pool3d baddbmm batch_norm bernoulli bilinear bitwise_and bitwise_not
-    bitwise_or bitwise_xor bmm broadcast_to cat cdist ceil celu channel_shuffle chunk clamp
-    clamp_max clamp_min clone constant_pad_nd contiguous conv1d conv2d conv3d
+    _adaptive_avg_pool2d _adaptive_avg_pool3d _cdist_forward _log_softmax _softmax _to_copy
+    abs acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d add addcdiv addcmul addmm
+    alias all alpha_dropout amax amin any arange argmax argmin asin asinh atan atan2 atanh
+    avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bernoulli bilinear bitwise_and
+    bitwise_not bitwise_or bitwise_xor bmm broadcast_to cat cdist ceil celu channel_shuffle
+    chunk clamp clamp_max clamp_min clone constant_pad_nd contiguous conv1d conv2d conv3d
     conv_transpose1d conv_transpose2d conv_transpose3d convolution copy cos cosh
     cosine_similarity count_nonzero cross cumprod cumsum diagonal div dot dropout einsum elu
-    embedding embedding_bag eq erf erfc exp exp2 expand expand_as expm1 feature_dropout
-    fft_irfft fft_rfft fill flatten flip floor floor_divide fmod frobenius_norm full
-    full_like gather ge gelu glu grid_sampler_2d group_norm gt hardsigmoid hardswish
-    hardtanh index index_put index_select instance_norm isinf isnan layer_norm le leaky_relu
-    lerp lift_fresh_copy linalg_vector_norm linear log log10 log1p log2 log_sigmoid
-    log_softmax logaddexp logical_and logical_not logical_or logical_xor logsumexp lt
-    masked_fill masked_scatter matmul max max_pool1d max_pool2d max_pool2d_with_indices
-    max_pool3d max_pool3d_with_indices maximum mean meshgrid min minimum mish mm movedim mul
-    narrow native_dropout native_group_norm native_layer_norm ne neg new_full new_ones
-    new_zeros nonzero norm numpy_T ones ones_like outer pad permute pixel_shuffle
-    pixel_unshuffle pow prelu prod rand randn randperm reciprocal reflection_pad1d
-    reflection_pad2d reflection_pad3d relu relu6 remainder repeat repeat_interleave
-    replication_pad2d replication_pad3d reshape reshape_as rms_norm roll round rrelu rsqrt
-    rsub scalar_tensor scaled_dot_product_attention scatter scatter_add scatter_reduce
-    select select_scatter selu sigmoid sign silu sin sinh slice slice_scatter softmax
-    softplus softshrink sort split split_with_sizes sqrt square squeeze stack std sub sum
-    swapaxes swapdims sym_numel sym_size t tan tanh tile to topk transpose tril triu trunc
-    type_as unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze upsample_bicubic2d
-    upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
-    upsample_nearest3d upsample_trilinear3d var var_mean view view_as where zero zeros
-    zeros_like
+    embedding eq erf erfc exp exp2 expand expand_as expm1 feature_dropout fft_irfft fft_rfft
+    fill flatten flip floor floor_divide fmod frobenius_norm full full_like gather ge gelu
+    glu group_norm gt hardsigmoid hardswish hardtanh index index_put index_select
+    instance_norm isinf isnan layer_norm le leaky_relu lerp lift_fresh_copy
+    linalg_vector_norm linear log log10 log1p log2 log_sigmoid log_softmax logaddexp
+    logical_and logical_not logical_or logical_xor logsumexp lt masked_fill masked_scatter
+    matmul max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d
+    max_pool3d_with_indices maximum mean meshgrid min minimum mish mm movedim mul narrow
+    native_dropout native_group_norm native_layer_norm ne neg new_full new_ones new_zeros
+    nonzero norm numpy_T ones ones_like outer pad permute pixel_shuffle pixel_unshuffle pow
+    prelu prod rand randn randperm reciprocal reflection_pad1d reflection_pad2d
+    reflection_pad3d relu relu6 remainder repeat repeat_interleave replication_pad2d
+    replication_pad3d reshape reshape_as rms_norm roll round rrelu rsqrt rsub scalar_tensor
+    scatter scatter_add scatter_reduce select select_scatter selu sigmoid sign silu sin sinh
+    slice slice_scatter softmax softplus softshrink sort split split_with_sizes sqrt square
+    squeeze stack std sub sum swapaxes swapdims sym_numel sym_size t tan tanh tile to topk
+    transpose tril triu trunc type_as unbind unflatten unfold unsafe_chunk unsafe_split
+    unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean view view_as
+    where zero zeros zeros_like
     """
 _OPERATORS = frozenset(_NAMES.split())
 #: Checks of sizes, which this reader makes on its own.
@@ -96,7 +98,8 @@ def plain_graph(exported: ExportedProgram) -> tuple[dict[str, Any], dict[str, Te
             held.append([name, "constant", target])
             constants[str(target)] = tensor
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            held.append([name, "state", target])
+            is_trained = getattr(exported.state_dict.get(target or ""), "requires_grad", False)
+            held.append([name, "trained" if is_trained else "state", target])
         else:
             raise ValueError(f"it has an input of the kind {spec.kind.name}")
     nodes, output = [], None
@@ -127,11 +130,12 @@ def _function(name: Any) -> Callable[..., Any]:
         return _NUMBERS[name]
     namespace, _, rest = name.partition(".") if isinstance(name, str) else ("", "", "")
     packet, _, overload = rest.partition(".")
-    is_known = {packet, packet.removesuffix("_")} & _OPERATORS
+    guard = GUARDS.get(name) if isinstance(name, str) else None
+    is_known = guard is not None or {packet, packet.removesuffix("_")} & _OPERATORS
     if namespace == "aten" and is_known and overload.isidentifier():
         found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
         if isinstance(found, torch._ops.OpOverload):
-            return found
+            return found if guard is None else partial(guard, found)
     raise ValueError(f"it calls {str(name)[:80]}, which is none of the operators that are known")
 
 
@@ -180,7 +184,9 @@ class Graph:
             if kind == "input":
                 self._inputs[key] = name
             else:
-                self._start[name] = self._tensor(tensors.get(kind), key)
+                held = tensors.get("state" if kind == "trained" else kind)
+                # torch chooses kernels, which round otherwise, by it, also where no gradient is.
+                self._start[name] = self._tensor(held, key).requires_grad_(kind == "trained")
         self._steps: list[tuple[str, Callable[..., Any], Any, Any, list[str]]] = []
         self._last_use: dict[str, int] = {}
         for i, (name, function, args, kwargs) in enumerate(_rows(plain, "nodes", 4)):

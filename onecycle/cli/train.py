@@ -37,6 +37,9 @@ TRACKERS: dict[str, Callable[[Path], Callback]] = {
     "mlflow": lambda folder: MLflow("onecycle", name=folder.absolute().name, uri=_mlflow(folder)),
 }
 
+#: How often a run is saved: an epoch may take hours.
+_OFTEN = ("1 epoch", "10 minutes")
+
 #: The settings of a run, which must be the same when it goes on.
 _SETTINGS = "run.json"
 
@@ -51,7 +54,7 @@ def train(options: argparse.Namespace) -> None:
     known = _known_to_all(folder, settings)
     job.say("onecycle train: " + ("goes on with a run" if known else "a new run"))
     job.show([*job.told(options), *_told(options, known)])
-    cbs.append(Checkpoint(folder / "checkpoints", on_signal=True))
+    cbs.append(Checkpoint(folder / "checkpoints", _OFTEN, on_signal=True))
     cbs.append(SaveModel(folder / "best.pt", monitor="accuracy"))
     learn = job.make_learner(options, [])
     lr_max, result = options.lr_max or known.get("lr_found"), None

@@ -14,6 +14,7 @@ from onecycle import plots
 from onecycle.arguments import check_count, check_finite, check_flag
 from onecycle.insight.names import class_name, class_names
 from onecycle.insight.samples import classes_in, scores_of, targets_of
+from onecycle.record.weights import ignored_index
 from onecycle.training.predicting import valid_or
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def confusion_matrix(
         nonlocal total
         if learn.pred is None:
             return
-        said, right, n = classes_in(scores_of(learn.pred), targets_of(learn), threshold)
+        ignored = ignored_index(learn.loss_func) if threshold is None else None
+        said, right, n = classes_in(scores_of(learn.pred), targets_of(learn), threshold, ignored)
         found = torch.bincount(n * right + said, minlength=n * n).view(n, n).cpu()
         total = found if not len(total) else total + found
 

@@ -86,6 +86,8 @@ def top_losses(learn: Loop, k: int, dl: Iterable[Any] | None) -> TopLosses:
             rank = math.inf if math.isnan(loss) else loss  # the worst of all; it compares as none
             if len(best) < k or rank > best[0][0]:
                 sample = sample_at(learn, i, index=seen + i, loss=loss)
+                if not sample.counts:  # of nothing that counts the mean is NaN, and no fault
+                    continue
                 push = heapq.heappush if len(best) < k else heapq.heapreplace
                 push(best, (rank, -sample.index, sample))
         seen += learn.batch_size(learn.batch)

@@ -15,7 +15,7 @@ from onecycle.data.samples import only_sample, sample_of
 from onecycle.data.transfer import to_device
 from onecycle.errors import CancelFit, CancelValid
 from onecycle.explanations import describe
-from onecycle.record.weights import targets_in
+from onecycle.record.weights import counts_any, targets_in
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -33,6 +33,7 @@ class Sample:
         pred: What the model says of it; ``None`` where it was not asked.
         loss: Its loss, likewise.
         index: Its place in the pass, from 0.
+        counts: Whether the loss counts its target: not one that is ``ignore_index`` throughout.
     """
 
     input: Any
@@ -40,6 +41,7 @@ class Sample:
     pred: Any = None
     loss: float | None = None
     index: int = 0
+    counts: bool = True
 
 
 class TrainingBatch(Callback):
@@ -99,7 +101,7 @@ def sample_at(learn: Loop, i: int, *, index: int = 0, loss: float | None = None)
     n = learn.batch_size(learn.batch)
     parts = input_of(learn.model, learn.xb), targets_of(learn), scores_of(learn.pred)
     x, y, pred = (only_sample(sample_of(to_device(part, _CPU), i, n)) for part in parts)
-    return Sample(x, y, pred, loss, index)
+    return Sample(x, y, pred, loss, index, counts_any(learn.loss_func, y))
 
 
 def targets_of(learn: Loop) -> Any:
@@ -121,13 +123,16 @@ def scores_of(pred: Any) -> Any:
     return getattr(pred, "logits", pred)
 
 
-def classes_in(scores: Any, targets: Any, threshold: float | None) -> tuple[Tensor, Tensor, int]:
+def classes_in(
+    scores: Any, targets: Any, threshold: float | None, ignored: int | None = None
+) -> tuple[Tensor, Tensor, int]:
     """Return the classes that are said and those that are right, of a batch, and their number.
 
     Args:
         scores: Of shape ``(batch, classes, ...)``; or with a threshold one for each target.
         targets: Class indices of shape ``(batch, ...)``; negative ones are not counted.
         threshold: Above it a score says 1, else 0.
+        ignored: A class index that is not counted either.
 
     Raises:
         TypeError, ValueError: If they are none of that.
@@ -145,6 +150,12 @@ def classes_in(scores: Any, targets: Any, threshold: float | None) -> tuple[Tens
                 f"with threshold= there is one score for each target; got {describe(scores)} and "
                 f"{describe(targets)}"
             )
+        if targets.is_floating_point() and not ((targets == 0) | (targets == 1)).all():
+            raise ValueError(
+                "with threshold= each target is 0 or 1, of which numbers between or beside them "
+                f"would be taken for one; got {describe(targets)}, from {float(targets.min()):g} "
+                f"to {float(targets.max()):g}"
+            )
         said, right, n = (scores > threshold).long().flatten(), targets.long().flatten(), 2
     elif not _are_of_classes(scores, targets):
         raise ValueError(
@@ -156,7 +167,7 @@ def classes_in(scores: Any, targets: Any, threshold: float | None) -> tuple[Tens
         raise ValueError(f"expected class indices as targets; got {describe(targets)}")
     else:
         said, right, n = scores.argmax(1).flatten(), targets.long().flatten(), scores.shape[1]
-    counted = right >= 0
+    counted = right >= 0 if ignored is None else (right >= 0) & (right != ignored)
     said, right = said[counted], right[counted]
     if right.numel() and int(right.max()) >= n:
         raise ValueError(f"a target is class {int(right.max())}, and there are {n} classes")

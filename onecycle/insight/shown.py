@@ -65,7 +65,8 @@ def draw_samples(
 
 def is_wrong(sample: Sample) -> bool:
     """Tell whether the class that is said is another than the right one; where that is clear."""
-    return _says_a_class(sample) and int(sample.pred.argmax()) != int(sample.target)
+    is_clear = sample.counts and _says_a_class(sample)
+    return is_clear and int(sample.pred.argmax()) != int(sample.target)
 
 
 def _says_a_class(sample: Sample) -> bool:

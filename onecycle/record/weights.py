@@ -189,8 +189,7 @@ class LossWeights:
         function, options = found
         if yb.ndim < 2 and function is F.cross_entropy and not options:  # the usual case, in short
             return None
-        weight = options.get("weight", getattr(function, "weight", None))
-        ignored = options.get("ignore_index", getattr(function, "ignore_index", _IGNORED))
+        ignored, weight = _ignored_and_weight(function, options)
         # Labels of whole samples are hardly ever ignored, and counting them costs two operators.
         if yb.ndim < 2 and weight is None and ignored == _IGNORED:
             return None
@@ -251,6 +250,37 @@ def mean_of_valid(loss_func: object) -> tuple[object, dict[str, Any]] | None:
     is_known = any(asked is known for known in _MEANS_OF_VALID)
     is_mean = _reduction(function, options) == "mean"
     return (function, options) if is_known and is_mean else None
+
+
+def ignored_index(loss_func: object) -> int | None:
+    """Return which class index a loss ignores; ``None`` where that is not known.
+
+    Example:
+        >>> ignored_index(nn.CrossEntropyLoss(ignore_index=255)), ignored_index(nn.MSELoss())
+        (255, None)
+    """
+    found = mean_of_valid(loss_func)
+    return None if found is None else _ignored_and_weight(*found)[0]
+
+
+def counts_any(loss_func: object, target: Any) -> bool:
+    """Tell whether a loss is a mean of anything in a target; one of nothing is NaN.
+
+    Example:
+        >>> counts_any(F.cross_entropy, torch.tensor([-100, 2]))
+        True
+        >>> counts_any(F.cross_entropy, torch.tensor(-100))
+        False
+    """
+    found = mean_of_valid(loss_func)
+    if found is None or not is_of_indices(target):
+        return True
+    return bool(valid_sum(target, *_ignored_and_weight(*found)) > 0)
+
+
+def _ignored_and_weight(function: object, options: Mapping[str, Any]) -> tuple[int, Tensor | None]:
+    weight = options.get("weight", getattr(function, "weight", None))
+    return options.get("ignore_index", getattr(function, "ignore_index", _IGNORED)), weight
 
 
 def unwrapped(loss_func: object) -> tuple[object, dict[str, Any]]:

@@ -25,6 +25,8 @@ from onecycle.testing import toy_learner
         ("1 epoch", [8, 16]),
         ("100 updates", []),
         ("1000 minutes", []),
+        (("1 epoch", "5 updates"), [5, 8, 10, 15, 16]),
+        (["2 epochs", "1000 minutes"], [16]),
         ("0.0 minutes", None),
     ],
 )
@@ -49,6 +51,19 @@ def test_minutes_are_those_since_the_last_checkpoint(tmp_path, monkeypatch):
     toy_learner(n_batches=8).fit(1, cbs=cbs)
     files = fit_files.find(tmp_path)[::-1]
     assert [fit_files.read(f)["counters"]["total_updates"] for f in files] == [3, 6]
+
+
+def test_of_several_rules_each_is_kept_and_minutes_begin_anew_with_any(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint_module.time, "monotonic", lambda: now[0])
+
+    def tick(learn):
+        now[0] += 30
+
+    both = Checkpoint(tmp_path, ("1 epoch", "1.5 minutes"), keep=99)
+    toy_learner(n_batches=4).fit(2, cbs=[both, Callback(after_step=tick)])
+    files = fit_files.find(tmp_path)[::-1]
+    assert [fit_files.read(f)["counters"]["total_updates"] for f in files] == [3, 4, 7, 8]
 
 
 def test_no_checkpoint_is_taken_while_gradients_wait(tmp_path):
@@ -83,10 +98,13 @@ def test_keep_leaves_the_newest_files_and_nothing_of_killed_writers(tmp_path):
         ("1 update", 0),
         ("-1 epoch",),
         ("1 update", 1.5),
+        ((),),
+        (("1 epoch", "2 epochs"),),
+        (("1 epoch", 5),),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(arguments, tmp_path):
-    with pytest.raises((ValueError, TypeError), match="must be"):
+    with pytest.raises((ValueError, TypeError), match=r"must (be|have)"):
         Checkpoint(tmp_path, *arguments)
 
 

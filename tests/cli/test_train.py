@@ -128,6 +128,44 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(data, tmp_path, how):
     assert torch.equal(*found)
 
 
+#: Ten minutes go by with each look at the clock; at the sixth update the process is killed.
+SLOW_AND_KILLED = """
+import os, signal, sys
+from onecycle.callbacks import checkpoint
+from onecycle.cli import main
+
+class Clock:
+    looks = 0
+    def monotonic():
+        Clock.looks += 1
+        if Clock.looks == 12:  # one before the fit, two of each update that is saved
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 601.0 * Clock.looks
+
+checkpoint.time = Clock
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_that_was_killed_in_a_long_first_epoch_goes_on_within_it(data, tmp_path):
+    command = ["train", str(data), *TRAIN, "--epochs", "1", "--lr-max", "0.01"]
+    command += ["--tracker", "csv,jsonl"]
+    slow = [sys.executable, "-c", SLOW_AND_KILLED, *command, "--checkpoint", str(tmp_path / "a")]
+    assert subprocess.run(slow, capture_output=True).returncode == -signal.SIGKILL
+    assert (tmp_path / "a" / "checkpoints" / "checkpoint-000004.pt").exists()
+    assert not (tmp_path / "a" / "best.pt").exists()
+    for name in "ab":
+        done = [sys.executable, "-m", "onecycle", *command, "--checkpoint", str(tmp_path / name)]
+        said = subprocess.run(done, check=True, capture_output=True, text=True)
+        assert ("epoch 0, after 5 updates" in said.stderr) == (name == "a")
+    x = torch.rand(4, 3, 16, 16)
+    found = [load_predictor(tmp_path / n / "model.onecycle")(x) for n in "ab"]
+    assert torch.equal(*found)
+    a, b = ((tmp_path / n / "updates.jsonl").read_text().splitlines()[1:-1] for n in "ab")
+    assert a == b
+    assert len(a) == 10
+
+
 def test_find_draws_the_range_test_in_the_terminal_and_to_a_picture(data, tmp_path, capsys):
     picture = tmp_path / "find.png"
     assert main(["find", str(data), *TRAIN, "--plot", str(picture)]) == 0

@@ -37,7 +37,8 @@ class Job:
         self.folder, self.world = folder, world
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         where |= {"WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-        where["PYTHONPATH"] = f"{ROOT}{os.pathsep}{HELPERS}"
+        paths = [str(ROOT), str(HELPERS), os.environ.get("PYTHONPATH", "")]
+        where["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         command = [sys.executable, "-W", "error", "-m", module, str(folder), *names]
         self.processes = []
         for rank in range(world):

@@ -87,3 +87,20 @@ def test_names_of_any_folders_can_be_drawn_and_long_ones_are_cut():
     ax.figure.canvas.draw()
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels == [r"\$x\$", r"\$\frac", "two lines", "x" * 23 + "…", r"bad\udcff"]
+
+
+@pytest.mark.parametrize("ignored", [0, 255, -100])
+def test_pixels_of_the_index_that_the_loss_ignores_are_not_counted(ignored):
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(5, 2, 4, 4, generator=rng), torch.randint(3, (5, 4, 4), generator=rng)
+    y[:, 0] = ignored
+    loader = TensorLoader(x, y, batch_size=2)
+    loss = nn.CrossEntropyLoss(ignore_index=ignored)
+    learn = Learner((loader, loader), nn.Conv2d(2, 3, 1), loss, device="cpu", seed=0)
+    with torch.no_grad():
+        said = learn.model(x).argmax(1)
+    by_hand = np.zeros((3, 3), np.int64)
+    for right, found in zip(y.flatten().tolist(), said.flatten().tolist(), strict=True):
+        if right != ignored:
+            by_hand[right, found] += 1
+    assert np.array_equal(learn.confusion_matrix().counts, by_hand)

@@ -3,7 +3,11 @@ import math
 import pytest
 import torch
 from image_learner import image_learner
+from torch import nn
 
+from onecycle import Learner, TensorLoader
+from onecycle.insight.samples import predicted_samples
+from onecycle.insight.shown import is_wrong
 from onecycle.testing import toy_learner
 
 
@@ -39,3 +43,25 @@ def test_table_and_picture_say_target_prediction_and_loss():
     assert [text.get_text() for text in worst.plot().texts][4:7] == ["target", "prediction", "loss"]
     images = image_learner().top_losses(1)
     assert images.plot().texts[0].get_text().endswith(f"\nloss {images[0].loss:.3g}")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.CrossEntropyLoss(ignore_index=2), nn.CrossEntropyLoss(torch.tensor([1.0, 5.0, 0.0]))],
+)
+def test_a_sample_of_which_the_loss_counts_nothing_is_left_out_and_not_framed(loss):
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 3, 4, 4, generator=rng), torch.tensor([0, 1, 2, 2, 1, 0, 2])
+    loader = TensorLoader(x, y, batch_size=3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    learn = Learner((loader, loader), model, loss, device="cpu", seed=0)
+    with torch.no_grad():
+        losses = nn.functional.cross_entropy(learn.model(x), y, reduction="none")
+    order = [i for i in losses.argsort(descending=True).tolist() if y[i] != 2]
+    worst = learn.top_losses(7)
+    assert [sample.index for sample in worst] == order
+    assert [sample.loss for sample in worst] == pytest.approx(losses[order].tolist())
+    shown = predicted_samples(learn, loader, 7)
+    wrong = (learn.get_preds().preds.argmax(1) != y) & (y != 2)
+    assert [is_wrong(sample) for sample in shown] == wrong.tolist()
+    assert wrong.any()

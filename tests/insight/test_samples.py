@@ -63,6 +63,8 @@ def test_classes_of_pixels_are_all_counted():
         (torch.zeros(3, 2), torch.zeros(3).long(), 0.0, "one score for each target"),
         (torch.tensor([[0.0, float("nan")]]), torch.tensor([0]), None, "predicts NaN"),
         ("abc", torch.tensor([0]), None, "got str"),
+        (torch.zeros(2, 1), torch.tensor([0.9, 0.1]), 0.0, "each target is 0 or 1"),
+        (torch.zeros(2, 1), torch.tensor([-1.0, 1.0]), 0.0, "from -1 to 1"),
     ],
 )
 def test_what_says_no_class_is_refused(scores, targets, threshold, words):

@@ -8,6 +8,7 @@ import struct
 
 import numpy as np
 import pytest
+from started import Job
 
 from onecycle import Callback, Checkpoint, MLflow, SaveModel, TensorBoard, WandB
 from onecycle.cli.train import TRACKERS
@@ -126,17 +127,10 @@ def key_of(item):
     return ".".join(item.nested_key) or item.key
 
 
-def test_wandb_has_the_record_offline_in_runs_of_one_id(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-
-    def make():
-        return WandB("project", mode="offline", folder=tmp_path / "w")
-
-    learn = killed_and_resumed(tmp_path, make)
-    wandb.teardown()  # its service writes the end of a finished run a little later
+def held_by_wandb(folder):
+    """Return the runs that a folder holds, and by step what was logged; config and summary."""
     ids, rows, config, summary = set(), {}, {}, {}
-    for path in sorted((tmp_path / "w").glob("wandb/offline-run-*/*.wandb")):
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         for record in records_of(path):
             if record.HasField("run"):
                 ids.add((record.run.run_id, record.run.project))
@@ -148,6 +142,19 @@ def test_wandb_has_the_record_offline_in_runs_of_one_id(tmp_path, monkeypatch):
                 known = rows.setdefault(record.history.step.num or items["_step"], {})
                 assert all(known[name] == items[name] for name in known.keys() & items & set(NAMES))
                 known |= items
+    return ids, rows, config, summary
+
+
+def test_wandb_has_the_record_offline_in_runs_of_one_id(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    def make():
+        return WandB("project", mode="offline", folder=tmp_path / "w")
+
+    learn = killed_and_resumed(tmp_path, make)
+    wandb.teardown()  # its service writes the end of a finished run a little later
+    ids, rows, config, summary = held_by_wandb(tmp_path / "w")
     assert len(ids) == 1
     assert {project for _, project in ids} == {"project"}
     for name in NAMES:
@@ -192,6 +199,52 @@ def test_mlflow_run_that_is_gone_is_begun_anew_and_one_that_failed_says_so(tmp_p
     history = client.get_metric_history(run.info.run_id, "train_loss")
     found = sorted((metric.step, metric.value) for metric in history)
     assert found == of_record(learn.recorder.history, "train_loss")
+
+
+# All of them --------------------------------------------------------------------------------
+
+
+def test_range_tests_and_studies_write_nothing(tmp_path, monkeypatch):
+    for module in ("tensorboard", "wandb", "mlflow"):
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    trackers = [
+        TensorBoard("tb"),
+        WandB("project", mode="offline", folder="w"),
+        MLflow("digits", uri="sqlite:///runs.db"),
+    ]
+    learn = toy_learner(n_batches=4, cbs=trackers)
+    learn.lr_find(show_plot=False)
+    learn.compare(1, 0.1, ["constant"], seeds=[0])
+    learn.diagnose(num_it=20, seeds=[0], wds=(), n_epoch=1, verify=False)
+    learn.validate()
+    learn.check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_processes_the_first_one_writes_and_goes_on_in_the_same_runs(tmp_path, events):
+    for module in ("wandb", "mlflow"):
+        pytest.importorskip(module)
+    import mlflow
+
+    name = "check_trackers_of_a_fit_that_goes_on"
+    found = Job("tracker_checks", 2, tmp_path, name).found()
+    assert [each[name] for each in found] == ["", ""], found
+    records = [json.loads((tmp_path / f"record-{rank}.json").read_text()) for rank in (0, 1)]
+    assert records[0] == records[1]
+    (run,) = (tmp_path / "tb").iterdir()
+    read = events(run)
+    ids, rows, _, _ = held_by_wandb(tmp_path / "w")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs.db'}")
+    (first,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    assert len(ids) == 1
+    for series in ("train_loss", "lr", "valid_loss", "accuracy"):
+        expected = [(update, value) for update, value in records[0][series]]
+        as_float32 = [(update, float(np.float32(value))) for update, value in expected]
+        assert scalars(read, series) == as_float32
+        assert [(k, row[series]) for k, row in sorted(rows.items()) if series in row] == expected
+        history = client.get_metric_history(first.info.run_id, series)
+        assert sorted((each.step, each.value) for each in history) == expected
 
 
 @pytest.mark.parametrize("name", TRACKERS)

@@ -242,6 +242,9 @@ CHANGES = {
     "calls Python": harm("os.system", "true"),
     "calls torch": harm("torch.hub.load", "a/b", "c"),
     "reads any memory": harm("aten.as_strided.default", {"node": "x"}, [100], [1], 0),
+    "believes its statistics": harm("aten._native_batch_norm_legit_no_training.default"),
+    "believes its mode": harm("aten.grid_sampler_2d.default"),
+    "of packed sequences": harm("aten.lstm.data"),
     "no graph": lambda state: state["graph"].update(nodes=3),
     "no inputs": lambda state: state["graph"].pop("inputs"),
     "a type that is none": lambda state: state["graph"].update(inputs=[["load", [3]]]),
@@ -261,6 +264,61 @@ def test_a_file_made_to_do_harm_is_refused_with_its_name(exported, tmp_path, cha
     path = changed_file(exported[1], tmp_path / "harmful", change)
     with pytest.raises(CheckpointError, match="harmful"):
         load_predictor(path)
+
+
+def calls(name, arguments, tensors):
+    """Let a file call one operator on tensors of its own."""
+
+    def nodes_of(value):
+        if isinstance(value, list):
+            return [nodes_of(part) for part in value]
+        return {"node": value} if value in tensors else value
+
+    def change(state):
+        state["constants"].update(tensors)
+        state["graph"]["held"] += [[key, "constant", key] for key in tensors]
+        state["graph"]["nodes"] = [["harm", name, nodes_of(arguments), {"dict": []}]]
+        state["graph"]["output"] = {"node": "harm"}
+
+    return change
+
+
+LSTM = {
+    **{"x": torch.ones(2, 3, 5), "h": torch.ones(1, 2, 7), "i": torch.ones(28, 5)},
+    **{"u": torch.ones(28, 7), "b": torch.ones(28)},
+}
+CALL = ["x", ["h", "h"], ["i", "u", "b", "b"], True, 1, 0.0, False, False, True]
+SHORT = {
+    f"a short {key} of an LSTM": calls("aten.lstm.input", CALL, {**LSTM, key: LSTM[key][..., :1]})
+    for key in ("h", "i", "u", "b")
+} | {
+    "offsets of a bag": calls(
+        "aten.embedding_bag.default",
+        ["w", "n", "o"],
+        {
+            "w": torch.ones(2, 2),
+            "n": torch.zeros(9, dtype=torch.long),
+            "o": torch.tensor([0, -5, 3]),
+        },
+    ),
+    "fewer values than keys": calls(
+        "aten.scaled_dot_product_attention.default",
+        ["q", "k", "v"],
+        {"q": torch.ones(1, 2, 4, 8), "k": torch.ones(1, 2, 9, 8), "v": torch.ones(1, 2, 3, 8)},
+    ),
+}
+
+
+def test_an_operator_that_is_given_what_fits_runs(exported, tmp_path):
+    path = changed_file(exported[1], tmp_path / "fits", calls("aten.lstm.input", CALL, LSTM))
+    assert load_predictor(path)(torch.ones(2, 3, 8, 8))[0].shape == (2, 3, 7)
+
+
+@pytest.mark.parametrize("change", SHORT.values(), ids=SHORT)
+def test_tensors_that_would_let_a_kernel_leave_its_memory_are_refused(exported, tmp_path, change):
+    predictor = load_predictor(changed_file(exported[1], tmp_path / "harmful", change))
+    with pytest.raises(ValueError, match=r"do not fit|beyond its indices"):
+        predictor(torch.ones(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -325,6 +383,48 @@ def test_a_new_process_predicts_the_same_bits_and_runs_nothing_of_the_file(expor
     assert images == shown
     allowed = {str(path), str(tmp_path / "x"), *files}
     assert all(event == "open" and any(file in name for file in allowed) for event, name in heard)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.layer = kind(5, 7, batch_first=True, bidirectional=True, **options)
+        self.head = nn.Linear(14, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.first, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.layers(self.first(x)).mean(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "attention"])
+def test_recurrent_nets_and_attention_are_exported_as_their_operators(name, tmp_path, said):
+    torch.manual_seed(0)
+    kind = None if name == "attention" else getattr(nn, name)
+    model = Attention() if kind is None else Recurrent(kind, num_layers=2)
+    loader = TensorLoader(torch.randn(9, 4, 5), torch.arange(9) % 3, batch_size=4)
+    learn = Learner((loader, loader), model, F.cross_entropy, device="cpu", check=False)
+    learn.export(tmp_path / "model")
+    predictor = load_predictor(tmp_path / "model")
+    found, own = torch.cat([predictor(x) for x, _ in loader]), learn.get_preds().preds
+    if kind is None:  # of which torch has fused kernels too
+        assert any("may differ by rounding" in line for line in said())
+        torch.backends.mha.set_fastpath_enabled(False)
+        slow = learn.get_preds().preds
+        torch.backends.mha.set_fastpath_enabled(True)
+        torch.testing.assert_close(slow, own)
+        own = slow
+    assert torch.equal(found, own)
 
 
 @pytest.mark.slow
