@@ -449,6 +449,18 @@ def shared_loader(dl: DataLoader[Any], batch_size: int | None, items: int, part:
     return DataLoader(batch_sampler=sampler, **kept)
 
 
+def loader_of(dl: DataLoader[Any], share: IterableDataset[Any]) -> DataLoader[Any]:
+    """Return a DataLoader like one of an iterable data set, over another such.
+
+    Args:
+        dl: The loader, which is unchanged.
+        share: What it is to load instead; its worker processes end with each pass.
+    """
+    left_out = ("dataset", "sampler", "persistent_workers")
+    kept = {name: getattr(dl, name) for name in _KEPT_OPTIONS if name not in left_out}
+    return DataLoader(share, dl.batch_size, **kept)
+
+
 def _batches_by_size(dl: DataLoader[Any]) -> bool:
     # With a batch sampler of the user's own, batch_size is None and dl.sampler a mere default.
     is_own = type(dl) is DataLoader and dl.batch_size is not None
