@@ -43,7 +43,7 @@ class _Groups:
         self.host: Any = None
         self.made = 0  # how often: the same number in every process
         self.rank = 0  # where it has joined
-        self.saves = 0
+        self.saves: dict[str, int] = {}  # how often each was written
 
     def ready(self) -> _Groups:
         """Make the groups where there are none; every process of the job must do so."""
@@ -298,16 +298,21 @@ class Processes:
 
     # Where something is written -------------------------------------------------------------
 
-    def after_first(self, write: Callable[[], _T]) -> _T | None:
+    def after_first(self, write: Callable[[], _T], what: str) -> _T | None:
         """Let the first process write; the others wait until it is there, if it comes to that.
 
         No collective: a script may let the first process alone call it.
 
+        Args:
+            write: Writes it.
+            what: The same in every process: what the first one wrote alone, at another update
+                say, is not taken for what the others wait for.
+
         Returns:
             What ``write`` returns, in the first process.
         """
-        _groups.saves += 1
-        key = f"onecycle/written/{_groups.saves}"
+        _groups.saves[what] = number = _groups.saves.get(what, 0) + 1
+        key = f"onecycle/written/{number}/{what}"
         if self.is_first:
             try:
                 return write()

@@ -58,7 +58,8 @@ class PostMortem:
         batches_late: How many batches later it was noticed. If above 0, weights and batch are
             those of that moment, not those of the failure.
         bad_parameters: The parameters and buffers that are not finite, by name.
-        bad_inputs: The parts of the batch that are not finite, or empty, each in words.
+        bad_inputs: The parts of the batch that are not finite, or empty, each in words; of several
+            processes in the part of any.
         bad_module: The first module whose output was not finite when the batch was run once more
             (the random numbers of dropout are others), as ``name (type)``; ``None`` if all were.
         gradient_norms: The 2-norm of each group's gradient of that batch; empty if it could not
@@ -126,7 +127,8 @@ def examine(learn: Loop, update: int, loss: float, batches_late: int = 0) -> Pos
     tensors = {**dict(learn.model.named_parameters()), **dict(learn.model.named_buffers())}
     bad_parameters = tuple(name for name, tensor in tensors.items() if not _is_finite(tensor))
     bad_inputs = (*_bad_parts("input", learn.xb), *_bad_parts("target", learn.yb))
-    run = _run_again(learn)
+    bad_inputs, run = _of_all(learn, bad_inputs), _run_again(learn)
+    bad_modules = _of_all(learn, run.bad_modules[:1])
     record = _record(learn, update)
     lr, reason = _proposed_rate(record, bad_inputs)
     return PostMortem(
@@ -136,12 +138,20 @@ def examine(learn: Loop, update: int, loss: float, batches_late: int = 0) -> Pos
         batches_late=batches_late,
         bad_parameters=bad_parameters,
         bad_inputs=bad_inputs,
-        bad_module=run.bad_modules[0] if run.bad_modules else None,
+        bad_module=bad_modules[0] if bad_modules else None,
         gradient_norms=tuple(run.gradient_norms),
         lr=lr,
         reason=reason,
         failure=run.failure,
     )
+
+
+def _of_all(learn: Loop, found: Sequence[str]) -> tuple[str, ...]:
+    """Return what was found; of several processes what each found in its part of the batch."""
+    if learn.processes is None:
+        return tuple(found)
+    said = enumerate(learn.processes.gather(list(found)))
+    return tuple(f"process {rank}: {each}" for rank, part in said for each in part)
 
 
 @dataclass

@@ -42,7 +42,8 @@ def load_learner(
         learn: The learner.
         path: The file.
         with_opt: Load the optimizer's state too.
-        checksum: What `save_learner` returned, where no other file will do.
+        checksum: What `save_learner` returned, where no other file will do. Of several processes
+            the first one then reads for all, which must call this.
 
     Raises:
         CheckpointError: If the file is none of ours, another one, or does not fit; nothing is

@@ -95,13 +95,16 @@ def read_model(
         learn: The learner that takes it.
         with_opt: Whether it takes the optimizer's state too. Without it, a loss function may be
             another one than that of the file, and is left alone.
-        checksum: What `write_model` returned, where no other file will do.
+        checksum: What `write_model` returned, where no other file will do. Of several processes
+            the first one then reads for all, which must call this: the others may not see it.
 
     Raises:
         CheckpointError: If the file is none of ours, or does not fit; nothing is loaded then.
         OSError: If the file cannot be opened.
     """
-    state = _read(path, checksum)
+    read = partial(_read, path, checksum)
+    others = None if checksum is None else learn.processes
+    state = read() if others is None else others.from_first(read)
     own, own_loss = learn.model.state_dict(), loss_state(learn.loss_module)
     model, loss = renamed_state(state["model"], own), renamed_state(state["loss"], own_loss)
     free, free_of_loss = growing(learn.first_buffers, state["extra"].get("buffers"))

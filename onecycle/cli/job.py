@@ -89,7 +89,7 @@ def make_learner(options: argparse.Namespace, cbs: list[Callback]) -> Learner:
     """
     processes = join()
     # What is downloaded or decoded is so by the first of several; the others find it.
-    first = None if processes is None else processes.after_first(lambda: _load(options))
+    first = None if processes is None else processes.after_first(lambda: _load(options), "data")
     dls = _load(options) if first is None else first
     seed_everything(options.seed)
     model = models.make(options.arch, len(dls.classes or ()))

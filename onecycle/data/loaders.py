@@ -452,6 +452,18 @@ def shared_loader(dl: DataLoader[Any], batch_size: int | None, items: int, part:
     return DataLoader(batch_sampler=sampler, **kept)
 
 
+def loader_of(dl: DataLoader[Any], share: IterableDataset[Any]) -> DataLoader[Any]:
+    """Return a DataLoader like one of an iterable data set, over another such.
+
+    Args:
+        dl: The loader, which is unchanged.
+        share: What it is to load instead; its worker processes end with each pass.
+    """
+    left_out = ("dataset", "sampler", "persistent_workers")
+    kept = {name: getattr(dl, name) for name in _KEPT_OPTIONS if name not in left_out}
+    return DataLoader(share, dl.batch_size, **kept)
+
+
 def _without_size(dl: Any) -> str | None:
     """Say which loader it is that has no batch size to be changed; ``None`` for a DataLoader."""
     name = type(dl).__name__

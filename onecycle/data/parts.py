@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -61,6 +61,7 @@ class PartSampler(BatchSampler):
         part: The process.
         counts: How many of its samples each batch has that was given and not asked for yet: 0
             where the one index is a stand-in.
+        check: Is given what makes the first batch of each pass, before it is shared out.
 
     Args:
         sampler: The indices of all, or lists of them, one for each process's batch.
@@ -83,11 +84,15 @@ class PartSampler(BatchSampler):
         self.batch_size, self.drop_last = batch_size, drop_last
         self.part, self.of_lists = part, of_lists
         self.counts: deque[int] = deque()
+        self.check: Callable[[list[Any]], object] | None = None
 
     def __iter__(self) -> Iterator[list[Any]]:
         self.counts.clear()
-        items = iter(self.sampler)
+        items, check = iter(self.sampler), self.check
         while chunk := list(islice(items, self.batch_size)):
+            if check is not None:
+                check(chunk)
+                check = None
             if self.drop_last and len(chunk) < self.batch_size:
                 return
             if self.of_lists:

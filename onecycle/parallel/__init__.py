@@ -4,7 +4,10 @@
 the others, and a fit is that of one process whose batch is as large as those of all together:
 
 - Each takes its part of every batch, by position: nothing comes twice, is padded or left out. The
-  loader's batch size is that of one process. See `onecycle.parallel.shards`.
+  loader's batch size is that of one process. See `onecycle.parallel.shards`, and for data sets
+  that draw their share alone `onecycle.parallel.share`.
+- Where they would make different fits, each from other data or with another rate, all end before
+  the first update, as far as that can be seen: `onecycle.parallel.alike`.
 - torch's DistributedDataParallel takes the gradients together; losses count by their samples, or by
   what `Learner.loss_weight` says. See `onecycle.parallel.wrapped`.
 - The recorded loss, the validation loss and the metrics are those over all samples, the same number

@@ -19,6 +19,8 @@ from onecycle.processes import Processes
 
 #: No cancel can come of it, or none acts.
 _NOT_AGREED = ("cleanup_fit",)
+#: At these, handlers of the library may wait for those of the other processes.
+_ASKED_IN = ("before_fit", "before_train", "after_pred", "after_loss", "before_step")
 
 
 def agreed_events(callbacks: Sequence[Callback]) -> set[str]:
@@ -83,12 +85,19 @@ class _AgreedEvent:
         late = [each for each in handlers if _is_ours(each) and _stage(each) is Stage.SAVE]
         self._early = [each for each in handlers if each not in late]
         self._late = late
+        self._asking: list[Handler] = []
+        if event in _ASKED_IN:  # but for the first one, which comes before all cancels
+            self._asking = [each for each in self._early[1:] if _is_in_all(each)]
 
     def hear(self, learn: Any) -> None:
         """Call the handlers, and raise what is agreed on."""
         goes_on = EVENTS[self._event].reports or self._event == "after_backward"
         found: Cancel | None = None
         for handler in self._early:
+            if handler in self._asking:  # all come to it, or none
+                found = self._agreed(learn, None)
+                if found is not None:
+                    break
             try:
                 fire(learn, (handler,), self._event)
             except Cancel as cancel:
@@ -97,8 +106,10 @@ class _AgreedEvent:
                 if not goes_on or (
                     self._event == "after_backward" and type(cancel) is not CancelStep
                 ):
+                    found = self._agreed(learn, found)
                     break
-        found = self._agreed(learn, found)
+        else:
+            found = self._agreed(learn, found)
         learn.is_cancelled = found is not None and EVENTS[self._event].reports
         for handler in self._late if found is None or goes_on else ():
             try:
@@ -125,6 +136,12 @@ class _AgreedEvent:
                 found.raised_by = f"a callback of process {number}"
                 return own if number == self._processes.rank else found
         return None
+
+
+def _is_in_all(handler: Handler) -> bool:
+    """Tell whether every process has this handler, in the same place among such."""
+    owner = getattr(handler, "__self__", None)
+    return _is_ours(handler) and not getattr(owner, "first_process_only", False)
 
 
 def _stage(handler: Handler) -> Any:

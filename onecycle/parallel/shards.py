@@ -23,10 +23,25 @@ from onecycle.data.nested import concatenate
 from onecycle.data.parts import Part, PartSampler
 from onecycle.data.passes import can_skip, start_pass
 from onecycle.data.streams import Stream
+from onecycle.errors import OnecycleError
+from onecycle.parallel.alike import sign_of
+from onecycle.parallel.share import can_split, loader_of_share
+from onecycle.processes import Processes
 
 log = logging.getLogger("onecycle")
 
 _END = object()
+_OTHER_INDICES = (
+    "the sampler of a loader gives each process other indices, and of these each would take its "
+    "part: samples would come twice or not at all. Let it give those of all, the same in every "
+    "process: what draws at random needs a seed that all have, and what takes a share by RANK is "
+    "to leave that to the Learner"
+)
+_OTHER_ITEMS = (
+    "the processes draw other items from a loader, and of these each would take its part: samples "
+    "would come twice or not at all. Let all draw the same: what draws at random needs a seed that "
+    "all have, and what takes a share by RANK does so in split_for_rank(rank, world) alone"
+)
 
 
 class Shards:
@@ -36,9 +51,13 @@ class Shards:
     neither, and of an iterable data set, every process draws all and takes its items by position;
     what is random in drawing them comes from a stream of its own, the same in every process.
 
+    An iterable data set that can leave out what is not this process's says so by a method
+    ``split_for_rank(rank, world)``: see `onecycle.parallel.share`.
+
     Args:
         rank: Which process, from 0.
         world: How many there are.
+        processes: Those of the job; ``None`` for one alone.
 
     Attributes:
         part: What it takes.
@@ -47,8 +66,8 @@ class Shards:
             it is a stand-in.
     """
 
-    def __init__(self, rank: int, world: int) -> None:
-        self.part = Part(rank, world)
+    def __init__(self, rank: int, world: int, processes: Processes | None = None) -> None:
+        self.part, self._processes = Part(rank, world), processes
         self._fixed: tuple[Any, int | None] = (None, None)  # of a resumed fit
         self.items = world
         self.has_samples = True
@@ -118,6 +137,10 @@ class Shards:
                 for its own.
         """
         self._tell(dl)
+        if self._can_split(dl):
+            return self._by_share(
+                partial(self._start_share, dl, seed, epoch, skip=skip * self.items)
+            )
         if not _is_by_rows(dl):
             open_it = start_pass if isinstance(dl, list | tuple) else start_apart
             return self._by_item(partial(open_it, dl, seed, epoch, skip=skip * self.items))
@@ -133,7 +156,9 @@ class Shards:
     def _shared(self, dl: Any, size: int | None) -> Any:
         if isinstance(dl, TensorLoader):
             return dl.shared(size or dl.batch_size * self.items, self.part)
-        return shared_loader(dl, size, self.items, self.part)
+        shared = shared_loader(dl, size, self.items, self.part)
+        shared.batch_sampler.check = partial(self._check_alike, _OTHER_INDICES)
+        return shared
 
     def _kept_shared(self, dl: Any, size: int | None) -> Any:
         known, its_size, shared = self._kept.get(id(dl), (None, None, None))
@@ -175,16 +200,62 @@ class Shards:
             stream.forget()
             return self.start_pass(dl, seed, epoch, skip)
         n = n_batches(dl) if is_whole or n_iter is None else n_iter * self.items
-        begin = partial(stream.start, dl, seed, epoch, n_iter=n, start=start_apart)
-        return self._by_item(partial(begin, skip=skip * self.items))
+        splits = self._can_split(dl)
+        open_it = self._start_share if splits else start_apart
+        begin = partial(stream.start, dl, seed, epoch, n_iter=n, start=open_it)
+        take = self._by_share if splits else self._by_item
+        return take(partial(begin, skip=skip * self.items))
+
+    def _can_split(self, dl: Any) -> bool:
+        """Tell whether each process can draw its share alone: all have batches of their own."""
+        is_own = self._processes is not None and self.items == self.part.world
+        return is_own and can_split(dl)
+
+    def _start_share(self, dl: Any, seed: int, epoch: int, *, skip: int = 0, **_: Any) -> Any:
+        """Start a pass over this process's share; each batch is followed by those of the others.
+
+        These are not there: so a pass counts as one that draws all.
+        """
+        share, others = loader_of_share(dl, self.part), [None] * (self.items - 1)
+        batches, last = start_apart(share, seed, epoch, skip=skip // self.items), None
+        while True:
+            batch = next(batches, _END)
+            if self._processes is None or not self._processes.any(batch is not _END):
+                return
+            if batch is not _END:
+                last = batch
+            elif last is None:  # nothing of its own to stand in
+                last = next(start_apart(dl, seed, epoch))
+            yield last, batch is not _END
+            yield from others
+
+    def _by_share(self, start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+        """Take this process's batch of each so many in a row."""
+        items = start()
+        while group := list(islice(items, self.items)):
+            batch, self.has_samples = group[0]
+            yield batch
+            del batch, group  # not kept alive while the next one is loaded
 
     def _by_item(self, start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """Take this process's items of each so many in a row."""
-        items = start()
+        items, is_first = start(), True
         while group := list(islice(items, self.items)):
+            if is_first:
+                self._check_alike(_OTHER_ITEMS, group)
+            is_first = False
             own = group[self.part.of(len(group))]
             self.has_samples = bool(own)
             yield group[0] if not own else own[0] if len(own) == 1 else concatenate(own)
+
+    def _check_alike(self, said: str, value: Any) -> None:
+        """Refuse what the processes do not draw alike, at the beginning of a pass.
+
+        Raises:
+            OnecycleError: In every process.
+        """
+        if self._processes is not None and not self._processes.is_alike(sign_of(value)):
+            raise OnecycleError(said)
 
     def _tell(self, dl: Any) -> None:
         if isinstance(dl, DataLoader) and type(dl.sampler) is DistributedSampler and not self._told:

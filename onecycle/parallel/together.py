@@ -20,6 +20,7 @@ from onecycle.data.streams import is_stream
 from onecycle.errors import OnecycleError
 from onecycle.optim.build import move_to
 from onecycle.parallel.agreed import AgreedHandlers, agreed_events
+from onecycle.parallel.alike import check_data
 from onecycle.parallel.joining import Device, Parallel, joined
 from onecycle.parallel.resumed import batches_of, shared_state
 from onecycle.parallel.sharded import FullySharded, Sharded, check_parts_serve
@@ -56,7 +57,8 @@ class ParallelLoop(Loop):
         self._shares, self._agreed = True, None
         self.processes, device = joined(parallel, device)
         if self.processes is not None:
-            self.shards = Shards(self.processes.rank, self.processes.world)
+            own = self.processes
+            self.shards = Shards(own.rank, own.world, own)
             self._cuts = parallel == "fsdp"
         return device
 
@@ -90,7 +92,7 @@ class ParallelLoop(Loop):
         if self.processes is None or self.sharded is not None:
             write()
         else:
-            self.processes.after_first(write)
+            self.processes.after_first(write, f"update {self.total_updates}")
 
     def require_whole(self, verb: str) -> None:
         """Refuse what needs the whole model, where each process has a part of it.
@@ -173,6 +175,7 @@ class ParallelLoop(Loop):
         processes.ready()
         callbacks = [each for each in (*self.cbs, *cbs) if each.takes_part_in(run)]
         self._agreed = _compared(processes, [self.seed, *limits], callbacks)
+        check_data(processes, {"training": self.dls.train, **self.dls.valid_sets()})
         together = DataParallel(processes, self.shards)
         if self.sharded is not None:
             check_parts_serve(callbacks)
@@ -252,6 +255,10 @@ class ParallelLoop(Loop):
         self._land(*next(each for each in said if each is not None))
 
     def _land(self, updates: int, reason: str | None) -> None:
+        raise NotImplementedError
+
+    def check_same_plan(self, processes: Processes) -> None:
+        """Refuse a fit of which rates, schedules or lengths differ between the processes."""
         raise NotImplementedError
 
     @property

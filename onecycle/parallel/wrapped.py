@@ -20,6 +20,7 @@ from onecycle.core.loop import Loop
 from onecycle.data.generators import order_seed
 from onecycle.errors import OnecycleError
 from onecycle.optim.stepper import ScaledStepper
+from onecycle.parallel.alike import check_state
 from onecycle.parallel.shards import Shards, seed_all
 from onecycle.processes import Processes
 from onecycle.record.weights import Weight
@@ -58,12 +59,12 @@ class DataParallel:
         self._made_for: Any = None
         self._stepper: Any = None  # of the whole optimizer
         self._factor: Tensor = torch.tensor(1.0)
-        self._waits = self._is_open = False
+        self._waits = self._is_open = self._is_checked = False
         prepare, save = Stage.PREPARE, Stage.SAVE
         self.front = _callback(
             prepare,
             before_fit=self._part_streams,
-            before_train=self._wrap,
+            before_train=self._begin,
             before_batch=self._open,
             after_cancel_batch=self._check_agreed,
             after_cancel_train=self._check_agreed,
@@ -74,7 +75,12 @@ class DataParallel:
         )
         self.back = [
             _callback(prepare, after_loss=self._take_loss),
-            _callback(save, before_backward=self._take_gradients, cleanup_fit=self._unwrap),
+            _callback(
+                save,
+                before_train=self._check_state,
+                before_backward=self._take_gradients,
+                cleanup_fit=self._unwrap,
+            ),
         ]
 
     def _part_streams(self, learn: Loop) -> None:
@@ -82,6 +88,18 @@ class DataParallel:
         own = int(torch.randint(2**62, ()))
         if not self._processes.is_first:
             seed_all(order_seed(own, self._processes.rank))
+
+    def _begin(self, learn: Any) -> None:
+        """Begin a pass; the first one when all have the same fit in mind."""
+        if not self._is_checked and learn.running == "fit":
+            learn.check_same_plan(self._processes)
+        self._wrap(learn)
+
+    def _check_state(self, learn: Loop) -> None:
+        """Before the first update, see that the optimizers are in one state."""
+        if not self._is_checked:
+            self._is_checked = True
+            check_state(self._processes, learn)
 
     def _wrap(self, learn: Loop) -> None:
         """Begin a pass with the same weights everywhere, those of the first process."""

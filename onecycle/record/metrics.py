@@ -44,6 +44,8 @@ _F = TypeVar("_F", bound=MetricFunction)
 
 #: Names under which the record keeps something else.
 RESERVED_NAMES = ("update", "train_loss", "valid_loss", "lr", "momentum")
+#: By which a metric of torchmetrics asks whether there are others to add up with.
+_ASKS = "distributed_available_fn"
 
 
 @runtime_checkable
@@ -663,7 +665,7 @@ class MetricSet:
         # Where the loss is a number, what was NaN among the predictions was not meant to count.
         is_broken = math.isnan(results["valid_loss"]) and self._watch.found().item()
         for name, metric in self.metrics.items():
-            with _alone(metric if self.processes else None):
+            with _alone(metric):
                 values = named_numbers(name, metric.compute())
             if taken := values.keys() & {*RESERVED_NAMES, *results}:
                 raise ValueError(
@@ -679,16 +681,21 @@ class MetricSet:
 
 @contextmanager
 def _alone(metric: Any) -> Iterator[None]:
-    """Keep a metric that adds up over processes by itself, as torchmetrics do, from doing so."""
-    members = [] if metric is None else [metric, *_members(metric).values()]
-    asked = [(each, each.sync_on_compute) for each in members if hasattr(each, "sync_on_compute")]
+    """Keep a metric that adds up over processes by itself, as torchmetrics do, from doing so.
+
+    What it has seen is all that it is to see: the samples of every process, or where one predicts
+    for itself a whole loader, of which the others need not hear.
+    """
+    parts = [*metric.modules()] if isinstance(metric, nn.Module) else [metric]
+    asked = [each for each in parts if hasattr(each, _ASKS)]
+    before = [getattr(each, _ASKS) for each in asked]
     try:
-        for each, _ in asked:
-            each.sync_on_compute = False
+        for each in asked:
+            setattr(each, _ASKS, lambda: False)
         yield
     finally:
-        for each, before in asked:
-            each.sync_on_compute = before
+        for each, own in zip(asked, before, strict=True):
+            setattr(each, _ASKS, own)
 
 
 def _seen_by_all(

@@ -12,6 +12,7 @@ from onecycle.callbacks.micro_batches import MicroBatches, free_memory
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.data.loaders import TensorLoader, with_batch_size
 from onecycle.explanations import is_out_of_memory
+from onecycle.parallel.together import failing_together
 from onecycle.range_test.varied import put_in_force
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ def _try(learn: Trainer, size: int) -> Exception | None:
     free_memory(learn.device)
     found: Exception | None = None
     try:
-        with preserved(learn), learn.removed_cbs(MicroBatches):
+        # One in which not even the copy fits tells the others, who wait for it in the first update.
+        together = failing_together(learn.processes)
+        with together, preserved(learn), learn.removed_cbs(MicroBatches):
             put_in_force(learn, "batch_size", size)
             learn.run_fit(None, run="range_test", max_updates=_UPDATES)
     except Exception as error:

@@ -51,7 +51,7 @@ from onecycle.optim.compiled import CompiledSteps, choose_stepper
 from onecycle.optim.groups import GroupValues, ParamGroups
 from onecycle.optim.loss_module import loss_module
 from onecycle.parallel.joining import Device, Parallel
-from onecycle.parallel.together import ParallelLoop, failing_together
+from onecycle.parallel.together import failing_together
 from onecycle.processes import is_follower
 from onecycle.range_test.asked import Asked, as_rules
 from onecycle.range_test.knee import knee
@@ -71,6 +71,7 @@ from onecycle.training.checking import (
     warn_of_bad_parameters,
 )
 from onecycle.training.options import check_options, with_defaults
+from onecycle.training.planned import PlannedLoop
 from onecycle.training.predicting import predict_loader, predict_sample, valid_or
 from onecycle.training.rate_finding import RateSearch, check_one_test
 from onecycle.training.turns import Turns
@@ -81,7 +82,7 @@ log = logging.getLogger("onecycle")
 _NOT_COPIED = ("_turn", "_on", "_on_valid", "_contexts", "stepper", "dl")
 
 
-class Trainer(Turns, ParallelLoop):
+class Trainer(Turns, PlannedLoop):
     """What one does with a loop: fit, find a rate, validate, predict, save; see `Learner`."""
 
     @says_our_keywords

@@ -25,6 +25,7 @@ from together import (
     weights,
 )
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset, random_split
 
 from onecycle import (
     Callback,
@@ -36,7 +37,9 @@ from onecycle import (
     CancelValid,
     Checkpoint,
     EarlyStopping,
+    GradientClip,
     OnecycleError,
+    Stage,
     TensorLoader,
 )
 
@@ -53,6 +56,26 @@ def raising(event: str, cancel: type[Exception], at: int, who: int) -> Callback:
             raise cancel("enough")
 
     return Callback(**{event: hear})
+
+
+class Early(Callback):
+    """Is asked before the library takes the losses of all together."""
+
+    stage = Stage.PREPARE
+
+    def after_loss(self, learn: Any) -> None:
+        alone = learn.processes is None
+        if learn.training and learn.iter == 3 and (alone or RANK == LAST):
+            raise CancelBatch("enough")
+
+
+def check_a_cancel_before_the_losses_are_added_up(folder: Path) -> None:
+    learn, alone = learner(), learner(alone=True)
+    for each in (learn, alone):
+        each.fit(2, cbs=[Early(), GradientClip(0.5)])
+    equal_everywhere(learn)
+    assert learn.n_updates == alone.n_updates == 16
+    assert distance(learn, alone) < BOUND
 
 
 def check_a_cancel_in_one_process_is_one_in_all(folder: Path) -> None:
@@ -130,6 +153,68 @@ def check_different_fits_are_refused(folder: Path) -> None:
     for n_epoch, cbs in ((2 + RANK, []), (2, [Checkpoint(folder / "own")] if RANK == LAST else [])):
         with pytest.raises((ValueError, OnecycleError), match="different fits"):
             learner().fit(n_epoch, cbs=cbs)
+
+
+class Share(Sampler[int]):
+    """Takes a share for each process, as scripts do that know of these by themselves."""
+
+    def __iter__(self) -> Any:
+        return iter(range(RANK, 101, WORLD))
+
+    def __len__(self) -> int:
+        return -(-(101 - RANK) // WORLD)
+
+
+class ShareOfStream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter([(X[i], Y[i]) for i in range(RANK, 101, WORLD)])
+
+
+def check_other_data_in_each_process_are_refused(folder: Path) -> None:
+    torch.manual_seed(RANK)
+    data = TensorDataset(X, Y)
+    apart, n = random_split(data, [80, 21]), 101 - RANK
+    noise = torch.rand(101, 5, dtype=torch.float64)
+    cases: list[tuple[Any, str]] = [
+        ((DataLoader(apart[0], 3, shuffle=True), None), "training data of process 1"),
+        ((TensorLoader(X, Y), DataLoader(apart[1], 3)), "validation data of process 1"),
+        ((TensorLoader(noise, Y, batch_size=3), None), "training data of process 1"),
+        ((TensorLoader(X[:n], Y[:n], batch_size=3), None), "training data of process 1"),
+        ((DataLoader(data, 3, sampler=Share()), None), "gives each process other indices"),
+        ((DataLoader(ShareOfStream(), 3), None), "draw other items"),
+        (([(noise[:3], Y[:3])] * 4, None), "draw other items"),
+    ]
+    for dls, word in cases:
+        learn = learner(dls=dls, metrics=[])
+        with pytest.raises((ValueError, OnecycleError), match=word):
+            learn.fit(1)
+        assert learn.n_updates == 0
+
+
+def check_other_rates_in_each_process_are_refused(folder: Path) -> None:
+    learn = learner()
+    for fit in (learn.fit, learn.fit_one_cycle):
+        with pytest.raises(ValueError, match=r"different fits.*process 1"):
+            fit(1, 0.1 * (1 + RANK))
+    with pytest.raises(ValueError, match=r"pct_start|schedule of lr"):
+        learn.fit_one_cycle(1, 0.1, pct_start=0.2 + 0.1 * RANK)
+    assert learn.n_updates == 0
+    learn.fit(1, 0.1)
+    equal_everywhere(learn)
+
+
+def check_optimizers_in_different_states_are_refused(folder: Path) -> None:
+    learn = learner()
+    learn.fit(1)
+    if RANK == LAST:  # as after a file that one process alone has loaded
+        learn.opt.state.clear()
+    with pytest.raises(OnecycleError, match="not in one state"):
+        learn.fit(1)
+    assert gathered(learn.n_updates) == [0] * WORLD
+    learn.save(folder / f"state-{WORLD}.pt")
+    learn.load(folder / f"state-{WORLD}.pt")
+    learn.fit(1)
+    equal_everywhere(learn)
 
 
 class Failing(nn.Module):

@@ -387,15 +387,21 @@ def check_processes_draw_random_numbers_of_their_own(folder: Path) -> None:
 
 def check_non_finite_loss_ends_all(folder: Path) -> None:
     x = X.clone()
-    x[:] = torch.where(torch.arange(101)[:, None] == 50, torch.nan, x)
-    made = []
-    for alone in (False, True):
+    x[:] = torch.where(torch.arange(101)[:, None] == 59, torch.nan, x)
+    made, stop = [], TerminateOnNonFinite()
+    for alone in (True, False):
         size = WHOLE if alone else WHOLE // WORLD
         learn = learner(alone, (TensorLoader(x, Y, batch_size=size), None))
-        learn.fit(1, cbs=[TerminateOnNonFinite()])
+        learn.fit(1, cbs=[stop])
         made.append((learn.stop_reason, learn.n_updates))
     assert made[0] == made[1]
-    assert made[0][1] == 50 // WHOLE
+    assert made[0][1] == 59 // WHOLE
+    # The last sample of its batch, which the last process has: all know, and blame no rate.
+    found = stop.post_mortem
+    assert found.lr is None
+    assert found.bad_inputs[0].startswith(f"process {WORLD - 1}: input")
+    assert found.bad_module == f"process {WORLD - 1}: 0 (Linear)"
+    assert gathered(str(found.bad_inputs)) == [str(found.bad_inputs)] * WORLD
 
 
 def check_throughput_counts_the_samples_of_all_once(folder: Path) -> None:

@@ -258,9 +258,11 @@ class Endless(IterableDataset[Any]):
                 yield X[j], Y[j], j
 
 
-def streamed(alone: bool = False, data: Any = None) -> tuple[Learner, list[list[int]], Callback]:
+def streamed(
+    alone: bool = False, data: Any = None, size: int = 3
+) -> tuple[Learner, list[list[int]], Callback]:
     options = {"n_inp": 1, "loss_func": lambda pred, y, i: F.cross_entropy(pred, y), "metrics": []}
-    learn = learner(alone, (DataLoader(data or Endless(), 3), None), **options)
+    learn = learner(alone, (DataLoader(data or Endless(), size), None), **options)
     seen: list[list[int]] = []
 
     def keep(learn: Any) -> None:
@@ -307,6 +309,62 @@ def check_a_stream_that_was_cut_is_resumed(folder: Path) -> None:
         alone, seen, keep = streamed(alone=True)
         alone.fit(4, steps_per_epoch=5, cbs=[keep], resume=mine)
         assert seen == whole(seen_right)[at - 1 :]
+        assert distance(alone, right) < BOUND
+
+
+class Split(IterableDataset[Any]):
+    """A stream with an order for each epoch, which says what it draws, and can draw a share."""
+
+    def __init__(self, n: int = 101, share: tuple[int, int] = (0, 1)) -> None:
+        self.n, self.share, self.epoch = n, share, 0
+        self.drawn: list[int] = []
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def split_for_rank(self, rank: int, world: int) -> Split:
+        share = Split(self.n, (rank, world))
+        share.epoch, share.drawn = self.epoch, self.drawn
+        return share
+
+    def __iter__(self) -> Iterator[Any]:
+        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(self.epoch))
+        for i in order[self.share[0] :: self.share[1]].tolist():
+            self.drawn.append(i)
+            yield X[i], Y[i], i
+
+
+def check_a_stream_that_can_be_split(folder: Path) -> None:
+    for n, steps in ((101, None), (WORLD * 3 + 1, None), (101, 3), (1, None)):
+        learn, seen, keep = streamed(data=(own := Split(n)))
+        learn.fit(3, steps_per_epoch=steps, cbs=[keep])
+        alone, right, keep_alone = streamed(True, Split(n), 3 * WORLD)
+        alone.fit(3, steps_per_epoch=steps, cbs=[keep_alone])
+        equal_everywhere(learn)
+        assert [*map(sorted, whole(seen))] == [*map(sorted, right)]
+        assert distance(learn, alone) < BOUND
+        mine = flat(seen)
+        assert set(own.drawn[: len(mine)]) <= {*mine, *(own.drawn if n == 1 else ())}
+        assert len(own.drawn) <= len(mine) + (3 * 3 if n > 1 else 3)
+
+
+def check_a_share_goes_on_where_it_was(folder: Path) -> None:
+    for steps, at in ((None, 13), (3, 8)):
+        mine = folder / f"share-{WORLD}-{at}"
+        right, seen_right, keep = streamed(data=Split())
+        right.fit(5, steps_per_epoch=steps, cbs=[keep])
+        learn, _, _ = streamed(data=Split())
+        saves = Checkpoint(mine, "1 updates")
+        with suppress(InterruptedError):
+            learn.fit(5, steps_per_epoch=steps, cbs=[saves, interrupted(at)])
+        gathered(None)
+        learn, seen, keep = streamed(data=Split())
+        learn.fit(5, steps_per_epoch=steps, cbs=[keep], resume=mine)
+        assert whole(seen) == whole(seen_right)[at - 1 :]
+        same_bits(learn, right)
+        alone, seen, keep = streamed(True, Split())  # another number: it draws all
+        alone.fit(5, steps_per_epoch=steps, cbs=[keep], resume=mine)
+        assert [*map(sorted, seen)] == [*map(sorted, whole(seen_right)[at - 1 :])]
         assert distance(alone, right) < BOUND
 
 
@@ -402,6 +460,29 @@ def check_the_batch_size_that_fits_in_all(folder: Path) -> None:
         learn.find_batch_size()
     learn.fit(0.1, cbs=[Callback(before_fit=lambda each: setattr(each.model, "limit", 99))])
     equal_everywhere(learn)
+
+
+class NoRoom(nn.Module):
+    """Cannot even be copied in one of the processes, as where memory is short."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.fails = net(), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+    def modules(self) -> Any:
+        if self.fails and RANK == LAST:
+            self.fails = False
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().modules()
+
+
+def check_a_batch_size_where_one_process_has_no_room_for_a_copy(folder: Path) -> None:
+    learn = learner(model=NoRoom(), dls=(loaders(4)[0], None), metrics=[])
+    learn.model.fails = True
+    assert gathered(learn.find_batch_size(most=4)) == [2] * WORLD
 
 
 def check_blocks_that_are_computed_again(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -9,12 +10,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+
+import pytest
 
 HELPERS = Path(__file__).parent
 ROOT = HELPERS.parent.parent
-#: Seconds after which processes are taken to hang.
-LIMIT = 300.0
+#: Seconds after which processes are taken to hang: all checks of a job are many.
+LIMIT = 900.0
 
 
 def free_port() -> int:
@@ -82,3 +87,34 @@ class Job:
                 + "\n".join(self.said(rank)[-3000:] for rank in range(self.world))
             )
         return [json.loads(file.read_text()) for file in files]
+
+
+def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
+    """Return a folder that the processes of one run of the tests have in common."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@cache
+def found_once(module: str, world: int, folder: Path, names: Sequence[str]) -> list[dict[str, str]]:
+    """Return what the checks of a job found, by process; one of those that ask starts it, once.
+
+    Args:
+        module: As for `Job`.
+        world: As for `Job`.
+        folder: One that all who ask have in common.
+        names: The checks.
+    """
+    file = folder / f"{module}-{world}.json"
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            try:
+                found = Job(module, world, folder, *names).found()
+            except RuntimeError as error:  # each of them failed then, and none is tried again
+                found = [dict.fromkeys(names, str(error))] * world
+            file.write_text(json.dumps(found))
+    known: list[dict[str, str]] = json.loads(file.read_text())
+    return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -108,12 +109,16 @@ def run(checks: dict[str, Check]) -> None:
     """Run the checks that were asked for, and write what they found."""
     logging.getLogger("onecycle").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what is imported lives to the end, and is looked through each time otherwise
     dist.init_process_group("gloo", timeout=PATIENCE)
     folder, names = Path(sys.argv[1]), sys.argv[2:] or list(checks)
     found = {}
     for name in names:
+        own = folder / name.rpartition(".")[0]  # of the module, where there are several
+        own.mkdir(exist_ok=True)
         try:
-            checks[name](folder)
+            checks[name](own)
             found[name] = ""
         except BaseException:
             found[name] = traceback.format_exc()[-2500:]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from equal_checks import BOUND
 from resume_checks import interrupted
 from together import (
@@ -28,6 +30,7 @@ from together import (
 )
 
 from onecycle import (
+    EMA,
     ActivationStats,
     Callback,
     Checkpoint,
@@ -36,6 +39,7 @@ from onecycle import (
     GradientNorm,
     JSONLines,
     Learner,
+    SaveModel,
     TensorLoader,
     Throughput,
     Timeline,
@@ -43,6 +47,9 @@ from onecycle import (
     load_predictor,
 )
 from onecycle.callbacks import throughput
+
+#: By these Python asks the other processes; the gradients' own are torch's.
+ASKING = ("all_reduce", "broadcast", "all_gather", "all_gather_object", "broadcast_object_list")
 
 
 def check_gradients_updates_and_activations(folder: Path) -> None:
@@ -149,6 +156,76 @@ def check_looking_at_predictions_is_whole_everywhere(folder: Path) -> None:
     assert gathered(matrix) == [alone.confusion_matrix().counts.tolist()] * WORLD
 
 
+def check_metrics_that_add_up_by_themselves_are_asked_once(folder: Path) -> None:
+    """They are given the samples of all: added up besides, each would count for every process."""
+    try:
+        from torchmetrics import MetricCollection
+        from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score
+    except ImportError:
+        return
+
+    class Hits(MulticlassConfusionMatrix):
+        def compute(self) -> torch.Tensor:
+            return super().compute().diagonal().sum()
+
+    made = []
+    for alone in (False, True):
+        metrics = [Hits(3), MetricCollection({"more": Hits(3), "f1": MulticlassF1Score(3)})]
+        learn = learner(alone, metrics=metrics)
+        learn.fit(1)
+        made.append(learn)
+        # One process alone may ask, and none waits for it.
+        found = learn.validate() if RANK == 0 else {}
+        record = learn.recorder.history
+        assert all(abs(found[name] - record[name].values[-1]) < 1e-6 for name in found)
+    assert distance(*made) < BOUND
+
+
+def check_the_best_weights_are_read_by_the_first_process(folder: Path) -> None:
+    own = folder / f"best-{WORLD}-of-{RANK}"  # as on machines that share no disk
+    own.mkdir()
+    learn = learner()
+    learn.fit(4, 5.0, cbs=[SaveModel(own / "best.pt")])
+    assert learn.recorder.history["valid_loss"].values.argmin() < 3
+    equal_everywhere(learn)
+
+
+def counted(learn: Learner, *cbs: Callback) -> list[int]:
+    """Return how often Python asks the other processes, by batch of a pass."""
+    asked, kept = [0], {name: getattr(dist, name) for name in ASKING}
+    by_batch: list[int] = []
+
+    def counting(name: str) -> Any:
+        def ask(*args: Any, **options: Any) -> Any:
+            asked[0] += 1
+            return kept[name](*args, **options)
+
+        return ask
+
+    class Counts(Callback):
+        """Is no callback of the user's, which would have all agree."""
+
+        def after_batch(self, learn: Any) -> None:
+            by_batch.append(asked[0])
+            asked[0] = 0
+
+    Counts.__module__ = "onecycle.of_these_tests"
+    try:
+        vars(dist).update({name: counting(name) for name in kept})
+        learn.fit(1, cbs=[*cbs, Counts(during="train")])
+    finally:
+        vars(dist).update(kept)
+    return by_batch[1:-1]
+
+
+def check_a_batch_asks_the_others_once_beside_its_gradients(folder: Path) -> None:
+    assert set(counted(learner(metrics=[]))) == {1}
+    assert set(counted(learner(metrics=[]), GradientClip(0.1), EMA(0.9))) == {1}
+    saves = Checkpoint(folder / f"asks-{WORLD}", "100 updates", on_signal=True)
+    assert set(counted(learner(metrics=[]), saves)) == {2}
+    assert set(counted(learner(metrics=[]), Callback(after_step=lambda each: None))) == {2}
+
+
 def check_a_predictor_is_exported_once(folder: Path) -> None:
     learn, path = learner(), folder / f"exported-{WORLD}"
     learn.fit(1)
@@ -158,19 +235,29 @@ def check_a_predictor_is_exported_once(folder: Path) -> None:
     assert gathered(before) == [before] * WORLD
 
 
-def check_studies_print_one_table_that_is_the_same_everywhere(folder: Path) -> None:
-    learn = learner()
+def validated(alone: bool) -> Learner:
+    """Make a learner whose validation batches are the same for any number of processes."""
+    train, _ = loaders(WHOLE if alone else WHOLE // WORLD)
+    return learner(alone, (train, TensorLoader(X[:29], Y[:29], batch_size=8)))
+
+
+def check_studies_print_one_table_that_is_that_of_one_process(folder: Path) -> None:
+    studies: list[Callable[[Learner], Any]] = [
+        lambda each: each.regularization_report(0.1, wds=[0.0, 0.1], seeds=[0, 1], init=net),
+        lambda each: each.diagnose(num_it=20, seeds=[0], wds=(0.0, 0.1), n_epoch=1),
+        lambda each: each.compare(1, 0.1, ["constant", "one_cycle"], seeds=[0, 1], target=0.5),
+        lambda each: each.lr_find(num_it=30, confirm=10, show_plot=False),
+        lambda each: each.lr_find(num_it=12, wds=[0.0, 0.1], show_plot=False, valid=True),
+    ]
+    learn, alone = validated(alone=False), validated(alone=True)
     before = [p.detach().clone() for p in learn.model.parameters()]
-    report = learn.regularization_report(0.1, wds=[0.0, 0.1], seeds=[0, 1], init=net)
-    said = repr(report)
-    assert gathered(said) == [said] * WORLD
-    found = learn.diagnose(num_it=20, seeds=[0], wds=(), n_epoch=1, verify=False)
-    assert gathered(repr(found)) == [repr(found)] * WORLD
-    for mine, was in zip(learn.model.parameters(), before, strict=True):
-        assert torch.equal(mine, was)
-    alone = learner(alone=True)
-    right = alone.regularization_report(0.1, wds=[0.0, 0.1], seeds=[0, 1], init=net)
-    assert gathered(repr(right))[0] == said, (said, repr(right))
+    for study in studies:
+        said = repr(study(learn))
+        assert gathered(said) == [said] * WORLD
+        assert repr(study(alone)) == said, (said, repr(study(alone)))
+        for mine, was in zip(learn.model.parameters(), before, strict=True):
+            assert torch.equal(mine, was)
+    equal_everywhere(learn)
 
 
 CHECKS = {name: value for name, value in globals().items() if name.startswith("check_")}

@@ -1,6 +1,6 @@
 import pytest
 
-from onecycle import Callback, Checkpoint, Progress, Recorder, When
+from onecycle import Callback, Checkpoint, Progress, Recorder, TerminateOnNonFinite, When
 from onecycle.core.events import EVENTS
 from onecycle.errors import CancelBatch, CancelFit
 from onecycle.parallel.agreed import AgreedHandlers, agreed_events
@@ -85,3 +85,26 @@ def test_every_cancel_is_known_by_its_name():
 
     assert all(getattr(errors, kind.__name__) is kind for kind in Cancel.__subclasses__())
     assert "cleanup_fit" in EVENTS
+
+
+@pytest.mark.parametrize("cancels_here", [True, False])
+def test_all_come_to_what_asks_the_others_or_none(cancels_here):
+    told = []
+
+    def leave(learn):
+        if cancels_here:
+            raise CancelBatch("here")
+
+    class Asks(TerminateOnNonFinite):
+        def after_loss(self, learn):
+            told.append(learn)
+
+    Asks.__module__ = "onecycle.callbacks"
+    said = None if cancels_here else (CancelBatch.width, "CancelBatch", "here")
+    others = Others(said)
+    early = Callback(after_loss=leave)
+    table = AgreedHandlers([early, Asks()], "train", others, {"after_loss"})
+    with pytest.raises(CancelBatch, match="here"):
+        table.after_loss[0](toy_learner())
+    assert not told
+    assert others.asked == 1

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from onecycle import Learner, launch
+from onecycle import Learner, launch, processes
 from onecycle.parallel.joining import joined
 from onecycle.processes import Processes, is_follower, is_launched, join, n_processes, rank
 from onecycle.testing import toy_learner
@@ -80,3 +80,24 @@ def test_inference_asks_no_other_process():
     right = learn.validate(), learn.get_preds().preds.tolist()
     learn.processes = Refusing(1, 2)
     assert (learn.validate(), learn.get_preds().preds.tolist()) == right
+
+
+def test_what_the_first_process_saved_alone_is_not_taken_for_the_next_file(monkeypatch):
+    there, asked = set(), []
+
+    class Store:
+        def set(self, key, value):
+            there.add(key)
+
+        def wait(self, keys, timeout):
+            asked.extend(keys)
+
+    monkeypatch.setattr(processes, "_store", Store)
+    monkeypatch.setattr(processes, "_groups", processes._Groups())
+    for update in ("update 0", "update 9"):
+        assert Processes(0, 2).after_first(lambda: "written", update) == "written"
+    monkeypatch.setattr(processes, "_groups", processes._Groups())  # of another process
+    assert Processes(1, 2).after_first(lambda: "never", "update 9") is None
+    (last,) = asked
+    assert last in there
+    assert "update 9" in last

@@ -131,3 +131,62 @@ def test_a_stream_that_is_cut_goes_on_where_it_was_in_every_process(world):
     items = [each.tolist() for each in torch.arange(11).split(2)] * 2
     right = [list(chain(*items[i * world : (i + 1) * world])) for i in range(3)]
     assert [list(chain(*each)) for each in zip(*found, strict=True)] == right
+
+
+class Split(Stream):
+    def __init__(self, share=(0, 1), wrong=0):
+        self.share, self.wrong = share, wrong
+
+    def split_for_rank(self, rank, world):
+        return range(11)[rank::world] if self.wrong else Split((rank, world))
+
+    def __iter__(self):
+        return iter(range(*self.share[:1], 11, self.share[1]))
+
+
+class Others:
+    """Stands in for the processes: all have more until the longest share is at its end."""
+
+    def __init__(self, n):
+        self.left = n
+
+    def any(self, flag):
+        self.left -= 1
+        return self.left >= 0
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_a_data_set_that_splits_itself_is_drawn_by_nobody_as_a_whole(world, skip):
+    found = []
+    n = -(-11 // (2 * world))
+    for rank in range(world):
+        shards = Shards(rank, world, Others(n - skip))
+        batches = shards.start_pass(DataLoader(Split(), 2), 3, 1, skip)
+        found.append([batch.tolist() if shards.has_samples else [] for batch in batches])
+    seen = [sorted(chain(*each)) for each in zip(*found, strict=True)]
+    whole = [list(range(i, min(i + 2 * world, 11))) for i in range(0, 11, 2 * world)]
+    assert seen == whole[skip:]
+
+
+def test_with_the_batches_of_another_number_all_is_drawn_by_all():
+    shards, dl = Shards(1, 2, Others(99)), DataLoader(Split(), 2)
+    shards._processes.is_alike = lambda sign: True
+    with shards.resumed(dl, None, 3):
+        found = [batch.tolist() for batch in shards.start_pass(dl, 0, 0, 0)]
+    assert found == [[2, 3, 4, 5], [8, 9, 10]]
+
+
+def test_a_share_that_is_none_is_refused():
+    class Short(Split):
+        def __len__(self):
+            return 11
+
+        def split_for_rank(self, rank, world):
+            return Short()
+
+    dl = DataLoader(Split(wrong=1), 2)
+    with pytest.raises(TypeError, match=r"Split.split_for_rank\(0, 2\) must return an Iterable"):
+        list(Shards(0, 2, Others(9)).start_pass(dl, 3, 1, 0))
+    with pytest.raises(ValueError, match=r"has 11 samples; of 11 .* makes 5"):
+        list(Shards(1, 2, Others(9)).start_pass(DataLoader(Short(), 2), 3, 1, 0))

@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
 from pathlib import Path
 
 import launched
 import pytest
-from started import HELPERS, LIMIT, ROOT, Job, free_port
+from started import HELPERS, LIMIT, ROOT, Job, found_once, free_port, shared_folder
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from onecycle import launch
@@ -22,25 +21,39 @@ from onecycle.checkpoints import fit_files
 
 pytestmark = pytest.mark.slow
 
-MODULES = ("equal_checks", "loop_checks", "tool_checks", "decision_checks", "resume_checks")
-#: What more than two processes can do otherwise than two.
+#: By module what more than two processes can do otherwise than two; of parts one may be empty.
 FOR_FOUR = {
-    "check_accumulation_and_its_last_window",
-    "check_a_last_batch_of_one_sample",
-    "check_metrics_of_every_kind",
-    "check_more_processes_than_validation_samples",
-    "check_a_distributed_sampler_is_not_padded",
-    "check_a_list_and_a_stream_by_position",
-    "check_a_cancel_in_one_process_is_one_in_all",
-    "check_an_error_in_one_process_ends_all",
-    "check_the_statistics_of_batch_norm_are_the_first_ones",
-    "check_the_same_number_ends_in_the_same_bits",
-    "check_several_go_on_for_one",
-    "check_optimizers_that_take_turns",
-    "check_metrics_of_the_training_pass",
-    "check_a_stream_that_was_cut_is_resumed",
-    "check_begin_for_others",
-    "check_another_number_goes_on",
+    "equal_checks": {
+        "check_accumulation_and_its_last_window",
+        "check_a_last_batch_of_one_sample",
+        "check_metrics_of_every_kind",
+        "check_more_processes_than_validation_samples",
+        "check_a_distributed_sampler_is_not_padded",
+        "check_a_list_and_a_stream_by_position",
+    },
+    "loop_checks": {
+        "check_optimizers_that_take_turns",
+        "check_metrics_of_the_training_pass",
+        "check_a_stream_that_was_cut_is_resumed",
+        "check_a_stream_that_can_be_split",
+        "check_a_share_goes_on_where_it_was",
+    },
+    "tool_checks": set(),
+    "decision_checks": {
+        "check_a_cancel_in_one_process_is_one_in_all",
+        "check_an_error_in_one_process_ends_all",
+        "check_the_statistics_of_batch_norm_are_the_first_ones",
+    },
+    "resume_checks": {
+        "check_the_same_number_ends_in_the_same_bits",
+        "check_several_go_on_for_one",
+        "check_begin_for_others",
+    },
+    "sharded_checks": {
+        "check_the_norm_that_clips_is_over_all_parts",
+        "check_the_same_number_ends_in_the_same_bits",
+        "check_begin_for_others",
+    },
 }
 
 
@@ -51,31 +64,35 @@ def checks_of(module: str) -> list[str]:
 
 
 CASES = [
-    (world, module, name)
-    for world in (4, 2)  # two go on with what four left, in another process of the tests not at all
-    for module in MODULES
+    (world, f"{module}.{name}")
+    for world in (4, 2)
+    for module, for_four in FOR_FOUR.items()
     for name in checks_of(module)
-    if world == 2 or name in FOR_FOUR
+    if world == 2 or name in for_four
 ]
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("together")
+    return shared_folder(tmp_path_factory, "together")
 
 
-@cache
-def found(module: str, world: int, folder: Path) -> list[dict[str, str]]:
-    names = [each for w, m, each in CASES if (w, m) == (world, module)]
-    return Job(module, world, folder, *names).found()
+def found(world: int, folder: Path) -> list[dict[str, str]]:
+    if world == 2:  # which go on with what four have left
+        found(4, folder)
+    names = tuple(name for each, name in CASES if each == world)
+    return found_once("all_checks", world, folder, names)
 
 
-@pytest.mark.parametrize(
-    ("world", "module", "name"), CASES, ids=[f"{name[6:]}-{world}" for world, _, name in CASES]
-)
-def test_processes_have_the_answer_of_one(world: int, module: str, name: str, folder: Path) -> None:
-    said = [each.get(name, "it was not reached") for each in found(module, world, folder)]
+@pytest.mark.parametrize(("world", "name"), CASES)
+def test_processes_have_the_answer_of_one(world: int, name: str, folder: Path) -> None:
+    said = [each.get(name, "it was not reached") for each in found(world, folder)]
     assert said == [""] * world, "\n".join(said)
+
+
+def test_every_check_for_four_processes_is_there() -> None:
+    for module, for_four in FOR_FOUR.items():
+        assert for_four <= set(checks_of(module))
 
 
 def when_it_runs(job: Job) -> Job:
