@@ -79,6 +79,7 @@ def test_the_notebook_runs_from_top_to_bottom_on_small_settings(
         pytest.skip("needs the real data sets in $ONECYCLE_DATA")
     notebook = small(name)
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel draws inline
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the tests beside this one have the other cores
     # The kernel stands elsewhere, and finds the package where this test found it.
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent), prepend=os.pathsep)
     place = {"metadata": {"path": str(tmp_path)}}
