@@ -22,12 +22,13 @@ from small_notebooks import FOLDER, SMALL, small
 CHROMIUM = shutil.which("chromium")
 NAMES = ("01_quickstart", "02_finding_a_learning_rate")
 #: Seconds for a server to start, and for a notebook to run.
-START, RUN = 60, 300
+START, RUN = 120, 900
 
 #: The mark of a kernel that waits for work.
 READY = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
-#: Whether every cell of code has run.
+#: Whether every cell of code has run, or one has failed.
 HAS_RUN = """() => {
+    if (document.querySelector('[data-mime-type="application/vnd.jupyter.error"]')) return true;
     const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
     return prompts.length > 0 && prompts.every(each => /\\[\\d+\\]/.test(each.innerText));
 }"""
