@@ -442,7 +442,7 @@ def test_it_resumes_with_the_same_record_after_every_update(tmp_path):
         own = [
             Validate("0.3 epochs", batches=1),
             ReduceLROnPlateau(factor=0.5),
-            EarlyStopping(patience=4),
+            EarlyStopping(patience=9),
         ]
         learn.fit(2.5, 0.1, cbs=[*own, *options.pop("cbs", ())], **options)
         history = learn.recorder.history
