@@ -25,11 +25,12 @@ def share(hits: Tensor) -> Tensor:
 
 def _stacked(kept: list[Tensor]) -> Tensor:
     """Return means as one vector: those that are kept, or of yes-or-nos that are."""
-    if not kept[0].ndim:
-        return torch.stack(kept)
     if any(each.shape != kept[0].shape for each in kept):
         return torch.stack([share(each) for each in kept])
-    return torch.stack(kept).flatten(1).mean(1, dtype=torch.float32)  # the same bits: sums < 2**24
+    stacked = torch.stack(kept)
+    if stacked.ndim == 1:
+        return stacked
+    return stacked.flatten(1).mean(1, dtype=torch.float32)  # the same bits: sums < 2**24
 
 
 class WeightedMean:

@@ -624,3 +624,14 @@ def test_a_value_with_a_graph_keeps_no_graph_alive():
     metric.update(torch.ones(2), torch.ones(2))
 
     assert not metric.compute().requires_grad
+
+
+@pytest.mark.parametrize("sides", [[80, 20, 20], [20, 80, 30], [20, 20, 20], [90, 80, 90]])
+def test_accuracy_of_images_of_any_sizes_is_the_mean_over_images(sides):
+    torch.manual_seed(0)
+    batches = [(torch.randn(2, 3, n, n), torch.randint(0, 3, (2, n, n))) for n in sides]
+    metric = MeanMetric(accuracy)
+    for pred, target in batches:
+        metric.update(pred, target)
+    each = [(p.argmax(1) == t).double().mean().item() for p, t in batches]
+    assert metric.compute().item() == pytest.approx(sum(each) / len(each), rel=1e-7)
