@@ -164,7 +164,7 @@ def wrong_error(injected: Injected, error: BaseException | None) -> list[str]:
 
 
 #: Of how many combinations the fast tests try one for each callback.
-ONE_IN = 14
+ONE_IN = 28
 
 
 def combinations(every: int, seed: int) -> list[tuple[type[BaseException], str, int, bool]]:

@@ -3,9 +3,12 @@
 import runpy
 from pathlib import Path
 
+import pytest
+
 FIGURES = Path(__file__).parent / "figures"
 
 
+@pytest.mark.slow
 def test_the_figure_of_the_policies_shows_every_policy_and_is_small(tmp_path):
     module = runpy.run_path(str(FIGURES / "policies.py"))
     module["draw"](tmp_path / "policies.png")

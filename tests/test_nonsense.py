@@ -66,7 +66,7 @@ def of_value(place: tuple[Any, str], value: Any) -> Outcome:
     return outcome(subject, parameter, repr(value), value)
 
 
-@settings(CHECKED, max_examples=250)
+@settings(CHECKED, max_examples=125)
 @given(PLACES, ANY)
 def test_any_nonsense_is_refused_with_its_name_and_value_and_nothing_is_written(
     place: tuple[Any, str], value: Any

@@ -115,6 +115,7 @@ def trained(cbs: list[Callback]) -> tuple[Learner, Tensor]:
     return learn, torch.tensor(learn.recorder.history["train_loss"].values)
 
 
+@pytest.mark.slow
 def test_the_digits_are_told_apart_as_well_as_without_it() -> None:
     """To one point, by which plain fits differ from seed to seed (97.8 to 98.9 % in three)."""
     plain, losses = trained([])

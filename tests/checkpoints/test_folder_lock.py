@@ -51,6 +51,7 @@ class Other:
         self.process.communicate()
 
 
+@pytest.mark.slow
 def test_the_second_process_is_refused_before_it_trains_and_told_of_the_first(
     tmp_path: Path,
 ) -> None:

@@ -178,6 +178,7 @@ def test_what_cannot_be_kept_is_named_once_at_the_first_checkpoint_and_at_the_re
     assert any(each.startswith("resume: the fit may end in other bits") for each in said)
 
 
+@pytest.mark.slow
 def test_nothing_is_said_where_all_is_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -43,6 +43,7 @@ def test_the_demo_prints_the_accuracy_last_and_writes_picture_and_record(
     assert f"{100 * float(rows[-1]['accuracy']):.2f}" == f"{accuracy_of(output):.2f}"
 
 
+@pytest.mark.slow
 def test_the_demo_says_what_the_range_test_suggests_and_trains_with_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

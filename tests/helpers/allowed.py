@@ -168,7 +168,9 @@ def _may_be(part: str, value: Any) -> bool:
         "Handler": callable,
         "OptFunc": callable,
         "OptFuncs": callable,
-        "Asked": lambda v: callable(v) or (hasattr(v, "__len__") and not len(v)),
+        "Asked": lambda v: (
+            callable(v) or (hasattr(v, "__len__") and not _is_single(v) and not len(v))
+        ),
         "Curve": callable,
         "Dataset": lambda v: hasattr(type(v), "__getitem__") and not isinstance(v, str | bytes),
         "Splitter": callable,
@@ -180,12 +182,17 @@ def _may_be(part: str, value: Any) -> bool:
     if name in ("Sequence", "tuple", "list"):
         inner = part[part.find("[") + 1 : -1].split(",")[0]
         is_list = hasattr(value, "__len__") and not isinstance(value, str | bytes | dict)
-        return is_list and all(may_be(inner, each) for each in value)
+        return is_list and not _is_single(value) and all(may_be(inner, each) for each in value)
     if name in ("Mapping", "dict"):
         return isinstance(value, Mapping) and not value
     return any(each.__name__ == name for each in type(value).__mro__)
 
 
+def _is_single(value: Any) -> bool:
+    return isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0
+
+
 def _numbers(value: Any) -> bool:
     is_list = isinstance(value, list | tuple | np.ndarray | torch.Tensor)
-    return is_list and not _is_meta(value) and all(map(_is_number, value))
+    is_list = is_list and not _is_single(value) and not _is_meta(value)
+    return is_list and all(map(_is_number, value))

@@ -52,6 +52,7 @@ def no_recompile():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Adam", "SGD"])
 def test_a_schedule_that_changes_every_update_is_compiled_once(name, no_recompile):
     learn, plain = learner(name, COMPILED, splitter=two_groups), learner(name, splitter=two_groups)
