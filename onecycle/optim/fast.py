@@ -22,6 +22,9 @@ _ARGUMENTS = {
 }
 _ARGUMENTS["_fused_adamw_"] = _ARGUMENTS["_fused_adam_"]
 
+#: A number would be made a tensor anew for each of Adam's counts.
+_ONE_STEP = torch.ones((), device="cpu")
+
 #: What is left out if it is torch's own; ``None`` if somebody had replaced it already.
 _BACKWARD, _AUTOGRAD_BACKWARD = (
     function if is_torchs(function) else None
@@ -51,6 +54,7 @@ class FastStepper(BoundStepper):
         super().__init__(opt)
         self._engine = _engine()
         self._one: Tensor | None = None
+        self._counts: list[Tensor] = []
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a scalar loss to those that wait."""
@@ -111,8 +115,14 @@ class FastStepper(BoundStepper):
         kind = _SGDGroup if isinstance(self.opt, SGD) else _AdamGroup
         return kind(self.opt, group)
 
+    def _bind(self) -> None:
+        super()._bind()
+        self._counts = [count for group in self.groups for count in group.kept.get("step", ())]
+
     def update(self, gradients: list[list[Tensor]]) -> None:
         """Make the update, a kernel for each group."""
+        if self._counts:
+            torch._foreach_add_(self._counts, _ONE_STEP if self._counts[0].is_cpu else 1)
         for group, given in zip(self.groups, gradients, strict=True):
             if given:
                 group.step(given)
@@ -138,7 +148,6 @@ class _SGDGroup(Group):
 class _AdamGroup(Group):
     def step(self, gradients: list[Tensor]) -> None:
         group, kept = self.group, self.kept
-        torch._foreach_add_(kept["step"], 1)
         beta1, beta2 = group["betas"]
         kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
         kernel(
