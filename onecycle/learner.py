@@ -138,6 +138,9 @@ class Learner(Trainer, SaysOurNames):
             same answer for any number of processes; see `onecycle.parallel`. ``"fsdp"``: the same,
             where each has a part of every parameter, for a model that one device cannot hold.
             ``None``: each its own. In one process it changes nothing.
+        blocks: With ``"fsdp"``, names of the parts that are gathered and let go for themselves, as
+            in ``model.named_modules()``, where ``*`` stands for any part: ``["layers.*"]``. By
+            default the children with most parameters: see `onecycle.parallel.blocks`.
 
     Raises:
         TypeError, ValueError: For what cannot work, with what to do.

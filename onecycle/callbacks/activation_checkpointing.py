@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from onecycle.arguments import check_list, check_text
 from onecycle.core.callback import Callback
+from onecycle.optim.named_modules import check_blocks, matching
 
 if TYPE_CHECKING:
     from onecycle.core.loop import Loop
@@ -51,11 +50,9 @@ class ActivationCheckpointing(Callback):
     runs_in = frozenset(("fit", "range_test"))
 
     def __init__(self, blocks: Sequence[str]) -> None:
-        self.blocks = check_list("blocks", blocks, 'names of modules, such as ["layers.*"]')
+        self.blocks = check_blocks(blocks)
         if not self.blocks:
             raise ValueError('blocks must be names of modules, such as ["layers.*"]; got none')
-        for block in self.blocks:
-            check_text("each of blocks", block)
         self._wrapped: list[tuple[nn.Module, Any]] = []
 
     def before_fit(self, learn: Loop) -> None:
@@ -80,46 +77,6 @@ class ActivationCheckpointing(Callback):
             del module.forward
             if own is not None:
                 module.forward = own
-
-
-def matching(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
-    """Return the modules whose names fit one of the patterns, by name.
-
-    Args:
-        model: The model.
-        patterns: Names; ``*`` stands for any part between two dots, or for some letters of one.
-
-    Raises:
-        ValueError: If no name fits a pattern, or one of the modules lies in another one.
-
-    Example:
-        >>> model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.ReLU()), nn.ReLU())
-        >>> [*matching(model, ["0.*", "1"])]
-        ['0.0', '0.1', '1']
-    """
-    modules = {name: module for name, module in model.named_modules() if name}
-    found: dict[str, nn.Module] = {}
-    for pattern in patterns:
-        fitting = {name: module for name, module in modules.items() if _fits(name, pattern)}
-        if not fitting:
-            names = ", ".join([*modules][:8]) + (", ..." if len(modules) > 8 else "")
-            raise ValueError(
-                f"blocks: no module of the model is called {pattern!r}; it has {names}"
-            )
-        found |= fitting
-    for outer in found:
-        for inner in found:
-            if inner.startswith(f"{outer}."):
-                raise ValueError(
-                    f"the block {inner!r} lies in the block {outer!r}, which is computed again as "
-                    "a whole: name one of them"
-                )
-    return found
-
-
-def _fits(name: str, pattern: str) -> bool:
-    parts, given = name.split("."), pattern.split(".")
-    return len(parts) == len(given) and all(map(fnmatchcase, parts, given))
 
 
 class _Again:

@@ -32,6 +32,7 @@ class Sharded:
     Args:
         processes: The processes.
         model: The model.
+        blocks: Names of its parts that are gathered for themselves, as of `blocks_of`.
         loss: The module of the loss function, if it has parameters.
         device: Where the parts go.
         half: In which dtype forward and backward pass compute; ``None`` for that of the weights.
@@ -47,6 +48,7 @@ class Sharded:
         self,
         processes: Processes,
         model: nn.Module,
+        blocks: Sequence[str],
         loss: nn.Module | None,
         device: torch.device,
         half: torch.dtype | None,
@@ -59,7 +61,8 @@ class Sharded:
         self._sign = 0
         for root in self._roots:
             _check(root)
-            _cut(processes, root, device, half)
+            within = blocks_of(root, blocks if root is model else ())
+            _cut(processes, (*within, root), device, half)
         self._made = processes.generation
         counted = [part for root in self._roots for part in root.modules()]
         for number, part in enumerate(counted, 1):
@@ -256,9 +259,12 @@ def _is_cut(part: nn.Module) -> bool:
 
 
 def _cut(
-    processes: Processes, root: nn.Module, device: torch.device, half: torch.dtype | None
+    processes: Processes,
+    parts: Sequence[nn.Module],
+    device: torch.device,
+    half: torch.dtype | None,
 ) -> None:
-    """Cut a module, block by block, so that the device need not have all of it at once."""
+    """Cut blocks and then their root, so that the device need not have all of it at once."""
     # Here, for it takes a while, and few ask for it.
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -272,7 +278,7 @@ def _cut(
         "reshard_after_forward": True,  # the root's too: parameters are then always parts
         "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=wide),
     }
-    for part in (*blocks_of(root), root):
+    for part in parts:
         tensors = (*part.parameters(), *part.buffers())
         with torch.no_grad():
             for tensor in tensors:

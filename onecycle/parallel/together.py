@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from onecycle.arguments import Default
+from onecycle.arguments import Default, shown
 from onecycle.core.callback import Callback, Handler, Run
 from onecycle.core.handlers import Handlers
 from onecycle.core.loop import Loop
@@ -19,8 +19,10 @@ from onecycle.core.restore import RngState, surely
 from onecycle.data.streams import is_stream
 from onecycle.errors import OnecycleError
 from onecycle.optim.build import move_to
+from onecycle.optim.named_modules import check_blocks
 from onecycle.parallel.agreed import AgreedHandlers, agreed_events
 from onecycle.parallel.alike import check_data
+from onecycle.parallel.blocks import blocks_of
 from onecycle.parallel.joining import Device, Parallel, joined
 from onecycle.parallel.resumed import batches_of, shared_state
 from onecycle.parallel.sharded import FullySharded, Sharded, check_parts_serve
@@ -43,6 +45,7 @@ class ParallelLoop(Loop):
 
     shards: Shards | None = None
     _shares: bool
+    _blocks: list[str]
     _cuts = False
     _half: torch.dtype | None = None
     _agreed: set[str] | None
@@ -51,10 +54,19 @@ class ParallelLoop(Loop):
     asked_landing: tuple[int, str | None] | None = None
 
     def _join_job(
-        self, parallel: Parallel | Default | None, device: Device, cbs: Sequence[Callback]
+        self,
+        parallel: Parallel | Default | None,
+        device: Device,
+        cbs: Sequence[Callback],
+        blocks: Sequence[str],
     ) -> Device:
         """Take part in the job that this process belongs to; return the device to train on."""
-        self._shares, self._agreed = True, None
+        self._shares, self._agreed, self._blocks = True, None, check_blocks(blocks)
+        if self._blocks and parallel != "fsdp":
+            raise ValueError(
+                'blocks are the parts that parallel="fsdp" gathers for themselves: leave blocks= '
+                f"out, or give both; got blocks={shown(blocks)} and parallel={shown(parallel)}"
+            )
         self.processes, device = joined(parallel, device)
         if self.processes is not None:
             own = self.processes
@@ -70,6 +82,8 @@ class ParallelLoop(Loop):
         given: Any,
     ) -> None:
         """Move model and loss to the device; cut them where each process is to have a part."""
+        if self._blocks:  # looked for in one process too, in which the script is tried first
+            blocks_of(model, self._blocks)
         if not self._cuts or self.processes is None:
             move_to(device, model, loss)
             return
@@ -81,7 +95,7 @@ class ParallelLoop(Loop):
         here = torch.device("cpu" if device is None else device)
         if here.type == "cuda":  # where torch gathers it
             torch.cuda.set_device(here)
-        self.sharded = Sharded(self.processes, model, loss, here, self._half)
+        self.sharded = Sharded(self.processes, model, self._blocks, loss, here, self._half)
 
     def write_once(self, write: Callable[[], object]) -> None:
         """Let the first process write what all have, and the others wait until it is there.

@@ -109,16 +109,15 @@ class Trainer(Turns, PlannedLoop):
         check: bool = True,
         loss_weight: Callable[[Any, Any], Weight] | None = None,
         parallel: Parallel | Default | None = Default.OWN,
+        blocks: Sequence[str] = (),
     ) -> None:
         check_options(model, loss_func, cbs, opt, wd, moms, splitter, n_inp, seed, check)
-        device = self._join_job(parallel, device, cbs)
+        device = self._join_job(parallel, device, cbs, blocks)
         groups = self._split(device, model, loss_func, lr, opt, opt_func, wd, splitter, wd_bn_bias)
         self.moms, self._given_seed, self._first_batch = moms, seed, FirstBatch() if check else None
+        parts = as_dataloaders(dls), model, loss_func, groups
         super().__init__(
-            as_dataloaders(dls),
-            model,
-            loss_func,
-            groups,
+            *parts,
             cbs=with_defaults(cbs),
             metrics=list(as_metrics(metrics).values()),
             seed=self.drawn_seed() if seed is None else seed,
@@ -128,10 +127,14 @@ class Trainer(Turns, PlannedLoop):
         )
 
     def _join_job(
-        self, parallel: Parallel | Default | None, device: Device, cbs: Sequence[Callback]
+        self,
+        parallel: Parallel | Default | None,
+        device: Device,
+        cbs: Sequence[Callback],
+        blocks: Sequence[str],
     ) -> Device:
         """Take part in the job that this process belongs to; return the device to train on."""
-        device = super()._join_job(parallel, device, cbs)
+        device = super()._join_job(parallel, device, cbs, blocks)
         self._half = half_of(cbs, device) if self._cuts else None
         if self._cuts and self.trains_in_turns:
             raise ValueError('compute_losses is for parallel="ddp": "fsdp" trains by one loss')

@@ -121,6 +121,15 @@ def check_gradients_of_other_weights_are_seen(folder: Path) -> None:
     assert distance(learn, alone) > 1000 * BOUND
 
 
+def check_the_blocks_that_are_named_are_cut(folder: Path) -> None:
+    def are_cut(learn: Learner) -> list[bool]:
+        return [hasattr(part, "reshard") for part in learn.model]
+
+    learn, _ = both(blocks=["2"])
+    assert are_cut(learn) == [False, False, True]
+    assert are_cut(cut()) == [True, False, True]
+
+
 def check_optimizers(folder: Path) -> None:
     optim = torch.optim
     for kind in (optim.AdamW, optim.Adam, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop):
