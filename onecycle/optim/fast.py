@@ -122,14 +122,21 @@ class FastStepper(BoundStepper):
     def update(self, gradients: list[list[Tensor]]) -> None:
         """Make the update, a kernel for each group."""
         if self._counts:
-            torch._foreach_add_(self._counts, _ONE_STEP if self._counts[0].is_cpu else 1)
+            _count(self._counts)
         for group, given in zip(self.groups, gradients, strict=True):
             if given:
-                group.step(given)
+                group.move(given)
+
+
+def _count(steps: list[Tensor]) -> None:
+    torch._foreach_add_(steps, _ONE_STEP if steps[0].is_cpu else 1)
 
 
 class _SGDGroup(Group):
     def step(self, gradients: list[Tensor]) -> None:
+        self.move(gradients)
+
+    def move(self, gradients: list[Tensor]) -> None:
         group = self.group
         torch._fused_sgd_(
             self.params,
@@ -147,6 +154,11 @@ class _SGDGroup(Group):
 
 class _AdamGroup(Group):
     def step(self, gradients: list[Tensor]) -> None:
+        _count(self.kept["step"])
+        self.move(gradients)
+
+    def move(self, gradients: list[Tensor]) -> None:
+        """Move what trains; the steps of all groups are counted already, in one call."""
         group, kept = self.group, self.kept
         beta1, beta2 = group["betas"]
         kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_

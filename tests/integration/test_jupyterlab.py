@@ -32,6 +32,9 @@ HAS_RUN = """() => {
     const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
     return prompts.length > 0 && prompts.every(each => /\\[\\d+\\]/.test(each.innerText));
 }"""
+#: Whether a cell is run or waits for its turn.
+HAS_BEGUN = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
+    .some(each => /\\[(\\d+|\\*)\\]/.test(each.innerText))"""
 #: How many pictures are drawn, none of them empty.
 PICTURES = """() => [...document.querySelectorAll('.jp-OutputArea img')]
     .filter(each => each.naturalWidth > 300 && each.naturalHeight > 100).length"""
@@ -86,16 +89,24 @@ def browser() -> Iterator[Any]:
         yield started.chromium.launch(executable_path=CHROMIUM, args=options)
 
 
+def run_all(page: Any) -> None:
+    """Ask for all cells to be run: again while there are none yet, or no kernel that hears it."""
+    until = time.monotonic() + START
+    while not page.evaluate(HAS_BEGUN):
+        assert time.monotonic() < until, "no cell has begun to run"
+        page.wait_for_selector(READY, state="attached", timeout=START * 1000)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.wait_for_timeout(3000)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bars_tables_and_plots_are_seen_in_jupyterlab(
     name: str, server: str, browser: Any, tmp_path: Path
 ) -> None:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.goto(f"{server}lab/workspaces/{name}/tree/{name}.ipynb")
-    page.wait_for_selector(".jp-CodeCell", timeout=START * 1000)
-    page.wait_for_selector(READY, state="attached", timeout=START * 1000)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    run_all(page)
     until = time.monotonic() + RUN
     while not page.evaluate(HAS_RUN) and time.monotonic() < until:
         page.wait_for_timeout(500)  # which lets the page work, as a sleep would not
