@@ -90,7 +90,7 @@ def browser() -> Iterator[Any]:
 
 
 def run_all(page: Any) -> None:
-    """Ask for all cells to be run: again while there are none yet, or no kernel that hears it."""
+    """Ask for all cells to be run: again while there are none yet, or the kernel starts."""
     until = time.monotonic() + START
     while not page.evaluate(HAS_BEGUN):
         assert time.monotonic() < until, "no cell has begun to run"
@@ -98,6 +98,7 @@ def run_all(page: Any) -> None:
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.wait_for_timeout(3000)
+        page.keyboard.press("Escape")  # from the dialog that says that the kernel starts
 
 
 @pytest.mark.parametrize("name", NAMES)
