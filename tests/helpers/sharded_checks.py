@@ -125,9 +125,12 @@ def check_the_blocks_that_are_named_are_cut(folder: Path) -> None:
     def are_cut(learn: Learner) -> list[bool]:
         return [hasattr(part, "reshard") for part in learn.model]
 
-    learn, _ = both(blocks=["2"])
+    learn, other = cut(blocks=["2"]), cut()
     assert are_cut(learn) == [False, False, True]
-    assert are_cut(cut()) == [True, False, True]
+    assert are_cut(other) == [True, False, True]
+    for each in (learn, other):
+        each.fit(1)
+    same_bits(learn, other)
 
 
 def check_optimizers(folder: Path) -> None:
