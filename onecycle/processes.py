@@ -29,7 +29,7 @@ log = logging.getLogger("onecycle")
 _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 #: So long a process whose group broke waits for word of why, in seconds.
 _WORD = 5.0
-#: So long a first process that fails stays, since it may be the one that keeps the words.
+#: So long a first process that fails stays for the others, since it may keep the words, in seconds.
 _READ = 1.0
 
 _T = TypeVar("_T")
@@ -340,8 +340,11 @@ class Processes:
                 text = f"{self.rank}:{type(error).__name__}: {error}"
                 _store().compare_set(key, "", text)
         _groups.leave()
-        if self.is_first and word is None:
-            time.sleep(_READ)
+        with suppress(Exception):
+            if not self.is_first:
+                _store().add(f"{key}/known", 1)
+            elif word is None:
+                _wait_for(f"{key}/known", self.world - 1)
         return word
 
 
@@ -353,6 +356,13 @@ def _is_of_group(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         part in text for part in ("gloo", "Connection closed by peer", "NCCL", "TCPStore")
     )
+
+
+def _wait_for(key: str, others: int) -> None:
+    """Wait until so many have heard, but not for long: one may have been killed."""
+    until = time.monotonic() + _READ
+    while _store().add(key, 0) < others and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def _word(key: str, own: int) -> str:
