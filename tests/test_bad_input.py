@@ -338,6 +338,11 @@ def test_a_target_that_broadcasts_is_warned_of_once(caplog):
     ]
 
 
+def test_a_target_that_broadcasts_is_among_what_check_finds():
+    (found,) = learner(one_output, (X, X.sum(1)), squared).check().findings
+    assert "broadcast to (16, 16)" in found
+
+
 @pytest.mark.parametrize(
     ("pred", "target", "wrong"),
     [

@@ -22,7 +22,7 @@ from onecycle.data.held_calls import hold_calls
 from onecycle.data.loaders import TensorLoader
 from onecycle.data.nested import leaves
 from onecycle.errors import CancelValid
-from onecycle.explanations import describe
+from onecycle.explanations import accidental_broadcast, describe
 from onecycle.record.metrics import MeanMetric, MetricSet
 from onecycle.record.names import name_on
 from onecycle.training.loss_means import metric_findings, weight_findings
@@ -105,9 +105,11 @@ class FirstBatch(Callback):
             hold = partial(_hold, learn)
             means = [*weight_findings(learn, hold), *metric_findings(learn, hold)]
             found = [*findings(learn), *means, *self._of_data(learn)]
-            self.check = Check(seen, self._valid, tuple(found))
+            targets = learn.yb if type(learn.yb) is tuple else (learn.yb,)
+            told = accidental_broadcast(learn.pred, targets)  # logged when the loss was computed
+            self.check = Check(seen, self._valid, (*([] if told is None else [told]), *found))
         if learn.running == "fit":
-            for finding in self.check.findings:
+            for finding in found:
                 log.warning("check: %s", finding)
         learn.leave_fit(self)
 
