@@ -341,10 +341,10 @@ class Processes:
                 _store().compare_set(key, "", text)
         _groups.leave()
         with suppress(Exception):
-            if not self.is_first:
-                _store().add(f"{key}/known", 1)
-            elif word is None:
-                _wait_for(f"{key}/known", self.world - 1)
+            known = [f"{key}/known/{other}" for other in range(self.world)]
+            _store().set(known[self.rank], b"1")
+            if self.is_first and word is None:
+                _wait_for(known)
         return word
 
 
@@ -358,10 +358,10 @@ def _is_of_group(error: BaseException) -> bool:
     )
 
 
-def _wait_for(key: str, others: int) -> None:
-    """Wait until so many have heard, but not for long: one may have been killed."""
+def _wait_for(keys: list[str]) -> None:
+    """Wait until all are there, but not for long: a process may have been killed."""
     until = time.monotonic() + _READ
-    while _store().add(key, 0) < others and time.monotonic() < until:
+    while not _store().check(keys) and time.monotonic() < until:
         time.sleep(0.01)
 
 
