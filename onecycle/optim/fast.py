@@ -120,7 +120,7 @@ class FastStepper(BoundStepper):
         self._counts = [count for group in self.groups for count in group.kept.get("step", ())]
 
     def update(self, gradients: list[list[Tensor]]) -> None:
-        """Make the update, a kernel for each group."""
+        """Make the update: one call counts it for all groups, and a kernel moves each."""
         if self._counts:
             _count(self._counts)
         for group, given in zip(self.groups, gradients, strict=True):
@@ -132,10 +132,19 @@ def _count(steps: list[Tensor]) -> None:
     torch._foreach_add_(steps, _ONE_STEP if steps[0].is_cpu else 1)
 
 
-class _SGDGroup(Group):
+class _FastGroup(Group):
     def step(self, gradients: list[Tensor]) -> None:
+        """Make the whole update of this group alone, as a graph records it."""
+        if counts := self.kept.get("step"):
+            _count(counts)
         self.move(gradients)
 
+    def move(self, gradients: list[Tensor]) -> None:
+        """Move what trains, by the counts of updates that are there."""
+        raise NotImplementedError
+
+
+class _SGDGroup(_FastGroup):
     def move(self, gradients: list[Tensor]) -> None:
         group = self.group
         torch._fused_sgd_(
@@ -152,13 +161,8 @@ class _SGDGroup(Group):
         )
 
 
-class _AdamGroup(Group):
-    def step(self, gradients: list[Tensor]) -> None:
-        _count(self.kept["step"])
-        self.move(gradients)
-
+class _AdamGroup(_FastGroup):
     def move(self, gradients: list[Tensor]) -> None:
-        """Move what trains; the steps of all groups are counted already, in one call."""
         group, kept = self.group, self.kept
         beta1, beta2 = group["betas"]
         kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_

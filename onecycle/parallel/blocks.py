@@ -13,8 +13,6 @@ from onecycle.optim.named_modules import matching
 _LEFT = 0.05
 #: What holds layers, and adds nothing of its own.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
 #: A part with more than this share of the parameters is looked into.
 _MOST = 0.5
 #: By the place of a parameter: the names that it has.

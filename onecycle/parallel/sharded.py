@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import nn
@@ -57,6 +58,8 @@ class Sharded:
         self.half, self._processes = half, processes
         if loss is not None and not any(True for _ in loss.parameters()):
             loss = None
+        if not processes.is_alike(crc32(repr(sorted(blocks)).encode())):
+            raise ValueError("blocks must be the same in every process of the job")
         self._roots = [model] if loss is None else [model, loss]
         self._sign = 0
         for root in self._roots:

@@ -131,6 +131,8 @@ def check_the_blocks_that_are_named_are_cut(folder: Path) -> None:
     for each in (learn, other):
         each.fit(1)
     same_bits(learn, other)
+    with pytest.raises(ValueError, match="blocks must be the same in every process"):
+        cut(blocks=["2"] if RANK else ["0"])
 
 
 def check_optimizers(folder: Path) -> None:
