@@ -32,13 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 import torch
 from process_life import EPOCHS, WHOLE, live
 from started import free_port
+from together import UPDATES
 
 #: Seconds after which processes that go on without a killed one are taken to hang.
 PATIENCE = 30.0
 #: The longest time in a fit after which it is killed, in seconds.
 LONGEST = 1.0
 #: Updates of a fit.
-UPDATES = EPOCHS * 9
+N_UPDATES = EPOCHS * UPDATES
 #: Of so many kills one comes before the fit has begun, or while it does.
 EARLY = 6
 
@@ -235,8 +236,8 @@ def other_number(kills: int, rng: random.Random) -> list[str]:
 
 def _differences(run: Run, right: Run, expected: dict[int, list[int]]) -> list[str]:
     found, wrong = run.batches(), [f"{run.lives} lives: they hung"] * run.hangs
-    if sorted(found) != list(range(1, UPDATES + 1)):
-        wrong.append(f"{run.lives} lives: {len(found)} of {UPDATES} updates were seen")
+    if sorted(found) != list(range(1, N_UPDATES + 1)):
+        wrong.append(f"{run.lives} lives: {len(found)} of {N_UPDATES} updates were seen")
     others = [u for u, each in found.items() if any(samples != expected[u] for samples in each)]
     if others:
         wrong.append(f"{run.lives} lives: update {min(others)} has other samples, or another order")

@@ -13,8 +13,10 @@ import torch.distributed as dist
 from equal_checks import BOUND
 from together import (
     RANK,
+    UPDATES,
     WHOLE,
     WORLD,
+    N,
     X,
     Y,
     distance,
@@ -74,7 +76,7 @@ def check_a_cancel_before_the_losses_are_added_up(folder: Path) -> None:
     for each in (learn, alone):
         each.fit(2, cbs=[Early(), GradientClip(0.5)])
     equal_everywhere(learn)
-    assert learn.n_updates == alone.n_updates == 16
+    assert learn.n_updates == alone.n_updates == 2 * (UPDATES - 1)
     assert distance(learn, alone) < BOUND
 
 
@@ -93,8 +95,8 @@ def check_a_cancel_in_one_process_is_one_in_all(folder: Path) -> None:
         ("after_epoch", CancelFit),
     ]
     for event, cancel in cases:
-        at = 13 if event.endswith(("batch", "loss", "pred", "backward", "step")) else 1
-        at = 11 if cancel is CancelValid and event == "after_pred" else at
+        at = UPDATES + 4 if event.endswith(("batch", "loss", "pred", "backward", "step")) else 1
+        at = UPDATES + 2 if cancel is CancelValid and event == "after_pred" else at
         learn, alone = learner(), learner(alone=True)
         learn.fit(2, cbs=[raising(event, cancel, at, LAST)])
         alone.fit(2, cbs=[raising(event, cancel, at, -1)])
@@ -129,7 +131,7 @@ def check_early_stopping(folder: Path) -> None:
     for each in (learn, alone):
         each.fit(9, 1e-9, cbs=[EarlyStopping(min_delta=0.1, patience=2)])
     assert learn.stop_reason == alone.stop_reason != ""
-    assert learn.n_updates == alone.n_updates == 27
+    assert learn.n_updates == alone.n_updates == 3 * UPDATES
 
 
 class Leaving(nn.Module):
@@ -139,7 +141,7 @@ class Leaving(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        if self.calls == 6 and RANK == LAST:
+        if self.calls == UPDATES - 1 and RANK == LAST:
             raise CancelBatch("of the model's own")
         return self.layer(x)
 
@@ -159,22 +161,22 @@ class Share(Sampler[int]):
     """Takes a share for each process, as scripts do that know of these by themselves."""
 
     def __iter__(self) -> Any:
-        return iter(range(RANK, 101, WORLD))
+        return iter(range(RANK, N, WORLD))
 
     def __len__(self) -> int:
-        return -(-(101 - RANK) // WORLD)
+        return -(-(N - RANK) // WORLD)
 
 
 class ShareOfStream(IterableDataset[Any]):
     def __iter__(self) -> Any:
-        return iter([(X[i], Y[i]) for i in range(RANK, 101, WORLD)])
+        return iter([(X[i], Y[i]) for i in range(RANK, N, WORLD)])
 
 
 def check_other_data_in_each_process_are_refused(folder: Path) -> None:
     torch.manual_seed(RANK)
     data = TensorDataset(X, Y)
-    apart, n = random_split(data, [80, 21]), 101 - RANK
-    noise = torch.rand(101, 5, dtype=torch.float64)
+    apart, n = random_split(data, [N - 21, 21]), N - RANK
+    noise = torch.rand(N, 5, dtype=torch.float64)
     cases: list[tuple[Any, str]] = [
         ((DataLoader(apart[0], 3, shuffle=True), None), "training data of process 1"),
         ((TensorLoader(X, Y), DataLoader(apart[1], 3)), "validation data of process 1"),
@@ -224,14 +226,14 @@ class Failing(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        if self.calls == 6 and RANK == LAST:
+        if self.calls == UPDATES - 1 and RANK == LAST:
             raise ArithmeticError("the model failed")
         return self.layer(x)
 
 
 class FailingData(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
-        return 101
+        return N
 
     def __getitem__(self, i: int) -> Any:
         if i == 7:

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from together import (
+    UPDATES,
     WHOLE,
     WORLD,
+    N,
     X,
     Y,
     distance,
@@ -66,7 +68,7 @@ def both(folder: Path, cbs: Any = list, n_epoch: int = 3, **options: Any) -> Non
 
 
 def check_plain_sgd_over_200_updates(folder: Path) -> None:
-    both(folder, n_epoch=23)  # 9 updates each, the last of 5 samples
+    both(folder, n_epoch=200 // UPDATES)
 
 
 def check_adamw(folder: Path) -> None:
@@ -113,7 +115,7 @@ def check_plateau_and_best_model(folder: Path) -> None:
 
 
 def check_a_loss_over_valid_targets(folder: Path) -> None:
-    y = torch.where(torch.arange(101) % 3 > 0, Y, -100)
+    y = torch.where(torch.arange(N) % 3 > 0, Y, -100)
     y[: 2 * WHOLE] = -100  # whole batches may have none
     losses = partial(F.cross_entropy, ignore_index=-100)
 
@@ -254,14 +256,14 @@ def check_torchmetrics(folder: Path) -> None:
 
 
 def numbers(pairs: Any) -> Any:
-    return TensorDataset(X, Y, torch.arange(101))
+    return TensorDataset(X, Y, torch.arange(N))
 
 
 class Numbered(torch.utils.data.Dataset[Any]):
     """Samples that say which they are."""
 
     def __len__(self) -> int:
-        return 101
+        return N
 
     def __getitem__(self, i: int) -> Any:
         return X[i], Y[i], i
@@ -269,26 +271,26 @@ class Numbered(torch.utils.data.Dataset[Any]):
 
 class Streamed(IterableDataset[Any]):
     def __iter__(self) -> Any:
-        return iter([(X[i], Y[i], i) for i in range(101)])
+        return iter([(X[i], Y[i], i) for i in range(N)])
 
 
 class Drawn(Sampler[int]):
     """A sampler of somebody's own, which draws from torch's default generator."""
 
     def __iter__(self) -> Any:
-        for _ in range(101):
-            yield int(torch.randint(101, ()))
+        for _ in range(N):
+            yield int(torch.randint(N, ()))
 
     def __len__(self) -> int:
-        return 101
+        return N
 
 
 class Pairs(Sampler[list[int]]):
     """A batch sampler of somebody's own, with batches of several sizes."""
 
     def __iter__(self) -> Any:
-        order = torch.randperm(101).tolist()
-        for start in range(0, 101, 7):
+        order = torch.randperm(N).tolist()
+        for start in range(0, N, 7):
             yield order[start : start + 5 + start % 3][:7]
 
     def __len__(self) -> int:
@@ -329,13 +331,13 @@ def check_a_shuffled_dataloader(folder: Path) -> None:
 
 def check_samplers_of_torch(folder: Path) -> None:
     def made(size: int) -> list[Any]:
-        weighted = WeightedRandomSampler(torch.arange(1.0, 102.0).tolist(), 101)
+        weighted = WeightedRandomSampler(torch.arange(1.0, N + 1.0).tolist(), N)
         batches = BatchSampler(RandomSampler(Numbered()), size, drop_last=False)
         return [
             DataLoader(Numbered(), size, sampler=weighted),
             DataLoader(Numbered(), batch_sampler=batches),
             DataLoader(SeededDataset(Numbered()), size, shuffle=True),
-            TensorLoader(X, Y, torch.arange(101), batch_size=size, shuffle=True, drop_last=True),
+            TensorLoader(X, Y, torch.arange(N), batch_size=size, shuffle=True, drop_last=True),
         ]
 
     for mine, theirs in zip(made(WHOLE // WORLD), made(WHOLE), strict=True):
@@ -346,10 +348,8 @@ def check_samplers_of_torch(folder: Path) -> None:
 
 
 def check_a_list_and_a_stream_by_position(folder: Path) -> None:
-    batches = [
-        (X[i : i + 3], Y[i : i + 3], torch.arange(i, min(i + 3, 101))) for i in range(0, 101, 3)
-    ]
-    right = [list(range(i, min(i + 3 * WORLD, 101))) for i in range(0, 101, 3 * WORLD)]
+    batches = [(X[i : i + 3], Y[i : i + 3], torch.arange(i, min(i + 3, N))) for i in range(0, N, 3)]
+    right = [list(range(i, min(i + 3 * WORLD, N))) for i in range(0, N, 3 * WORLD)]
     stream = DataLoader(Streamed(), 3)
     for train in (batches, stream):
         _, seen = seen_by(train)
@@ -360,20 +360,20 @@ def check_a_distributed_sampler_is_not_padded(folder: Path) -> None:
     sampler = DistributedSampler(Numbered(), shuffle=True, seed=11)  # type: ignore[arg-type]
     _, seen = seen_by(DataLoader(Numbered(), WHOLE // WORLD, sampler=sampler))
     for epoch in range(2):
-        order = torch.randperm(101, generator=torch.Generator().manual_seed(11 + epoch)).tolist()
-        batches = seen[9 * epoch : 9 * epoch + 9]
+        order = torch.randperm(N, generator=torch.Generator().manual_seed(11 + epoch)).tolist()
+        batches = seen[UPDATES * epoch : UPDATES * (epoch + 1)]
         assert flat(batches) == order
-        assert [len(batch) for batch in batches] == [WHOLE] * 8 + [5]
+        assert [len(batch) for batch in batches] == [WHOLE] * (UPDATES - 1) + [5]
 
 
 def check_samplers_of_ones_own_draw_alike(folder: Path) -> None:
     torch.manual_seed(100 + torch.distributed.get_rank())  # scripts need not seed
     _, seen = seen_by(DataLoader(Numbered(), WHOLE // WORLD, sampler=Drawn()))
-    assert [len(batch) for batch in seen] == ([WHOLE] * 8 + [5]) * 2
-    assert len(set(flat(seen))) > 60
+    assert [len(batch) for batch in seen] == ([WHOLE] * (UPDATES - 1) + [5]) * 2
+    assert len(set(flat(seen))) > N // 2
     _, seen = seen_by(DataLoader(Numbered(), batch_sampler=Pairs()), 1)
     found = flat(seen)
-    assert len(found) == len(set(found)) > 80, "a sample came twice"
+    assert len(found) == len(set(found)) > N - WHOLE, "a sample came twice"
 
 
 def check_processes_draw_random_numbers_of_their_own(folder: Path) -> None:
@@ -387,7 +387,7 @@ def check_processes_draw_random_numbers_of_their_own(folder: Path) -> None:
 
 def check_non_finite_loss_ends_all(folder: Path) -> None:
     x = X.clone()
-    x[:] = torch.where(torch.arange(101)[:, None] == 59, torch.nan, x)
+    x[:] = torch.where(torch.arange(N)[:, None] == 35, torch.nan, x)
     made, stop = [], TerminateOnNonFinite()
     for alone in (True, False):
         size = WHOLE if alone else WHOLE // WORLD
@@ -395,7 +395,7 @@ def check_non_finite_loss_ends_all(folder: Path) -> None:
         learn.fit(1, cbs=[stop])
         made.append((learn.stop_reason, learn.n_updates))
     assert made[0] == made[1]
-    assert made[0][1] == 59 // WHOLE
+    assert made[0][1] == 35 // WHOLE
     # The last sample of its batch, which the last process has: all know, and blame no rate.
     found = stop.post_mortem
     assert found.lr is None

@@ -15,8 +15,10 @@ from equal_checks import BOUND, both, flat
 from resume_checks import ids, interrupted
 from together import (
     RANK,
+    UPDATES,
     WHOLE,
     WORLD,
+    N,
     X,
     Y,
     distance,
@@ -252,7 +254,7 @@ class Endless(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         buffer: list[int] = []
         for i in itertools.count():
-            buffer.append(i % 101)
+            buffer.append(i % N)
             if len(buffer) == 8:
                 j = buffer.pop(int(torch.randint(8, ())))
                 yield X[j], Y[j], j
@@ -278,14 +280,14 @@ def whole(seen: list[list[int]]) -> list[list[int]]:
 
 class Ordered(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
-        return iter([(X[i], Y[i], i) for i in range(101)])
+        return iter([(X[i], Y[i], i) for i in range(N)])
 
 
 def check_a_stream_goes_on_where_an_epoch_was_cut(folder: Path) -> None:
     learn, seen, keep = streamed(data=Ordered())
     learn.fit(3, steps_per_epoch=5, cbs=[keep])
     learn.fit(1, steps_per_epoch=2, cbs=[keep])
-    items = [list(range(i, min(i + 3, 101))) for i in range(0, 101, 3)] * 2
+    items = [list(range(i, min(i + 3, N))) for i in range(0, N, 3)] * 2
     assert whole(seen) == [flat(items[i * WORLD : (i + 1) * WORLD]) for i in range(17)]
     equal_everywhere(learn)
 
@@ -315,7 +317,7 @@ def check_a_stream_that_was_cut_is_resumed(folder: Path) -> None:
 class Split(IterableDataset[Any]):
     """A stream with an order for each epoch, which says what it draws, and can draw a share."""
 
-    def __init__(self, n: int = 101, share: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, n: int = N, share: tuple[int, int] = (0, 1)) -> None:
         self.n, self.share, self.epoch = n, share, 0
         self.drawn: list[int] = []
 
@@ -335,7 +337,7 @@ class Split(IterableDataset[Any]):
 
 
 def check_a_stream_that_can_be_split(folder: Path) -> None:
-    for n, steps in ((101, None), (WORLD * 3 + 1, None), (101, 3), (1, None)):
+    for n, steps in ((N, None), (WORLD * 3 + 1, None), (N, 3), (1, None)):
         learn, seen, keep = streamed(data=(own := Split(n)))
         learn.fit(3, steps_per_epoch=steps, cbs=[keep])
         alone, right, keep_alone = streamed(True, Split(n), 3 * WORLD)
@@ -380,7 +382,7 @@ def check_callbacks_that_are_called_now_and_then(folder: Path) -> None:
         assert heard == list(range(4, each.n_updates + 1, 4))
 
     learn, _ = pair(learner, fit)
-    assert learn.n_updates == 27
+    assert learn.n_updates == 3 * UPDATES
 
 
 class Jumps:
@@ -454,7 +456,7 @@ def check_the_batch_size_that_fits_in_all(folder: Path) -> None:
         assert gathered(learn.find_batch_size()) == [8] * WORLD
         assert torch.equal(torch.get_rng_state(), before)
     learn = learner(model=Limited(1000), metrics=[])
-    assert gathered(learn.find_batch_size()) == [-(-101 // WORLD)] * WORLD
+    assert gathered(learn.find_batch_size()) == [-(-N // WORLD)] * WORLD
     learn = learner(model=Limited(0, LAST), metrics=[])
     with pytest.raises(Exception, match="out of memory"):
         learn.find_batch_size()
@@ -505,10 +507,10 @@ GROWING = {1: 20, 2: 31, 3: 1}  # samples of all, the last one fewer than there 
 def grown(alone: bool, made: str = "tensors", size: int | None = None) -> Any:
     """Return a learner over numbered samples, those that it saw, and what keeps them."""
     size = size or SIZES[alone]
-    train: Any = TensorLoader(X, Y, torch.arange(101), batch_size=size, shuffle=True)
+    train: Any = TensorLoader(X, Y, torch.arange(N), batch_size=size, shuffle=True)
     if made != "tensors":
         stays = {"num_workers": 1, "persistent_workers": True} if made == "workers" else {}
-        rows = TensorDataset(X, Y, torch.arange(101))
+        rows = TensorDataset(X, Y, torch.arange(N))
         train = DataLoader(rows, size, shuffle=True, **stays)
     options = {"n_inp": 1, "loss_func": lambda pred, y, i: F.cross_entropy(pred, y), "metrics": []}
     seen: list[list[int]] = []
@@ -522,9 +524,9 @@ def check_batches_that_grow_are_those_of_all(folder: Path) -> None:
         learn.fit_one_cycle(last, 0.1, cbs=[keep, BatchSizeSchedule(GROWING)])
         alone.fit_one_cycle(last, 0.1, cbs=[keep_too, BatchSizeSchedule(GROWING)])
         assert whole(mine) == theirs
-        whole_epochs = [-(-101 // WHOLE), -(-101 // 20), -(-101 // 31)]
+        whole_epochs = [-(-N // WHOLE), -(-N // 20), -(-N // 31)]
         assert [len(each) for each in theirs[: sum(whole_epochs)]] == [
-            min(size, 101 - i * size)
+            min(size, N - i * size)
             for size, n in zip((WHOLE, 20, 31), whole_epochs, strict=True)
             for i in range(n)
         ]

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 from learner_state import trained
-from together import X, Y
+from together import N, X, Y
 from torch import nn
 from torch.nn import functional as F
 
 from onecycle import Callback, Checkpoint, GradientClip, Learner, TensorLoader, seed_everything
 
-EPOCHS = 20
+EPOCHS = 36
 #: Samples of a batch of all processes.
 WHOLE = 12
 
@@ -44,7 +44,7 @@ def train(folder: Path, life: str, kind: str, batch_size: int, dies: int | None)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     # What is not restored differs from life to life.
     seed_everything(os.getpid() if any(folder.glob("checkpoints/*.pt")) else 7)
-    data = TensorLoader(X, Y, torch.arange(101), batch_size=batch_size, shuffle=True)
+    data = TensorLoader(X, Y, torch.arange(N), batch_size=batch_size, shuffle=True)
     learn = Learner(
         (data, None),
         net(kind),

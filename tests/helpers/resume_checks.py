@@ -10,8 +10,10 @@ import pytest
 import torch
 from together import (
     RANK,
+    UPDATES,
     WHOLE,
     WORLD,
+    N,
     X,
     Y,
     distance,
@@ -28,7 +30,7 @@ from torch.nn import functional as F
 from onecycle import EMA, Callback, Checkpoint, GradientAccumulation, TensorLoader
 
 BOUND = 1e-6
-EPOCHS = 4
+EPOCHS = 3
 
 
 def net() -> nn.Module:
@@ -66,7 +68,7 @@ def check_the_same_number_ends_in_the_same_bits(folder: Path) -> None:
     def cbs() -> list[Callback]:
         return [EMA(0.9), GradientAccumulation(2)]
 
-    for number, at in enumerate((5, 13)):
+    for number, at in enumerate((4, 7)):
         mine = folder / f"same-{WORLD}-{number}"
         begin(mine, at, cbs, model=net())
         gathered(None)
@@ -101,7 +103,7 @@ def ids(seen: list[list[int]]) -> Callback:
 
 def numbered(alone: bool = False, size: int | None = None) -> Any:
     size = size or (WHOLE if alone else WHOLE // WORLD)
-    train = TensorLoader(X, Y, torch.arange(101), batch_size=size, shuffle=True)
+    train = TensorLoader(X, Y, torch.arange(N), batch_size=size, shuffle=True)
     loss = {"loss_func": lambda pred, y, i: F.cross_entropy(pred, y), "n_inp": 1, "metrics": []}
     return learner(alone, (train, None), **loss)
 
@@ -117,13 +119,13 @@ def stop_at(learn: Any, folder: Path, at: int) -> list[list[int]]:
 def check_one_process_goes_on_for_several(folder: Path) -> None:
     """What several began goes on in one, here and in each of them for itself."""
     mine = folder / f"several-{WORLD}"
-    stop_at(numbered(), mine, 13)
+    stop_at(numbered(), mine, 7)
     right, seen_right = numbered(alone=True), []
     right.fit_one_cycle(EPOCHS, 0.1, cbs=[ids(seen_right)])
     gathered(None)
     learn, seen = numbered(alone=True, size=WHOLE // WORLD), []
     learn.fit_one_cycle(EPOCHS, 0.1, cbs=[ids(seen)], resume=mine)
-    assert seen == seen_right[12:]
+    assert seen == seen_right[6:]
     assert distance(learn, right) < BOUND
     assert learn.shards is None
 
@@ -131,22 +133,22 @@ def check_one_process_goes_on_for_several(folder: Path) -> None:
 def check_several_go_on_for_one(folder: Path) -> None:
     mine = folder / f"one-{WORLD}"
     if RANK == 0:
-        stop_at(numbered(alone=True), mine, 13)
+        stop_at(numbered(alone=True), mine, 7)
     gathered(None)
     right, seen_right = numbered(alone=True), []
     right.fit_one_cycle(EPOCHS, 0.1, cbs=[ids(seen_right)])
     learn, seen = numbered(size=WHOLE), []  # the script for one, started for several
     learn.fit_one_cycle(EPOCHS, 0.1, cbs=[ids(seen)], resume=mine)
-    assert [flat(each) for each in zip(*gathered(seen), strict=True)] == seen_right[12:]
+    assert [flat(each) for each in zip(*gathered(seen), strict=True)] == seen_right[6:]
     assert distance(learn, right) < BOUND
     equal_everywhere(learn)
     learn.fit(1)
-    assert len(learn.recorder.history["train_loss"]) == 9 * EPOCHS + -(-101 // (WHOLE * WORLD))
+    assert len(learn.recorder.history["train_loss"]) == UPDATES * EPOCHS + -(-N // (WHOLE * WORLD))
 
 
 def check_begin_for_others(folder: Path) -> None:
     """Leave a checkpoint for another number of processes: see the next one."""
-    stop_at(numbered(), folder / f"for-others-{WORLD}", 15)
+    stop_at(numbered(), folder / f"for-others-{WORLD}", 9)
 
 
 def check_another_number_goes_on(folder: Path) -> None:
@@ -156,12 +158,12 @@ def check_another_number_goes_on(folder: Path) -> None:
     right.fit_one_cycle(EPOCHS, 0.1, cbs=[ids(seen_right)])
     learn, seen = numbered(size=WHOLE // (6 - WORLD)), []
     learn.fit_one_cycle(EPOCHS, 0.1, cbs=[ids(seen)], resume=mine)
-    assert [flat(each) for each in zip(*gathered(seen), strict=True)] == seen_right[14:]
+    assert [flat(each) for each in zip(*gathered(seen), strict=True)] == seen_right[8:]
     assert distance(learn, right) < BOUND
 
 
 def check_a_list_goes_on_in_another_number(folder: Path) -> None:
-    batches = [(X[i : i + 3], Y[i : i + 3]) for i in range(0, 101, 3)]
+    batches = [(X[i : i + 3], Y[i : i + 3]) for i in range(0, N, 3)]
     mine = folder / f"list-{WORLD}"
     learn = learner(dls=(batches, None), metrics=[])
     with suppress(InterruptedError):

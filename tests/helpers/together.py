@@ -25,11 +25,13 @@ from onecycle.optim.sharded import whole
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 #: Samples of a batch of all processes.
 WHOLE = 12
+#: Samples and updates of an epoch; the last update has 5 samples.
+N, UPDATES = 53, 5
 #: After so long without an answer a collective fails.
 PATIENCE = timedelta(seconds=30)
 
 generator = torch.Generator().manual_seed(5)
-X = torch.randn(101, 5, generator=generator, dtype=torch.float64)
+X = torch.randn(N, 5, generator=generator, dtype=torch.float64)
 Y = (X.sum(1) > 0).long() + (X[:, 0] > 1).long()
 
 Check = Callable[[Path], None]
