@@ -87,6 +87,7 @@ def _address(home: Path, lab: subprocess.Popen[bytes]) -> str:
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    options += ["--disable-dev-shm-usage"]  # of which containers have little
     with playwright.sync_playwright() as started:
         yield started.chromium.launch(executable_path=CHROMIUM, args=options)
 
