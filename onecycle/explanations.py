@@ -183,6 +183,12 @@ def _model_advice(message: str, model: nn.Module, xb: Any) -> str | None:
             "batch norm cannot train on one sample: use drop_last=True, or a batch size that does "
             "not leave a last batch of one"
         )
+    if "DTensor" in message and any(hasattr(p, "to_local") for p in model.parameters()):
+        return (
+            'with parallel="fsdp" weights are gathered for the module that has them while it is '
+            "called, and here they were used without calling it: call it, or name with blocks= "
+            "parts that are called as a whole"
+        )
     if not isinstance(xb, Tensor):
         return _nested_advice(message, model, xb)
     if "index out of range" in message and _is_readable(xb):

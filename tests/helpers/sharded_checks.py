@@ -546,6 +546,24 @@ def check_other_modules_in_one_process_are_refused(folder: Path) -> None:
         assert learn.n_updates == n_updates
 
 
+class Tied(nn.Module):
+    """Takes the weight of a layer that it does not call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.layer = nn.Sequential(nn.Linear(5, 3), nn.Tanh()), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.body(x), self.layer.weight)
+
+
+def check_a_weight_of_a_part_that_is_not_called_is_explained(folder: Path) -> None:
+    learn = cut(model=Tied().double(), blocks=["layer"])
+    with pytest.raises(RuntimeError) as caught:
+        learn.fit(1)
+    assert "used without calling it" in "\n".join(caught.value.__notes__)
+
+
 class Other(nn.Module):
     """Of two layers of one size, one process takes another one in training or in validation."""
 
