@@ -546,7 +546,7 @@ def check_other_modules_in_one_process_are_refused(folder: Path) -> None:
         assert learn.n_updates == n_updates
 
 
-class Tied(nn.Module):
+class Borrowing(nn.Module):
     """Takes the weight of a layer that it does not call."""
 
     def __init__(self) -> None:
@@ -558,7 +558,7 @@ class Tied(nn.Module):
 
 
 def check_a_weight_of_a_part_that_is_not_called_is_explained(folder: Path) -> None:
-    learn = cut(model=Tied().double(), blocks=["layer"])
+    learn = cut(model=Borrowing().double(), blocks=["layer"])
     with pytest.raises(RuntimeError) as caught:
         learn.fit(1)
     assert "used without calling it" in "\n".join(caught.value.__notes__)
