@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from onecycle.arguments import check_fraction, check_momentum
 from onecycle.core.callback import Callback, Stage
+from onecycle.core.restore import preserved_rng
+from onecycle.data.generators import order_seed, seed_all
 from onecycle.errors import CancelValid
 from onecycle.optim.sharded import part_of
 
@@ -355,7 +357,8 @@ def _recompute_statistics(learn: Loop) -> None:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative mean: every batch counts the same
-        with learn.added_cbs([_TrainingMode()]):
+        with learn.added_cbs([_TrainingMode()]), preserved_rng():
+            seed_all(order_seed(learn.seed, learn.total_updates))  # alike in every process
             learn.infer(learn.dls.train, stop, with_loss=False)
     finally:
         for norm, momentum in momenta:

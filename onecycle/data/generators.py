@@ -100,6 +100,12 @@ def seed_global(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
+def seed_all(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch, all devices, with a number in [0, 2**63)."""
+    seed_global(seed)
+    torch.manual_seed(seed)
+
+
 def global_states() -> tuple[Any, ...]:
     """Return the states of the global generators of Python, NumPy and torch, on the CPU."""
     return random.getstate(), np.random.get_state(), torch.get_rng_state()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from copy import copy
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -29,6 +30,7 @@ from onecycle.arguments import (
     check_text,
     shown,
 )
+from onecycle.data.generators import order_seed, seed_global
 from onecycle.data.parts import Part, PartSampler, Unpadded
 from onecycle.elsewhere import SaysOurNames, says_our_keywords
 
@@ -449,7 +451,16 @@ def shared_loader(dl: DataLoader[Any], batch_size: int | None, items: int, part:
         sampler = PartSampler(order, batch_size or (size or 1) * items, drop_last, part)
     left_out = ("sampler", "drop_last", "in_order")  # one not in order could not be counted
     kept = {name: getattr(dl, name) for name in _KEPT_OPTIONS if name not in left_out}
+    if part.rank:
+        kept["worker_init_fn"] = partial(_init_worker, part.rank, dl.worker_init_fn)
     return DataLoader(batch_sampler=sampler, **kept)
+
+
+def _init_worker(rank: int, own: Callable[[int], None] | None, number: int) -> None:
+    """Let a worker draw other random numbers than that of the same number in process 0."""
+    seed_global(order_seed(torch.initial_seed(), rank))
+    if own is not None:
+        own(number)
 
 
 def loader_of(dl: DataLoader[Any], share: IterableDataset[Any]) -> DataLoader[Any]:

@@ -22,6 +22,8 @@ from onecycle.processes import Processes
 _ROWS, _NUMBERS = 16, 4096
 #: By which part sums of an optimizer's state may differ: devices round in their own ways.
 _ROUNDING = 1e-3
+#: By which part the norm of a weight may differ after a pass.
+_DRIFT = 1e-5
 
 
 def sign_of(value: Any) -> int:
@@ -102,6 +104,40 @@ def _rows(tensors: Any) -> list[int]:
     known = [t for t in tensors if isinstance(t, Tensor) and t.ndim and _can_be_read(t)]
     steps = [max(1, len(t) // _ROWS) for t in known]
     return [sign_of([len(t), *t[::step]]) for t, step in zip(known, steps, strict=True)]
+
+
+def check_weights(processes: Processes, learn: Loop) -> None:
+    """Refuse to go on with weights or rates that are not those of the first process.
+
+    They are the same as long as all add up their gradients, and step alike.
+
+    Args:
+        processes: The processes.
+        learn: The learner, after a pass; every process calls this.
+
+    Raises:
+        OnecycleError: In every process.
+    """
+    rates = [[float(group["lr"]) for group in learn.opt.param_groups]]
+    norms: list[float] = []
+    if learn.sharded is None:  # of parts each process has its own
+        weights = [p.detach() for p in learn.stepper.params if p.numel()]
+        norms = torch.stack([torch.linalg.vector_norm(p).double() for p in weights]).tolist()
+    said = processes.gather((rates, norms))
+    for number, (each, own) in enumerate(said):
+        near = [
+            math.isclose(a, b, rel_tol=_DRIFT) or not math.isfinite(a + b)
+            for a, b in zip((*each[0], *own), (*said[0][0][0], *said[0][1]), strict=True)
+        ]
+        if not all(near):
+            raise OnecycleError(
+                f"the {'weights' if all(near[: len(each[0])]) else 'learning rates'} of process "
+                f"{number} are no longer those of process 0: something changed them, or gradients "
+                "that had been added up, otherwise in each process. What a callback or optimizer "
+                "draws at random needs a generator of its own with one seed (the global ones "
+                "differ, as dropout needs); what it decides by a batch must be decided by "
+                "learn.loss in training, which is that of all"
+            )
 
 
 def check_state(processes: Processes, learn: Loop) -> None:

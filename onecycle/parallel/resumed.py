@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from onecycle.core.restore import RngState
-from onecycle.data.generators import order_seed
-from onecycle.parallel.shards import Shards, seed_all
+from onecycle.data.generators import order_seed, seed_all
+from onecycle.parallel.shards import Shards
 from onecycle.processes import Processes
 
 #: Under which name it stands among what a reader may pass over.

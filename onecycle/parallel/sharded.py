@@ -186,6 +186,9 @@ class FullySharded(DataParallel):
         """Begin a pass with the same buffers everywhere."""
         self._share_buffers(learn)
 
+    def _follow(self, learn: Loop) -> None:
+        """Do nothing: torch follows what trains by itself."""
+
     def _unwrap(self, learn: Loop) -> None:
         self._sharded.let_all_go()
         super()._unwrap(learn)

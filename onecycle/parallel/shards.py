@@ -14,7 +14,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 from onecycle.data.generators import global_states, order_seed, put_global_states, seed_global
@@ -121,7 +120,7 @@ class Shards:
         if _is_by_rows(dl) and not _has_own_batches(dl):
             return n_batches(self._shared(dl, size or self._size(dl)))
         n = n_batches(dl)
-        return None if n is None else -(-n // self.items)
+        return n if n is None else n // self.items if _leaves_out(dl) else -(-n // self.items)
 
     def start_pass(
         self, dl: Iterable[Any], seed: int, epoch: int, skip: int, size: int | None = None
@@ -143,7 +142,8 @@ class Shards:
             )
         if not _is_by_rows(dl):
             open_it = start_pass if isinstance(dl, list | tuple) else start_apart
-            return self._by_item(partial(open_it, dl, seed, epoch, skip=skip * self.items))
+            items = partial(open_it, dl, seed, epoch, skip=skip * self.items)
+            return self._by_item(items, _leaves_out(dl))
         shared = self._kept_shared(dl, size or self._size(dl))
 
         def start() -> Iterator[Any]:
@@ -203,8 +203,8 @@ class Shards:
         splits = self._can_split(dl)
         open_it = self._start_share if splits else start_apart
         begin = partial(stream.start, dl, seed, epoch, n_iter=n, start=open_it)
-        take = self._by_share if splits else self._by_item
-        return take(partial(begin, skip=skip * self.items))
+        begin = partial(begin, skip=skip * self.items)
+        return self._by_share(begin) if splits else self._by_item(begin, _leaves_out(dl))
 
     def _can_split(self, dl: Any) -> bool:
         """Tell whether each process can draw its share alone: all have batches of their own."""
@@ -237,13 +237,15 @@ class Shards:
             yield batch
             del batch, group  # not kept alive while the next one is loaded
 
-    def _by_item(self, start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    def _by_item(self, start: Callable[[], Iterator[Any]], drop_last: bool) -> Iterator[Any]:
         """Take this process's items of each so many in a row."""
         items, is_first = start(), True
         while group := list(islice(items, self.items)):
             if is_first:
                 self._check_alike(_OTHER_ITEMS, group)
             is_first = False
+            if drop_last and len(group) < self.items:
+                return
             own = group[self.part.of(len(group))]
             self.has_samples = bool(own)
             yield group[0] if not own else own[0] if len(own) == 1 else concatenate(own)
@@ -273,6 +275,11 @@ def _is_by_rows(dl: Any) -> bool:
     if type(dl) is not DataLoader or isinstance(dl.dataset, IterableDataset):
         return False
     return dl.batch_sampler is not None
+
+
+def _leaves_out(dl: Any) -> bool:
+    """Tell whether a loader leaves out what makes no full batch."""
+    return type(dl) is DataLoader and dl.drop_last
 
 
 def _has_own_batches(dl: Any) -> bool:
@@ -315,9 +322,3 @@ def _in_stream(start: Callable[[], Iterator[Any]], seed: int) -> Iterator[Any]:
         if batch is _END:
             return
         yield batch
-
-
-def seed_all(seed: int) -> None:
-    """Seed the generators of Python, NumPy and torch, all devices, with a number in [0, 2**63)."""
-    seed_global(seed)
-    torch.manual_seed(seed)

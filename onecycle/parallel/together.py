@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -51,6 +51,8 @@ class ParallelLoop(Loop):
     _agreed: set[str] | None
     has_agreed = False
     _has_told = False
+    #: Whether a fit of this process is running, of whichever learner.
+    _runs: ClassVar[bool] = False
     asked_landing: tuple[int, str | None] | None = None
 
     def _join_job(
@@ -165,13 +167,16 @@ class ParallelLoop(Loop):
         if self.shards is None or self._run is not None:
             super().run_fit(n_epoch, cbs=cbs, run=run, **limits)
             return
-        cbs_before, agreed_before = self.cbs, self._agreed
+        cbs_before, agreed_before, within = self.cbs, self._agreed, ParallelLoop._runs
         with self.shards.running(), failing_together(self.processes):
             try:
+                ParallelLoop._runs = True
                 both = [*self._joined(self.processes, [n_epoch, *limits.values()], run, cbs)]
                 super().run_fit(n_epoch, cbs=[*cbs, *both], run=run, **limits)
-                _go_on_alike(self.processes)
+                if not within:  # a fit whose processes draw otherwise, each for itself
+                    _go_on_alike(self.processes)
             finally:
+                ParallelLoop._runs = within
                 surely(partial(vars(self).update, cbs=cbs_before, _agreed=agreed_before))
 
     def _joined(

@@ -17,21 +17,30 @@ from torch.nn.parameter import is_lazy
 
 from onecycle.core.callback import Callback, Stage
 from onecycle.core.loop import Loop
-from onecycle.data.generators import order_seed
+from onecycle.data.generators import order_seed, seed_all
+from onecycle.data.nested import leaves
 from onecycle.errors import OnecycleError
 from onecycle.optim.stepper import ScaledStepper
-from onecycle.parallel.alike import check_state
-from onecycle.parallel.shards import Shards, seed_all
+from onecycle.parallel.alike import check_state, check_weights
+from onecycle.parallel.shards import Shards
 from onecycle.processes import Processes
 from onecycle.record.weights import Weight
 
 
 class _Held(nn.Module):
-    """The parameters, and a forward pass that has been made already."""
+    """The parameters, and a forward pass that has been made already.
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
+    Args:
+        parameters: All that train.
+        sparse: The embeddings whose gradients are sparse, by which torch knows them.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], sparse: list[nn.Module]) -> None:
         super().__init__()
-        self.held = nn.ParameterList(parameters)
+        self.sparse = nn.ModuleList(sparse)
+        self.all = parameters
+        own = {id(p) for p in self.sparse.parameters()}
+        self.held = nn.ParameterList([p for p in parameters if id(p) not in own])
         # Never used: where all are, torch warns that looking for unused ones is in vain. It is
         # not: some models have them, and so the order of the buckets stays as it was first, and
         # with it the order in which more than two processes are added up.
@@ -78,7 +87,9 @@ class DataParallel:
             _callback(
                 save,
                 before_train=self._check_state,
+                before_batch=self._follow,
                 before_backward=self._take_gradients,
+                after_train=self._check_weights,
                 cleanup_fit=self._unwrap,
             ),
         ]
@@ -101,6 +112,11 @@ class DataParallel:
             self._is_checked = True
             check_state(self._processes, learn)
 
+    def _check_weights(self, learn: Loop) -> None:
+        """After each pass, see that all have made the same updates."""
+        if learn.running == "fit":
+            check_weights(self._processes, learn)
+
     def _wrap(self, learn: Loop) -> None:
         """Begin a pass with the same weights everywhere, those of the first process."""
         if self._wrapped is not None:
@@ -118,7 +134,7 @@ class DataParallel:
     def _rewrap(self, learn: Loop, **options: Any) -> None:
         self._made_for = self._signature()
         self._wrapped = DistributedDataParallel(
-            _Held(self._parameters(learn)),
+            _Held(self._parameters(learn), _sparse(learn)),
             process_group=self._processes.device_group,
             find_unused_parameters=True,
             **options,
@@ -131,16 +147,17 @@ class DataParallel:
     def _share_buffers(self, learn: Loop) -> None:
         """Let all have the first process's buffers, as batch norm's statistics."""
         roots = [root for root in (learn.model, learn.loss_module) if root is not None]
-        buffers = [b for root in roots for b in root.buffers() if b.is_floating_point()]
-        for dtype in dict.fromkeys(b.dtype for b in buffers):
-            same = [b for b in buffers if b.dtype == dtype and b.numel()]
-            if same:
-                flat = self._processes.spread(torch.cat([b.detach().reshape(-1) for b in same]))
-                if not self._processes.is_first:
-                    parts = torch.split(flat, [b.numel() for b in same])
-                    with torch.no_grad():
-                        for buffer, part in zip(same, parts, strict=True):
-                            buffer.copy_(part.view_as(buffer))
+        buffers = [b for root in roots for b in root.buffers() if b.numel()]
+        if not buffers:
+            return
+        # Of any dtype, as bytes: those of large numbers first, so that each begins where it may.
+        buffers.sort(key=lambda b: -b.element_size())
+        own = [b.detach().reshape(-1).contiguous().view(torch.uint8) for b in buffers]
+        flat = self._processes.spread(torch.cat(own))
+        if not self._processes.is_first:
+            with torch.no_grad():
+                for buffer, part in zip(buffers, torch.split(flat, [*map(len, own)]), strict=True):
+                    buffer.copy_(part.view(buffer.dtype).view_as(buffer))
 
     def _open(self, learn: Any) -> None:
         """Note that the others wait for the loss of this batch."""
@@ -161,7 +178,10 @@ class DataParallel:
         if loss.numel() != 1:  # the backward pass refuses it, and says why
             return
         wide = torch.float32 if loss.device.type == "mps" else torch.float64
-        weight = torch.as_tensor(self._weight(learn)).to(loss.device, wide)
+        counts = self._weight(learn)
+        weight = torch.as_tensor(counts).to(loss.device, wide)
+        if isinstance(counts, Tensor) or not counts > 0:
+            _leave_out_nothing(learn.pred, weight)
         part = (loss.to(wide).reshape(()) * weight).where(weight > 0, 0.0)
         both = self._processes.add_up(torch.stack([part, weight]))
         self._is_open = False
@@ -180,6 +200,7 @@ class DataParallel:
     def _take_gradients(self, learn: Loop) -> None:
         """Let torch take the gradients of the loss from all, unless more batches follow first."""
         if self._signature() != self._made_for:  # a part was frozen, or parameters were added
+            self._take_waiting()
             self._rewrap(learn, init_sync=False)
         follows = learn.batches_in_window + 1 < learn.batches_per_update
         # A gradient scaler looks at the gradients before anybody can take them together.
@@ -193,22 +214,51 @@ class DataParallel:
 
     def _make_whole(self, learn: Loop) -> None:
         """Take the gradients of a window that ended before it was full; share the buffers."""
+        self._take_waiting()
+        self._share_buffers(learn)
+
+    def _take_waiting(self) -> None:
+        """Let torch take the gradients that were kept back in this window."""
         if self._waits:
             self._waits = False
-            found = [p for p in learn.stepper.params if p.grad is not None]
-            nothing: Any = sum(p.reshape(-1)[:0].sum() for p in found)
-            self._wrapped(nothing).backward()
-        self._share_buffers(learn)
+            held = self._wrapped.module.all
+            found = [p for p in held if p.requires_grad and p.grad is not None]
+            nothing: Any = sum(p.reshape(-1)[:0].abs().sum() for p in found)
+            if found:
+                self._wrapped(nothing).backward()
+
+    def _follow(self, learn: Loop) -> None:
+        """Before a batch, let all have the first one's of what was added, thawed or frozen."""
+        if self._signature() != self._made_for:
+            self._take_waiting()
+            self._rewrap(learn)
 
     def _parameters(self, learn: Loop) -> list[nn.Parameter]:
         """List what trains: what the optimizer holds, and what else model and loss have."""
         roots = [root for root in (learn.model, learn.loss_module) if root is not None]
-        found = [*self._stepper.params, *(p for root in roots for p in root.parameters())]
+        found = [*self._in_optimizer(), *(p for root in roots for p in root.parameters())]
         return list({id(p): p for p in found}.values())
 
     def _signature(self) -> Any:
         """Return what the wrapper was made for: which parameters train."""
-        return [(id(p), p.requires_grad) for p in self._stepper.params]
+        return [(id(p), p.requires_grad) for p in self._in_optimizer()]
+
+    def _in_optimizer(self) -> list[nn.Parameter]:
+        return [p for group in self._stepper.opt.param_groups for p in group["params"]]
+
+
+def _sparse(learn: Loop) -> list[nn.Module]:
+    """Return the embeddings of a model that give sparse gradients."""
+    parts = learn.model.modules()
+    return [m for m in parts if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
+
+
+def _leave_out_nothing(pred: Any, weight: Tensor) -> None:
+    """Give a part that does not count no gradient: a mean over nothing may have NaN."""
+    for leaf in leaves(pred):
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            hooked: Any = leaf
+            hooked.register_hook(lambda gradient: gradient.where(weight > 0, 0.0))
 
 
 def _callback(stage: Stage, **handlers: Any) -> Callback:

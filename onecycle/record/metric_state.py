@@ -60,9 +60,13 @@ def load_metrics(metrics: MetricSet, state: dict[str, Any], device: torch.device
     if len(states) == world:
         _load(metrics, states[rank], device)
         return
-    found = []
+    found, said = [], []
+    for each in states:
+        _load(metrics, each, device)
+        said.append(metrics.names())
     for each in reversed(states):  # those of the first stay, of what sees every sample
         _load(metrics, each, device)
+        metrics.have(said)
         found.append(metrics.sums())
     sums = [sum(parts) if rank == 0 else 0.0 for parts in zip(*found, strict=True)]
     metrics.take_sums(sums)

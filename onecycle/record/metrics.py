@@ -367,6 +367,14 @@ class MeanMetric:
         """Return the means of the batches so far, and what looked for NaN in them."""
         return [*self._parts.values()] or [self._mean], self._watch
 
+    def names(self) -> list[str]:
+        """Return the names of the values so far; none of a function that returns one number."""
+        return [*self._parts]
+
+    def have(self, names: Sequence[str]) -> None:
+        """Have values of these names, in this order; new ones begin with nothing."""
+        self._parts = {name: self._parts.get(name) or WeightedMean() for name in names}
+
     def _transformed(self, mean: Tensor) -> Tensor:
         return mean if self.transform is None else self.transform(mean)
 
@@ -615,12 +623,33 @@ class MetricSet:
 
     def _kept(self) -> tuple[list[WeightedMean], list[NanWatch]]:
         means, watches = [self._loss], [self._watch]
-        for metric in self.metrics.values():
-            if isinstance(metric, MeanMetric) and type(metric).update is MeanMetric.update:
-                found, watch = metric.kept()
-                means += found
-                watches.append(watch)
+        for metric in self._means():
+            found, watch = metric.kept()
+            means += found
+            watches.append(watch)
         return means, watches
+
+    def _name_alike(self, processes: Processes) -> None:
+        """Let each mean have the values that it has in any process, in one order."""
+        if self._means():
+            self.have(processes.gather(self.names()))
+
+    def names(self) -> list[list[str]]:
+        """Return the names of the values of each mean of a function."""
+        return [each.names() for each in self._means()]
+
+    def have(self, said: Sequence[list[list[str]]]) -> None:
+        """Let each mean have the values that it has in any of several `names`."""
+        for metric, *names in zip(self._means(), *said, strict=True):
+            metric.have([name for each in names for name in each])
+
+    def _means(self) -> list[MeanMetric]:
+        metrics = self.metrics.values()
+        return [
+            each
+            for each in metrics
+            if isinstance(each, MeanMetric) and type(each).update is MeanMetric.update
+        ]
 
     def sums(self) -> list[float]:
         """Read what is added up over processes: of each mean its sum and weight, and NaN."""
@@ -660,6 +689,7 @@ class MetricSet:
         if self._is_empty:
             return {}
         if self.processes is not None:
+            self._name_alike(self.processes)
             self.take_sums(self.processes.sums(self.sums()))
         results = {"valid_loss": self._loss.compute().item()}
         # Where the loss is a number, what was NaN among the predictions was not meant to count.

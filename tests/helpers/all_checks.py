@@ -6,6 +6,7 @@ import loop_checks
 import resume_checks
 import sharded_checks
 import tool_checks
+import unusual_checks
 from together import run
 
 MODULES = (
@@ -15,6 +16,7 @@ MODULES = (
     decision_checks,
     resume_checks,
     sharded_checks,
+    unusual_checks,
 )
 CHECKS = {
     f"{module.__name__}.{name}": check

@@ -54,6 +54,7 @@ FOR_FOUR = {
         "check_the_same_number_ends_in_the_same_bits",
         "check_begin_for_others",
     },
+    "unusual_checks": {"check_what_trains_changes_within_a_fit"},
 }
 
 
