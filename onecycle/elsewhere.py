@@ -66,6 +66,8 @@ _FIT_TAKES = "fit() and fit_one_cycle() take the number of epochs"
 #: By advice the keywords that no other keyword replaces.
 _KEYWORD_ADVICE = _by_name(
     {
+        "policy= is 'cosine', 'linear', 'three_phase' or a Schedule": "anneal_strategy three_phase",
+        "dl= is a loader, by default that of the learner": "ds_idx dataloaders",
         _FIT_TAKES: "epochs num_epochs n_epochs max_epochs cyc_len num_train_epochs",
         "give the learner the loaders: Learner((train, valid), ...)": "train_dataloaders "
         "val_dataloaders train_dataset eval_dataset validation_data datamodule",
@@ -113,7 +115,7 @@ _KEYWORDS = {
     "div": "div_factor",
     "div_final": "final_div final_div_factor",
     "pct_start": "pct warmup_ratio start_pct",
-    "moms": "momentums betas",
+    "moms": "momentums betas max_momentum base_momentum cycle_momentum",
     "wd": "weight_decay wds",
     "resume": "ckpt_path resume_from_checkpoint start_epoch initial_epoch",
     "loss_func": "loss loss_fn crit criterion",
@@ -357,6 +359,32 @@ class SaysOurNames:
             if here := _OF_ANY[self._called].get(name):
                 said += f", a name of another library; here: {here}"
             raise AttributeError(said, name=name, obj=self)
+
+
+class NotHere:
+    """An attribute of another library's learner: who reads or sets it is told what is here.
+
+    Setting it would do nothing otherwise, without a word.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, obj: Any, owner: type | None = None) -> Any:
+        if obj is not None:
+            self._refuse(obj)
+        return self
+
+    def __set__(self, obj: Any, value: object) -> None:
+        self._refuse(obj)
+
+    def _refuse(self, obj: Any) -> NoReturn:
+        raise AttributeError(
+            f"{type(obj).__name__!r} object has no attribute {self._name!r}, a name of another "
+            f"library; here: {_OF_LEARNERS[self._name]}",
+            name=self._name,
+            obj=obj,
+        )
 
 
 def says_our_keywords(function: Callable[P, R]) -> Callable[P, R]:

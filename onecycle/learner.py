@@ -33,7 +33,12 @@ from onecycle.callbacks.precision import MixedPrecision
 from onecycle.checkpoints.fit_plan import Extend
 from onecycle.core.callback import Callback
 from onecycle.core.checks import checked_callbacks
-from onecycle.elsewhere import SaysOurNames, says_our_keywords
+from onecycle.elsewhere import (
+    NotHere,
+    SaysOurNames,
+    explain_foreign_name,
+    says_our_keywords,
+)
 from onecycle.insight.confusion import ConfusionMatrix, confusion_matrix
 from onecycle.insight.looking import show_batch, show_results
 from onecycle.insight.losses import TopLosses, top_losses
@@ -159,6 +164,17 @@ class Learner(Trainer, SaysOurNames):
         >>> learn.validate()["mse"] < 0.01
         True
     """
+
+    stop_training, should_stop = NotHere(), NotHere()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls):
+            if here := explain_foreign_name(name):
+                raise TypeError(
+                    f"{cls.__name__} defines {name!r}, a name of another library, which nothing "
+                    f"would call: {here}"
+                )
 
     @says_our_keywords
     def fit_clr_beta(

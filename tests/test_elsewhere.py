@@ -81,6 +81,19 @@ def test_a_class_of_another_library_is_answered_where_it_is_imported(there: str,
 LEARN = toy_learner()
 
 
+@pytest.mark.parametrize("name", ["stop_training", "should_stop"])
+def test_what_stops_a_fit_elsewhere_is_refused_where_it_is_set(name: str) -> None:
+    learn = toy_learner()
+    with pytest.raises(AttributeError, match="here: raise CancelFit"):
+        learn.fit(1, cbs=[Callback(after_batch=lambda learn: setattr(learn, name, True))])
+
+
+@pytest.mark.parametrize("name", ["training_step", "configure_optimizers", "on_train_epoch_end"])
+def test_a_method_that_nothing_would_call_is_refused_in_a_learner(name: str) -> None:
+    with pytest.raises(TypeError, match=f"defines '{name}', a name of another library"):
+        type("Mine", (Learner,), {name: lambda self: None})
+
+
 @pytest.mark.parametrize(
     ("owner", "there", "here"),
     [
@@ -129,6 +142,8 @@ def test_an_attribute_of_another_library_is_answered(owner: Any, there: str, her
         (LEARN.fit_one_cycle, {"n_epoch": 1, "max_lr": 0.1}, "lr_max"),
         (LEARN.fit_one_cycle, {"n_epoch": 1, "lr": 0.1}, "lr_max"),
         (LEARN.fit_one_cycle, {"n_epoch": 1, "div_factor": 10}, "div"),
+        (LEARN.fit_one_cycle, {"n_epoch": 1, "max_momentum": 0.9}, "moms"),
+        (LEARN.fit_one_cycle, {"n_epoch": 1, "three_phase": True}, "policy="),
         (LEARN.fit_one_cycle, {"n_epoch": 1, "final_div_factor": 10}, "div_final"),
         (LEARN.fit_one_cycle, {"n_epoch": 1, "callbacks": []}, "cbs"),
         (LEARN.fit, {"epochs": 1}, "n_epoch"),

@@ -367,10 +367,6 @@ class MeanMetric:
         """Return the means of the batches so far, and what looked for NaN in them."""
         return [*self._parts.values()] or [self._mean], self._watch
 
-    def names(self) -> list[str]:
-        """Return the names of the values so far; none of a function that returns one number."""
-        return [*self._parts]
-
     def have(self, names: Sequence[str]) -> None:
         """Have values of these names, in this order; new ones begin with nothing."""
         self._parts = {name: self._parts.get(name) or WeightedMean() for name in names}
@@ -629,14 +625,9 @@ class MetricSet:
             watches.append(watch)
         return means, watches
 
-    def _name_alike(self, processes: Processes) -> None:
-        """Let each mean have the values that it has in any process, in one order."""
-        if self._means():
-            self.have(processes.gather(self.names()))
-
     def names(self) -> list[list[str]]:
         """Return the names of the values of each mean of a function."""
-        return [each.names() for each in self._means()]
+        return [[*each._parts] for each in self._means()]
 
     def have(self, said: Sequence[list[list[str]]]) -> None:
         """Let each mean have the values that it has in any of several `names`."""
@@ -644,12 +635,8 @@ class MetricSet:
             metric.have([name for each in names for name in each])
 
     def _means(self) -> list[MeanMetric]:
-        metrics = self.metrics.values()
-        return [
-            each
-            for each in metrics
-            if isinstance(each, MeanMetric) and type(each).update is MeanMetric.update
-        ]
+        ours = [each for each in self.metrics.values() if isinstance(each, MeanMetric)]
+        return [each for each in ours if type(each).update is MeanMetric.update]
 
     def sums(self) -> list[float]:
         """Read what is added up over processes: of each mean its sum and weight, and NaN."""
@@ -689,7 +676,8 @@ class MetricSet:
         if self._is_empty:
             return {}
         if self.processes is not None:
-            self._name_alike(self.processes)
+            if self._means():
+                self.have(self.processes.gather(self.names()))
             self.take_sums(self.processes.sums(self.sums()))
         results = {"valid_loss": self._loss.compute().item()}
         # Where the loss is a number, what was NaN among the predictions was not meant to count.

@@ -328,6 +328,9 @@ class PressedWhileAsked(Processes):
     def sums(self, values):
         return values
 
+    def gather(self, value):
+        return [value, value]
+
 
 def test_pressed_while_processes_ask_each_other_it_lands_once_at_the_next_batch():
     learn = learner()
