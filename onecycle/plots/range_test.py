@@ -30,6 +30,9 @@ from onecycle.plots.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: The rules whose colours and markers are the same in every picture.
+_RULES = ("knee", "valley", "slide", "minimum", "steep", "vote")
+
 
 def plot_lr_find(
     lrs: ArrayLike,
@@ -199,8 +202,10 @@ def _mark_suggestions(
     curve: NDArray[np.float64],
 ) -> None:
     found = [(rule, lr) for rule, lr in suggestions.items() if lr is not None]
+    others = [rule for rule, _ in found if rule not in _RULES]
     for index, (rule, lr) in enumerate(found):
-        color = PALETTE[1 + index % (len(PALETTE) - 1)]
+        place = [*_RULES, *others].index(rule)
+        color = PALETTE[1 + place % (len(PALETTE) - 1)]
         height, interval = _height_at(lr, rates, curve), spreads.get(rule)
         if interval is not None:
             # At the height of its marker: bands of full height would lie over each other. With
@@ -211,12 +216,12 @@ def _mark_suggestions(
             [lr],
             [height],
             color=color,
-            marker=MARKERS[index % len(MARKERS)],
-            markersize=8,
+            marker=MARKERS[place % len(MARKERS)],
+            markersize=8 if index else 10,
             markeredgecolor="white",
             linestyle="none",
             label=f"{rule}: {lr:.1e}",
-            zorder=4,
+            zorder=4 if index else 4.5,  # the first one is what a cycle takes: over the others
         )
 
 
@@ -248,7 +253,7 @@ def _write(ax: "Axes", note: str) -> None:
 
 
 def _mark_range(ax: "Axes", low: float, high: float, *, turns: bool) -> None:
-    label = f"{low:.1e} to {high:.1e}"
+    label = f"for a cycle: {low:.1e} to {high:.1e}"
     ax.axvspan(low, high, color=GREEN, alpha=0.12, linewidth=0, label=label)
     if turns:
         label = "the loss turns up"

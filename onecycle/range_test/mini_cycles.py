@@ -109,9 +109,11 @@ class MiniCycles:
     def __repr__(self) -> str:
         """Show a line for each peak."""
         lines = [f"{len(self.peaks)} cycles of {self.n_updates} updates, {self.measured}"]
+        lowest = min((loss for loss in self.losses if math.isfinite(loss)), default=None)
         for peak, loss in zip(self.peaks, self.losses, strict=True):
+            why = "  the best" if loss == lowest else "  as good, at a lower rate"
             is_best = self.has_trained and peak == self.best
-            lines.append(f"  {peak:.2e}  {loss:.4g}{'  the best' if is_best else ''}")
+            lines.append(f"  {peak:.2e}  {loss:.4g}{why if is_best else ''}")
         return "\n".join(lines)
 
 

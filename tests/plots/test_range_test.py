@@ -59,7 +59,7 @@ def test_lr_find_shades_the_range() -> None:
     (span,) = ax.patches
     box = span.get_extents().transformed(ax.transData.inverted())
     assert (box.x0, box.x1) == (pytest.approx(3.6e-3), pytest.approx(3.6e-2))
-    assert "3.6e-03 to 3.6e-02" in legend_of(ax)
+    assert "for a cycle: 3.6e-03 to 3.6e-02" in legend_of(ax)
 
 
 def test_blow_up_at_the_end_does_not_flatten_the_valley() -> None:
@@ -256,4 +256,4 @@ class TestCycles:
 def test_no_line_marks_a_turn_where_there_is_none() -> None:
     lrs, losses = lr_find_data()
     ax = plot_lr_find(lrs, losses, losses, {}, (0.01, 0.1), turns=False)
-    assert legend_of(ax) == ["1.0e-02 to 1.0e-01", "loss", "loss, smoothed"]
+    assert legend_of(ax) == ["for a cycle: 1.0e-02 to 1.0e-01", "loss", "loss, smoothed"]
