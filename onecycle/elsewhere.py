@@ -355,10 +355,7 @@ class SaysOurNames:
         def __getattr__(self, name: str) -> NoReturn:
             if hasattr(type(self), name):  # a property that raised an error of its own
                 object.__getattribute__(self, name)
-            said = f"{type(self).__name__!r} object has no attribute {name!r}"
-            if here := _OF_ANY[self._called].get(name):
-                said += f", a name of another library; here: {here}"
-            raise AttributeError(said, name=name, obj=self)
+            raise _no_attribute(self, name, _OF_ANY[self._called].get(name))
 
 
 class NotHere:
@@ -379,12 +376,14 @@ class NotHere:
         self._refuse(obj)
 
     def _refuse(self, obj: Any) -> NoReturn:
-        raise AttributeError(
-            f"{type(obj).__name__!r} object has no attribute {self._name!r}, a name of another "
-            f"library; here: {_OF_LEARNERS[self._name]}",
-            name=self._name,
-            obj=obj,
-        )
+        raise _no_attribute(obj, self._name, _OF_LEARNERS[self._name])
+
+
+def _no_attribute(obj: object, name: str, here: str | None) -> AttributeError:
+    said = f"{type(obj).__name__!r} object has no attribute {name!r}"
+    if here is not None:
+        said += f", a name of another library; here: {here}"
+    return AttributeError(said, name=name, obj=obj)
 
 
 def says_our_keywords(function: Callable[P, R]) -> Callable[P, R]:

@@ -118,26 +118,36 @@ def check_weights(processes: Processes, learn: Loop) -> None:
     Raises:
         OnecycleError: In every process.
     """
-    rates = [[float(group["lr"]) for group in learn.opt.param_groups]]
-    norms: list[float] = []
-    if learn.sharded is None:  # of parts each process has its own
-        weights = [p.detach() for p in learn.stepper.params if p.numel()]
-        norms = torch.stack([torch.linalg.vector_norm(p).double() for p in weights]).tolist()
-    said = processes.gather((rates, norms))
-    for number, (each, own) in enumerate(said):
-        near = [
-            math.isclose(a, b, rel_tol=_DRIFT) or not math.isfinite(a + b)
-            for a, b in zip((*each[0], *own), (*said[0][0][0], *said[0][1]), strict=True)
-        ]
-        if not all(near):
+    rates = [float(group["lr"]) for group in learn.opt.param_groups]
+    said = processes.gather((rates, _norms(learn)))
+    for number, each in enumerate(said):
+        is_near = [_are_near(own, first) for own, first in zip(each, said[0], strict=True)]
+        if not all(is_near):
             raise OnecycleError(
-                f"the {'weights' if all(near[: len(each[0])]) else 'learning rates'} of process "
+                f"the {'weights' if is_near[0] else 'learning rates'} of process "
                 f"{number} are no longer those of process 0: something changed them, or gradients "
                 "that had been added up, otherwise in each process. What a callback or optimizer "
                 "draws at random needs a generator of its own with one seed (the global ones "
                 "differ, as dropout needs); what it decides by a batch must be decided by "
                 "learn.loss in training, which is that of all"
             )
+
+
+def _norms(learn: Loop) -> list[float]:
+    """Return the norm of each weight that trains; none of parts, of which each has its own."""
+    weights = [p.detach() for p in learn.stepper.params if p.numel()]
+    if learn.sharded is not None or not weights:
+        return []
+    norms = [torch.linalg.vector_norm(p) for p in weights]
+    return torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms]).tolist()
+
+
+def _are_near(own: list[float], first: list[float]) -> bool:
+    """Tell whether numbers are those of the first process, to rounding; NaN is as any other."""
+    return len(own) == len(first) and all(
+        math.isclose(a, b, rel_tol=_DRIFT) or not math.isfinite(a + b)
+        for a, b in zip(own, first, strict=True)
+    )
 
 
 def check_state(processes: Processes, learn: Loop) -> None:

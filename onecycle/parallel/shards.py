@@ -120,7 +120,9 @@ class Shards:
         if _is_by_rows(dl) and not _has_own_batches(dl):
             return n_batches(self._shared(dl, size or self._size(dl)))
         n = n_batches(dl)
-        return n if n is None else n // self.items if _leaves_out(dl) else -(-n // self.items)
+        if n is None:
+            return None
+        return n // self.items if _leaves_out(dl) else -(-n // self.items)
 
     def start_pass(
         self, dl: Iterable[Any], seed: int, epoch: int, skip: int, size: int | None = None

@@ -181,7 +181,7 @@ class DataParallel:
         counts = self._weight(learn)
         weight = torch.as_tensor(counts).to(loss.device, wide)
         if isinstance(counts, Tensor) or not counts > 0:
-            _leave_out_nothing(learn.pred, weight)
+            _mask_what_counts_nothing(learn.pred, weight)
         part = (loss.to(wide).reshape(()) * weight).where(weight > 0, 0.0)
         both = self._processes.add_up(torch.stack([part, weight]))
         self._is_open = False
@@ -253,7 +253,7 @@ def _sparse(learn: Loop) -> list[nn.Module]:
     return [m for m in parts if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
 
 
-def _leave_out_nothing(pred: Any, weight: Tensor) -> None:
+def _mask_what_counts_nothing(pred: Any, weight: Tensor) -> None:
     """Give a part that does not count no gradient: a mean over nothing may have NaN."""
     for leaf in leaves(pred):
         if isinstance(leaf, Tensor) and leaf.requires_grad:
