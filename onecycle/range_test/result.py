@@ -128,7 +128,7 @@ class LRFindResult:
         first asked for.
         """
         found = {} if self._resampled is None else dict(self._resampled.rules)
-        if self.cycles is not None and self.cycles.spread is not None:
+        if self.cycles is not None:
             found[CYCLES] = self.cycles.spread
         return {rule: found.get(rule) for rule in self.suggestions}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback, Stage
 from onecycle.range_test.knee import Reading, knee, read
-from onecycle.range_test.mini_cycles import MiniCycles, try_peaks, try_two
+from onecycle.range_test.mini_cycles import MiniCycles, try_peaks
 from onecycle.range_test.result import CYCLES as CYCLE_RULE
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import Rule
@@ -32,8 +32,11 @@ Run = Callable[[Sequence[Callback], int], None]
 LEAST_UPDATES = 50
 #: How many times its updates a test that shows no valley may take in all.
 MOST = 4
-#: The cycles that confirm a suggestion, and how many of them come first.
-CYCLES, FIRST = 6, 5
+#: The cycles of a confirmation at most, and of a decision without one.
+CONFIRMING, DECIDING = 3, 2
+#: A cycle that confirms has so many times the updates that are asked for: what a few long cycles
+#: tell of a whole fit is worth more than what many short ones do, at the same cost.
+LONGER = 3
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,15 @@ class RateSearch:
 
         Where the rule `knee` is the first and sees no valley, or no end of it, two long cycles
         decide: to the peak that is believed (see `believed_peak`), and to one above or below it.
-        Else short cycles around the suggestion confirm it, if that is asked for.
+        Else two or three cycles confirm the suggestion, if that is asked for.
 
         Args:
             start_lr: The first rate.
             end_lr: The last rate.
-            confirm: The updates of each short cycle that confirms the suggestion; 0 for none.
+            confirm: A third of the updates of each cycle that confirms; 0 for none.
 
         Raises:
-            ValueError: If a cycle would have fewer than 10 updates.
+            ValueError: If ``confirm`` is below 10, and not 0.
         """
         check_count("confirm", confirm, least=10 if confirm else 0)
         result = self.test(start_lr, end_lr)
@@ -99,21 +102,22 @@ class RateSearch:
             return norms.mean_square
 
         believed = believed_peak(reading, end, self.learn.opt, gradient)
-        cycle = _Measured(self, max((MOST * result.num_it - sum(spent)) // 2, least))
-        cycles = cycle.table(try_two(cycle.loss, believed, before=cycle.before), believed=believed)
+        length = max((MOST * result.num_it - sum(spent)) // DECIDING, LONGER * least)
+        most = CONFIRMING if least else DECIDING
+        cycles = _Measured(self, length).cycles(believed, first="above", most=most)
         what = "no valley" if result.suggestion is None else "no end of the fall"
-        note = f"the test shows {what}: 2 cycles of {cycle.length} updates"
+        note = f"the test shows {what}: {len(cycles.peaks)} cycles of {length} updates"
+        spent.append(cycles.cost)
         if not cycles.has_trained and not _moves(reading, cycles):
-            return replace(result, cycles=cycles, note=_note(note, sum(spent) + cycles.cost))
+            return replace(result, cycles=cycles, note=_note(note, sum(spent)))
         if not cycles.has_trained:
             note = f"{note}; unsure: they hardly trained, {_bounds(believed, reading, end)}"
-        return _with_cycles(result, cycles, _note(note, sum(spent) + cycles.cost), {})
+        return _with_cycles(result, cycles, _note(note, sum(spent)), {})
 
-    def _confirmed(self, result: LRFindResult, centre: float, length: int) -> LRFindResult:
-        """Let short cycles around the suggestion confirm it."""
-        cycle = _Measured(self, length)
-        found = try_peaks(cycle.loss, centre, before=cycle.before, first=FIRST, most=CYCLES)
-        cycles = cycle.table(found, around=centre)
+    def _confirmed(self, result: LRFindResult, suggestion: float, asked: int) -> LRFindResult:
+        """Let two or three cycles around the suggestion confirm it."""
+        length = LONGER * asked
+        cycles = _Measured(self, length).cycles(suggestion, first="below", most=CONFIRMING)
         note = f"{len(cycles.peaks)} cycles of {length} updates"
         note += "" if cycles.has_trained else "; none of them trained"
         note = _note(note, result.num_it + cycles.cost)
@@ -154,14 +158,9 @@ class _Measured:
             return self._validated()
         return _mean(self._training[min(self._training)][: _few(self.length)])
 
-    def table(
-        self,
-        found: dict[float, float],
-        *,
-        believed: float | None = None,
-        around: float | None = None,
-    ) -> MiniCycles:
-        """Return the losses that were found."""
+    def cycles(self, believed: float, *, first: Literal["above", "below"], most: int) -> MiniCycles:
+        """Try peaks from one that is believed on; return what they give."""
+        found = try_peaks(self.loss, believed, before=self.before, first=first, most=most)
         return MiniCycles(
             tuple(found),
             tuple(found.values()),
@@ -169,7 +168,6 @@ class _Measured:
             self.length,
             "training loss" if self.search.learn.dls.valid is None else "validation loss",
             believed,
-            around,
         )
 
     def _validated(self) -> float:
@@ -212,7 +210,7 @@ def _with_cycles(
         result,
         suggestions={CYCLE_RULE: lr, **knees, **others},
         lr_max=result.lr_max or lr,
-        lr_min=result.lr_min or (None if lr is None else lr / 10),
+        lr_min=result.lr_min or lr / 10,
         reason=None,
         cycles=cycles,
         note=note,

@@ -435,13 +435,14 @@ class Trainer(Turns, PlannedLoop):
             moms: Run one test for each of these momenta.
             batch_sizes: Run one test for each of these batch sizes of the training loader: a
                 `TensorLoader`, or a DataLoader made with ``batch_size=``.
-            confirm: Confirm the suggestion by short cycles of so many updates, 50 say: to five
-                peaks around it, 10^0.4 apart, and to a sixth where the best of them lies at an
-                edge. The loss at the end of each is that over as many validation batches, or
-                without a loader the mean of its last training losses. The suggestion then
-                lies halfway, in log space, between what it was and half of the best peak;
-                ``result.cycles`` is the table. Where the test shows no valley, the two long cycles
-                are the confirmation.
+            confirm: Confirm the suggestion by cycles of three times so many updates, 50 say: to
+                the suggestion and to a quarter of it, and to a third peak, four times away, where
+                the best may lie beyond them. The loss at the end of each is that over as many
+                validation batches, or without a loader the mean of its last training losses. The
+                suggestion then is the mean of the peaks, in log space, weighted by how little each
+                gives away of what the best gained; ``result.cycles`` is the table. With 50 that
+                takes 400 updates, the test included, or 550. Where the test shows no valley, a
+                third cycle may follow the two.
 
         Returns:
             Rates, losses, suggestions, and why the test stopped; of several tests a `RangeTests`,

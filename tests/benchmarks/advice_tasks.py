@@ -15,6 +15,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from advice_after import AFTER
 from advice_last import LAST
 from advice_models import (
     Data,
@@ -64,7 +65,7 @@ class Task:
         data: Makes the data, always the same.
         model: Makes the model, from the generator of torch.
         loss_func: The loss.
-        half: ``"develop"``, ``"unseen"``, ``"fresh"`` or ``"last"``.
+        half: ``"develop"``, ``"unseen"``, ``"fresh"``, ``"last"`` or ``"after"``.
     """
 
     name: str
@@ -423,4 +424,5 @@ TASKS = [
     *(replace(task, half="unseen") for task in UNSEEN),
     *(replace(task, half="fresh") for task in FRESH),
     *(Task(*fields, half="last") for fields in LAST),
+    *(Task(*fields, half="after") for fields in AFTER),
 ]

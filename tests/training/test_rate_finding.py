@@ -14,7 +14,7 @@ from torch.optim import SGD, AdamW
 from watcher import watcher
 
 from onecycle import Callback, Learner, Stage, TensorLoader, valley
-from onecycle.range_test.mini_cycles import FAR, SAFETY, STEP
+from onecycle.range_test.mini_cycles import FAR, MiniCycles
 from onecycle.testing import toy_learner
 
 
@@ -175,20 +175,33 @@ def _loss_and_gradient(learn: Learner, n: int) -> tuple[float, float]:
 
 
 class TestConfirm:
-    def test_tries_five_peaks_around_the_suggestion(self) -> None:
+    def test_tries_the_suggestion_and_a_quarter_of_it_in_cycles_of_three_times_as_many(
+        self,
+    ) -> None:
         alone = toy_learner(100, 32).lr_find(show_plot=False).suggestion
         learn = toy_learner(100, 32)
         seen = counted(learn)
         result = learn.lr_find(show_plot=False, confirm=50)
-        assert result.cycles is not None
+        assert isinstance(result.cycles, MiniCycles)
         assert alone is not None
-        around = [alone * STEP**k for k in range(-2, 3)]
-        assert result.cycles.peaks[:5] == pytest.approx(around)
-        halfway = math.sqrt(alone * result.cycles.best / SAFETY)
-        assert result.suggestion == pytest.approx(halfway)
+        assert {alone / FAR, alone} <= set(result.cycles.peaks)
+        assert len(result.cycles.peaks) <= 3
+        assert result.suggestion == result.cycles.lr
+        assert result.cycles.peaks[0] <= result.cycles.lr <= result.cycles.peaks[-1]
         assert result.suggestions["knee"] == alone
-        assert len(seen) == len(result.losses) + 50 * len(result.cycles.peaks)
-        assert 100 + 50 * len(result.cycles.peaks) <= 400
+        assert len(seen) == len(result.losses) + 150 * len(result.cycles.peaks)
+        for peak, loss in zip(result.cycles.peaks, result.cycles.losses, strict=True):
+            by_hand = toy_learner(100, 32)
+            by_hand.fit_one_cycle(None, peak, max_updates=150)
+            assert by_hand.validate()["valid_loss"] == loss
+
+    def test_a_test_without_a_valley_is_followed_by_three_cycles_at_most(self) -> None:
+        learn = noisy_learner()
+        seen = counted(learn)
+        result = learn.lr_find(show_plot=False, confirm=50)
+        assert isinstance(result.cycles, MiniCycles)
+        assert len(seen) == len(result.losses) + 150 * len(result.cycles.peaks) <= 560
+        assert str(result.note).endswith(f"; {len(seen)} updates in all")
 
     def test_each_group_keeps_its_ratio(self) -> None:
         pairs: list[tuple[float, ...]] = []
