@@ -21,7 +21,7 @@ SOFT = 0.03
 
 #: The best peak may lie above the highest where that is the best and the one below it gives away
 #: more than this part: the loss still falls steeply from one to the other.
-STEEP = 0.15
+STEEP = 0.2
 
 #: A cycle that lowers the loss by less than this part of it has trained nothing.
 LEAST = 0.01
