@@ -412,10 +412,10 @@ class Trainer(Turns, PlannedLoop):
         noise, or the loss breaks before it falls, or still falls at the last rate), two cycles of
         150 updates decide in the place of the rule `knee`: to the peak that the breaking rate and
         the optimizer make likely, and to four times as much, or where that one trains nothing a
-        quarter; the better of them, or of equals their middle. A line of the result says what was done, and how many updates it took: by default
-        at most 400. Where neither trains enough to be evidence, the likely peak is suggested, and
-        the line says "unsure". Tests of fewer than 50 updates, linear ones, and the sweeps do
-        without.
+        quarter; the better of them, or of equals their middle. A line of the result says what was
+        done, and how many updates it took: by default at most 400. Where neither trains enough to
+        be evidence, the likely peak is suggested, and the line says "unsure". Tests of fewer than
+        50 updates, linear ones, and the sweeps do without.
 
         Args:
             start_lr: The first rate, above 0.
