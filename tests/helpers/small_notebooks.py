@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parents[2] / "nbs"
 #: What the cell of parameters is followed by, and words that must then be among the outputs.
 SMALL = {
     "01_quickstart": ("epochs = 1", "images are wrong"),
-    "02_finding_a_learning_rate": ("peaks, seeds = [1e-3, 1e-1], [0]", "cycles of 50 updates; "),
+    "02_finding_a_learning_rate": ("peaks, seeds = [1e-3, 1e-1], [0]", "cycles of 150 updates; "),
     "03_schedules": ("steps = 60", "momentum 0 became 0.95"),
     "04_cifar10": (
         "seeds, updates, sizes, rates = [0], 20, [200, 400], [0.03, 0.1]",
