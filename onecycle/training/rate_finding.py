@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -68,8 +69,9 @@ class RateSearch:
         """Make a range test, and what else it takes.
 
         Where the rule `knee` is the first and sees no valley, or no end of it, two long cycles
-        decide: to the peak that is believed (see `believed_peak`), and to one above or below it.
-        Else two or three cycles confirm the suggestion, if that is asked for.
+        decide: to the peak that is believed (see `believed_peak`), and to one above or below it;
+        with ``confirm`` a third may follow. Else two or three cycles confirm the suggestion, if
+        that is asked for.
 
         Args:
             start_lr: The first rate.
@@ -90,7 +92,7 @@ class RateSearch:
         return self._confirmed(result, result.suggestion, confirm) if confirm else result
 
     def _decided(self, result: LRFindResult, reading: Reading, least: int) -> LRFindResult:
-        """Let two long cycles decide in the place of the rule `knee`."""
+        """Let two long cycles, or three, decide in the place of the rule `knee`."""
         start, end = float(result.lrs[0]), float(result.lrs[-1])
         spent = [result.num_it]
 
@@ -155,8 +157,12 @@ class _Measured:
     def before(self) -> float:
         """Return the loss before training; without a validation loader, that of first updates."""
         if self.search.learn.dls.valid is not None:
-            return self._validated()
+            return self._untrained
         return _mean(self._training[min(self._training)][: _few(self.length)])
+
+    @cached_property
+    def _untrained(self) -> float:
+        return self._validated()
 
     def cycles(self, believed: float, *, first: Literal["above", "below"], most: int) -> MiniCycles:
         """Try peaks from one that is believed on; return what they give."""

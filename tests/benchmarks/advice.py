@@ -34,7 +34,7 @@ from onecycle import LRFindResult, minimum, slide, steep, valley
 
 SEEDS = (0, 1, 2)
 HALVES = ("develop", "unseen", "fresh", "last", "after")
-#: The calls whose rates are fitted.
+#: The calls whose rates are fitted; of the other rules the nearest fit counts.
 OURS = ("default (knee)", "confirm=50")
 #: Where the grid begins, as a power of ten in thirds.
 CENTRE = {"SGD": -3, "AdamW": -6, "RMSprop": -6, "Muon": -5}
@@ -139,9 +139,9 @@ def main() -> None:
             elif options.what == "rivals":
                 against(lines, task, seed)
             else:
-                for rule in OURS:  # of the other rules the nearest peak of the grid will do
-                    lr = advice(lines, task, seed)["said"][rule]
-                    _ = lr is None or kept_fit(lines, task, seed, lr)
+                said = advice(lines, task, seed)["said"]
+                for lr in {said[rule] for rule in OURS} - {None}:
+                    kept_fit(lines, task, seed, lr)
 
 
 if __name__ == "__main__":

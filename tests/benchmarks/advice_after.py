@@ -16,6 +16,7 @@ from advice_models import (
     regression,
     scaled,
     split,
+    train_on_digits,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -292,13 +293,7 @@ def patch_transformer(width: int = 32) -> Patches:
 def trained() -> nn.Sequential:
     """Train a network on upright digits, and give all of it."""
     net = cnn(10, 8, norm=True)
-    (x, y), _ = images()
-    opt = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for _ in range(80):
-        rows = torch.randint(len(x), (64,))
-        F.cross_entropy(net(x[rows]), y[rows]).backward()
-        opt.step()
-        opt.zero_grad()
+    train_on_digits(net, images(), lr=3e-3, updates=80, batch=64)
     return net
 
 

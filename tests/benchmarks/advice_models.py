@@ -202,15 +202,20 @@ def summed_squares(pred: Tensor, target: Tensor) -> Tensor:
     return ((pred - target) ** 2).flatten(1).sum(1).mean()
 
 
+def train_on_digits(net: nn.Module, data: Data, *, lr: float, updates: int, batch: int) -> None:
+    """Train a network for a while, as somebody did before."""
+    (x, y), _ = data
+    opt = torch.optim.Adam(net.parameters(), lr=lr)
+    for _ in range(updates):
+        rows = torch.randint(len(x), (batch,))
+        F.cross_entropy(net(x[rows]), y[rows]).backward()
+        opt.step()
+        opt.zero_grad()
+
+
 def pretrained(widths: tuple[int, ...], classes: int) -> nn.Sequential:
     """Train a body to tell the parity and size of digits, and give it a new head."""
     body, head = mlp(*widths, act=nn.ReLU), nn.Linear(widths[-1], 10)
     net = nn.Sequential(body, nn.ReLU(), head)
-    (x, y), _ = scaled(1.0)
-    opt = torch.optim.Adam(net.parameters(), lr=2e-3)
-    for _ in range(60):
-        rows = torch.randint(len(x), (128,))
-        F.cross_entropy(net(x[rows]), y[rows]).backward()
-        opt.step()
-        opt.zero_grad()
+    train_on_digits(net, scaled(1.0), lr=2e-3, updates=60, batch=128)
     return nn.Sequential(body, nn.ReLU(), nn.Linear(widths[-1], classes))
