@@ -87,7 +87,7 @@ def find_rate(learn: Learner) -> LRFindResult:
         print(f"  {result.reason}; a rate of 1e-3 is taken")
         return result
     others = ", ".join(f"{rule} {written(lr)}" for rule, lr in list(result.suggestions.items())[1:])
-    how = result.note or "knee: where the losses have made nine tenths of their fall"
+    how = result.note or "knee: where the losses end their fall, well below where they turn up"
     print(f"  it suggests {result.suggestion:.2e} ({how})")
     print(f"  other rules: {others}; the loss turns up at {result.lr_max:.1e}")
     return result

@@ -1,4 +1,4 @@
-"""`knee`: where the fall of the raw losses ends, well below the rate at which they break."""
+"""`knee`: where the fall of the raw losses ends, well below the rate at which they turn up."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ WINDOW, SHARE = 7, 0.07
 #: The knee is where the running median has come so far down on its way to the lowest.
 FALLEN = 0.9
 
-#: The knee is at most the breaking rate over this. Between a rate that is too high and a loss
+#: The loss turns where the running median, after its lowest, has gone back so much of its fall.
+REGAINED = 0.4
+
+#: The knee is at most the turning rate over this. Between a rate that is too high and a loss
 #: that shows it lie a few updates, and in this time the rate of a test rises by a decade.
-MARGIN = 15.0
+MARGIN = 10.0
 
 #: The loss breaks where it rises above the start by as much as it fell, by this part of the start,
 #: and by so many deviations of the running median, and stays there for so many updates. Without
@@ -30,6 +33,10 @@ RISE, DEVIATIONS, UPDATES = 0.3, 3.0, 3
 #: A fall shows a valley from so many times the noise of a batch on; pure noise, also skewed or
 #: spiky, reaches 2.6 in one test of a hundred.
 CLEAR = 4.0
+
+#: Below so many times the noise it shows one only if it stays down for a tenth of the updates: a
+#: narrower floor may be a few easy batches, far from where the loss falls for good.
+SHARP = 8.0
 
 #: A fall below this part of the loss shows none, however exact it is.
 LEAST = 0.01
@@ -55,12 +62,17 @@ class Reading:
             median say nothing about how low a loss may lie by chance.
         falls: The rate from which on a tenth of the fall is made.
         settles: The rate at which nine tenths of it are.
+        turns: The rate at which the median has gone back `REGAINED` of the fall, after its lowest,
+            and stays there for so many updates as of a break, or that of the break; ``None`` where
+            it never does.
         breaks: The rate at which the median rises above the start, by as much as it fell and by
             more than noise and `RISE` explain, or the loss ceases to be finite, or the test was
             stopped; ``None`` where it never does.
+        floor: How many updates lie between the rate at which it settles and that at which it turns;
+            all of them where it never does.
         points: How many finite losses there are.
         has_ended: Whether the fall has: not where it settles within half a decade of the last rate
-            and the loss does not break, so that the best rate may lie beyond.
+            and the loss does not turn, so that the best rate may lie beyond.
     """
 
     start: float
@@ -68,20 +80,23 @@ class Reading:
     noise: float
     falls: float
     settles: float
+    turns: float | None
     breaks: float | None
+    floor: int
     points: int
     has_ended: bool = True
 
     @property
     def is_clear(self) -> bool:
         """Whether the fall is one, and no noise."""
-        least = max(CLEAR * self.noise, LEAST * abs(self.start))
+        stays = self.floor >= max(POINTS, self.points / 10)
+        least = max((CLEAR if stays else SHARP) * self.noise, LEAST * abs(self.start))
         return self.points >= POINTS and self.fall > least
 
     @property
     def lr(self) -> float:
-        """The knee: where the fall ends, at most the breaking rate over `MARGIN`."""
-        return self.settles if self.breaks is None else min(self.settles, self.breaks / MARGIN)
+        """The knee: where the fall ends, at most the turning rate over `MARGIN`."""
+        return self.settles if self.turns is None else min(self.settles, self.turns / MARGIN)
 
 
 def read(lrs: npt.ArrayLike, losses: npt.ArrayLike, *, stopped: bool = False) -> Reading:
@@ -115,7 +130,7 @@ def read(lrs: npt.ArrayLike, losses: npt.ArrayLike, *, stopped: bool = False) ->
     points = len(raw) if finite.all() else int(finite.argmin())
     if points == 0:
         first = float(rates[0]) if len(rates) else math.nan
-        return Reading(math.nan, 0.0, math.inf, first, first, first, 0)
+        return Reading(math.nan, 0.0, math.inf, first, first, first, first, 0, 0)
     medians = running_median(raw[:points])
     low = int(medians.argmin())
     start = float(np.median(raw[: max(points // 10, min(3 * points // 10, low), 1)]))
@@ -123,19 +138,22 @@ def read(lrs: npt.ArrayLike, losses: npt.ArrayLike, *, stopped: bool = False) ->
     down = np.nonzero(medians <= start - 0.1 * fall)[0] if fall > 0 else np.array([low])
     settled = np.nonzero(medians <= start - FALLEN * fall)[0] if fall > 0 else np.array([low])
     below = (raw[:points] - medians)[: max(low, POINTS)]
-    broken = _break(medians, low, start + _rise(start, fall, below))
+    broken = _rises(medians, low, start + _rise(start, fall, below))
     ends = points if points < len(raw) else len(raw) - 1
     broken = ends if broken is None and (points < len(raw) or stopped) else broken
-    breaks = None if broken is None else float(rates[broken])
+    turned = _rises(medians, low, float(medians[low]) + REGAINED * fall)
+    turned = broken if turned is None else turned
     return Reading(
         start=start,
         fall=fall,
         noise=abs(float(np.quantile(below, _ONE_DEVIATION))),
         falls=float(rates[down[0]]),
         settles=float(rates[settled[0]]),
-        breaks=breaks,
+        turns=None if turned is None else float(rates[turned]),
+        breaks=None if broken is None else float(rates[broken]),
+        floor=points if turned is None else turned - int(settled[0]),
         points=points,
-        has_ended=breaks is not None or math.sqrt(10) * rates[settled[0]] < rates[-1],
+        has_ended=turned is not None or math.sqrt(10) * rates[settled[0]] < rates[-1],
     )
 
 
@@ -146,7 +164,7 @@ def _rise(start: float, fall: float, noise: Array) -> float:
     return max(fall, RISE * abs(start), DEVIATIONS * of_median)
 
 
-def _break(medians: Array, low: int, level: float) -> int | None:
+def _rises(medians: Array, low: int, level: float) -> int | None:
     """Return where the medians after the lowest rise above a level for a few updates."""
     over = medians[low:] > level
     if len(over) < UPDATES:
@@ -169,12 +187,12 @@ def running_median(values: Array) -> Array:
 
 
 def knee(lrs: npt.ArrayLike, losses: npt.ArrayLike) -> float:
-    """Suggest the rate at which the fall of the loss ends, well below the one at which it breaks.
+    """Suggest the rate at which the fall of the loss ends, well below the one at which it turns up.
 
     That is the first rate at which a running median of the raw losses has made nine tenths of its
     fall: after it Adam's loss is often flat and noisy for two decades, of which the lowest point
-    says nothing. Where the loss falls right up to its break, a fifteenth of the breaking rate is
-    less, and taken instead. Both numbers were chosen by the regret of one cycle on 30 tasks.
+    says nothing. Where the loss falls right up to its turn, a tenth of the turning rate is less,
+    and taken instead. These numbers were chosen by the regret of one cycle on 100 tasks.
 
     Args:
         lrs: Learning rates, rising, shape ``(points,)``.

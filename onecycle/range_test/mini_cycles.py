@@ -20,8 +20,9 @@ FAR = 4.0
 SOFT = 0.03
 
 #: The best peak may lie above the highest where that is the best and the one below it gives away
-#: more than this part: the loss still falls steeply from one to the other.
-STEEP = 0.2
+#: more than this part: the loss still falls steeply from one to the other. Below the lowest it may
+#: lie already where the next one gives away more than `SOFT`: low peaks are the safer ones.
+STEEP = 0.3
 
 #: A cycle that lowers the loss by less than this part of it has trained nothing.
 LEAST = 0.01
@@ -128,22 +129,22 @@ def trains(loss: float, before: float, part: float = LEAST) -> bool:
 
 def try_peaks(
     measure: Callable[[float], float],
-    believed: float,
+    first: float,
     *,
     before: Callable[[], float],
-    first: Literal["above", "below"],
+    second: Literal["above", "below"],
     most: int,
 ) -> dict[float, float]:
-    """Try a peak that is believed and the next one, and go on where the best may lie beyond them.
+    """Try a peak and the next one, and go on where the best may lie beyond them.
 
-    It may lie below the lowest where that is the best, or none trains; above the highest where that
-    is the best and the loss falls steeply towards it (`STEEP`).
+    It may lie below the lowest where that is clearly the best (by more than `SOFT`), or where none
+    trains; above the highest where that is the best by more than `STEEP`.
 
     Args:
         measure: Returns the loss of a cycle to a peak; infinite where it is not finite.
-        believed: The first peak.
+        first: The first peak.
         before: Returns the loss before training; asked after the first peak.
-        first: On which side the second peak lies, `FAR` away; below also where the first trains
+        second: On which side the second peak lies, `FAR` away; below also where the first trains
             nothing.
         most: How many to try at most, two or more.
 
@@ -151,13 +152,13 @@ def try_peaks(
         The loss by peak, in rising order.
 
     Example:
-        >>> try_peaks(lambda peak: 1 / peak, 2.0, before=lambda: 4.0, first="above", most=2)
+        >>> try_peaks(lambda peak: 1 / peak, 2.0, before=lambda: 4.0, second="above", most=2)
         {2.0: 0.5, 8.0: 0.125}
     """
-    losses = {believed: measure(believed)}
+    losses = {first: measure(first)}
     start = before()
-    goes_up = first == "above" and trains(losses[believed], start)
-    peak: float | None = believed * FAR if goes_up else believed / FAR
+    goes_up = second == "above" and trains(losses[first], start)
+    peak: float | None = first * FAR if goes_up else first / FAR
     while peak is not None and len(losses) < most:
         losses[peak] = measure(peak)
         peak = _beyond(losses, start)
@@ -166,10 +167,13 @@ def try_peaks(
 
 def _beyond(losses: dict[float, float], before: float) -> float | None:
     """Return the next peak to try, or ``None`` where the best is not beyond those tried."""
-    *_, second, highest = sorted(losses)
-    best = min(sorted(losses), key=losses.__getitem__)
-    if best == min(losses) or not trains(losses[best], before):
-        return min(losses) / FAR
+    peaks = sorted(losses)
+    best = min(peaks, key=losses.__getitem__)
+    if not trains(losses[best], before):
+        return peaks[0] / FAR
     gained = before - losses[best]
-    is_steep = best == highest and losses[second] - losses[best] > STEEP * gained
-    return highest * FAR if is_steep else None
+    if best == peaks[0]:
+        return best / FAR if losses[peaks[1]] - losses[best] > SOFT * gained else None
+    if best == peaks[-1]:
+        return best * FAR if losses[peaks[-2]] - losses[best] > STEEP * gained else None
+    return None

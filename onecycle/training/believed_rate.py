@@ -12,12 +12,15 @@ from torch.optim import ASGD, SGD, Muon, Optimizer, RMSprop
 
 from onecycle.core.callback import Callback, Stage
 from onecycle.optim.wrapped import with_inner
-from onecycle.range_test.knee import MARGIN, Reading
+from onecycle.range_test.knee import Reading
 
 #: The peak that is often good for an optimizer whose update is as large for small gradients as
 #: for large ones: Adam and its relatives; Muon; RMSprop, whose momentum of m makes its updates
 #: 1 / (1 - m) as large. Medians of the best peaks of the benchmark's tasks, to one digit.
 USUAL, USUAL_OF_MUON, USUAL_OF_RMSPROP = 0.01, 0.05, 0.02
+
+#: How far below the breaking rate good ones of SGD lie.
+BELOW = 15.0
 
 #: The updates over which gradients are measured.
 N_GRADIENTS = 10
@@ -44,7 +47,7 @@ def believed_peak(
         to Optimization", 1987, section 5.3.
     """
     usual = usual_peak(opt)
-    bound = (reading.breaks or last_lr) / MARGIN
+    bound = (reading.breaks or last_lr) / BELOW
     if usual is None and reading.breaks is None:
         bound = _polyak(reading.start, gradient(), _momentum(opt)) or bound
     if reading.is_clear:  # and its loss still falls at the last rate

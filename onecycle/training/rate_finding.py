@@ -16,7 +16,7 @@ from onecycle.callbacks.one_cycle import MomentumCycler, OneCycleSchedule
 from onecycle.checkpoints.snapshot import preserved
 from onecycle.core.callback import Callback, Stage
 from onecycle.range_test.knee import Reading, knee, read
-from onecycle.range_test.mini_cycles import MiniCycles, try_peaks
+from onecycle.range_test.mini_cycles import FAR, MiniCycles, try_peaks
 from onecycle.range_test.result import CYCLES as CYCLE_RULE
 from onecycle.range_test.result import LRFindResult
 from onecycle.range_test.rules import Rule
@@ -106,7 +106,7 @@ class RateSearch:
         believed = believed_peak(reading, end, self.learn.opt, gradient)
         length = max((MOST * result.num_it - sum(spent)) // DECIDING, LONGER * least)
         most = CONFIRMING if least else DECIDING
-        cycles = _Measured(self, length).cycles(believed, first="above", most=most)
+        cycles = _Measured(self, length).cycles(believed, believed, second="above", most=most)
         what = "no valley" if result.suggestion is None else "no end of the fall"
         note = f"the test shows {what}: {len(cycles.peaks)} cycles of {length} updates"
         spent.append(cycles.cost)
@@ -117,9 +117,10 @@ class RateSearch:
         return _with_cycles(result, cycles, _note(note, sum(spent)), {})
 
     def _confirmed(self, result: LRFindResult, suggestion: float, asked: int) -> LRFindResult:
-        """Let two or three cycles around the suggestion confirm it."""
-        length = LONGER * asked
-        cycles = _Measured(self, length).cycles(suggestion, first="below", most=CONFIRMING)
+        """Let two or three cycles confirm the suggestion: twice as high, half as high, beyond."""
+        length, twice = LONGER * asked, suggestion * math.sqrt(FAR)
+        measured = _Measured(self, length)
+        cycles = measured.cycles(suggestion, twice, second="below", most=CONFIRMING)
         note = f"{len(cycles.peaks)} cycles of {length} updates"
         note += "" if cycles.has_trained else "; none of them trained"
         note = _note(note, result.num_it + cycles.cost)
@@ -164,9 +165,11 @@ class _Measured:
     def _untrained(self) -> float:
         return self._validated()
 
-    def cycles(self, believed: float, *, first: Literal["above", "below"], most: int) -> MiniCycles:
-        """Try peaks from one that is believed on; return what they give."""
-        found = try_peaks(self.loss, believed, before=self.before, first=first, most=most)
+    def cycles(
+        self, believed: float, first: float, *, second: Literal["above", "below"], most: int
+    ) -> MiniCycles:
+        """Try peaks from a first one on; return what they give, beside what is believed."""
+        found = try_peaks(self.loss, first, before=self.before, second=second, most=most)
         return MiniCycles(
             tuple(found),
             tuple(found.values()),

@@ -408,14 +408,14 @@ class Trainer(Turns, PlannedLoop):
         training changes is bit for bit as before. With several parameter groups the rate is that
         of the last one, and the others keep their ratios to it.
 
-        Where the test shows a valley, that is all. Where it does not (the fall is as small as the
-        noise, or the loss breaks before it falls, or still falls at the last rate), two cycles of
-        150 updates decide in the place of the rule `knee`: to the peak that the breaking rate and
-        the optimizer make likely, and to four times as much, or where that one trains nothing a
-        quarter; the better of them, or of equals their middle. A line of the result says what was
-        done, and how many updates it took: by default at most 400. Where neither trains enough to
-        be evidence, the likely peak is suggested, and the line says "unsure". Tests of fewer than
-        50 updates, linear ones, and the sweeps do without.
+        Where the test shows a valley, that is all. Where it does not (the fall is hardly larger
+        than the noise, or the loss breaks before it falls, or still falls at the last rate), two
+        cycles of 150 updates decide in the place of the rule `knee`: to the peak that the breaking
+        rate and the optimizer make likely, and to four times as much, or where that one trains
+        nothing a quarter; the better of them, or of equals their middle. A line of the result says
+        what was done, and how many updates it took: by default at most 400. Where neither trains
+        enough to be evidence, the likely peak is suggested, and the line says "unsure". Tests of
+        fewer than 50 updates, linear ones, and the sweeps do without.
 
         Args:
             start_lr: The first rate, above 0.
@@ -436,8 +436,8 @@ class Trainer(Turns, PlannedLoop):
             batch_sizes: Run one test for each of these batch sizes of the training loader: a
                 `TensorLoader`, or a DataLoader made with ``batch_size=``.
             confirm: Confirm the suggestion by cycles of three times so many updates, 50 say: to
-                the suggestion and to a quarter of it, and to a third peak, four times away, where
-                the best may lie beyond them. The loss at the end of each is that over as many
+                twice and to half the suggestion, and to a third peak, four times away, where the
+                best may lie beyond them. The loss at the end of each is that over as many
                 validation batches, or without a loader the mean of its last training losses. The
                 suggestion then is the mean of the peaks, in log space, weighted by how little each
                 gives away of what the best gained; ``result.cycles`` is the table. With 50 that

@@ -34,15 +34,33 @@ def test_settles_where_nine_tenths_of_the_fall_are_made() -> None:
     found = read(LRS, TROUGH)
     assert found.falls == LRS[42]
     assert found.settles == LRS[58]
+    assert found.turns == LRS[83]  # the first above 1.4
     assert found.breaks == LRS[91]  # the first above the height of 90
-    assert found.lr == min(LRS[58], LRS[91] / MARGIN) == LRS[58]
+    assert found.floor == 83 - 58
+    assert found.lr == min(LRS[58], LRS[83] / MARGIN) == LRS[58]
 
 
-def test_is_a_fifteenth_of_the_breaking_rate_where_the_loss_falls_up_to_its_break() -> None:
-    found = read(LRS, lines((0, 2.0), (78, 2.0), (82, 1.0), (86, 3.0), (99, 9.5)))
-    assert found.breaks is not None
-    assert found.breaks <= LRS[90]
-    assert found.lr == found.breaks / 15 < found.falls
+def test_is_a_tenth_of_the_turning_rate_where_the_loss_falls_up_to_its_turn() -> None:
+    found = read(LRS, lines((0, 2.0), (60, 2.0), (75, 1.0), (85, 2.0), (99, 2.1)))
+    assert found.turns == LRS[80]  # the tip of the median is at 1.13: the first above 1.48
+    assert found.breaks is None
+    assert found.lr == LRS[80] / 10 < found.settles == LRS[72]
+
+
+def test_turns_at_its_break_at_the_latest() -> None:
+    losses = TROUGH.copy()
+    losses[75:] = math.nan
+    assert read(LRS, losses).turns == read(LRS, losses).breaks == LRS[75]
+
+
+def test_a_rise_of_less_than_four_tenths_of_the_fall_or_of_two_updates_is_no_turn() -> None:
+    found = read(LRS, lines((0, 2.0), (40, 2.0), (60, 1.0), (70, 1.0), (90, 1.39), (99, 1.39)))
+    assert (found.turns, found.floor, found.lr) == (None, 100, LRS[58])
+    losses = lines((0, 2.0), (40, 2.0), (60, 1.0), (99, 1.0))
+    losses[[70, 71, 72, 75]] = 9.0  # the median of seven is high for two updates
+    assert read(LRS, losses).turns is None
+    losses[76] = 9.0
+    assert read(LRS, losses).turns == LRS[72]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
@@ -115,6 +133,18 @@ def test_a_fall_of_six_times_the_noise_shows_one() -> None:
     rng = np.random.default_rng(0)
     clear = [read(LRS, TROUGH + rng.normal(size=100) / 6).is_clear for _ in range(100)]
     assert sum(clear) >= 95
+
+
+@pytest.mark.parametrize(("width", "expected"), [(13, True), (9, False)])
+def test_below_eight_times_the_noise_a_valley_has_a_floor_of_a_tenth_of_the_updates(
+    width: int, expected: bool
+) -> None:
+    low = lines((0, 2.0), (50, 2.0), (51, 1.0), (51 + width, 1.0), (52 + width, 2.0), (99, 2.0))
+    noise = np.where(np.arange(100) % 2, 0.5, -0.5)  # around a median that it moves, too
+    faint, sharp = read(LRS, low + noise / 7), read(LRS, low + noise / 14)
+    assert faint.fall / faint.noise < 8 < sharp.fall / sharp.noise
+    assert (faint.is_clear, sharp.is_clear) == (expected, True)
+    assert (faint.floor >= 10) == expected
 
 
 @pytest.mark.parametrize("level", [100.0, -100.0])

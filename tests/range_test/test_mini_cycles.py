@@ -11,27 +11,31 @@ from onecycle.range_test.mini_cycles import EDGE, FAR, SOFT, STEEP, MiniCycles, 
 
 def tried(
     loss: Callable[[int], float],
-    first: Literal["above", "below"] = "below",
+    second: Literal["above", "below"] = "below",
     most: int = 3,
     before: float = 3.0,
 ) -> list[int]:
-    """Return the tried peaks as steps from the one believed, in the order in which they were."""
+    """Return the tried peaks as steps from the first, in the order in which they were."""
     asked: list[int] = []
 
     def measure(peak: float) -> float:
         asked.append(round(math.log(peak, FAR)))
         return loss(asked[-1])
 
-    found = try_peaks(measure, 1.0, before=lambda: before, first=first, most=most)
+    found = try_peaks(measure, 1.0, before=lambda: before, second=second, most=most)
     assert [round(math.log(peak, FAR)) for peak in found] == sorted(asked)
     return asked
 
 
-def test_two_peaks_are_enough_where_the_best_is_believed_and_the_next_hardly_worse() -> None:
-    assert tried({0: 1.0, -1: 1.29}.__getitem__) == [0, -1]
+def test_two_peaks_are_enough_where_the_best_is_the_higher_and_the_next_hardly_worse() -> None:
+    assert tried({0: 1.0, -1: 1.0 + 1.99 * STEEP}.__getitem__) == [0, -1]
 
 
-@pytest.mark.parametrize(("below", "third"), [(1.0 + 2.01 * STEEP, 1), (0.99, -2)])
+def test_two_peaks_are_enough_where_both_are_alike() -> None:
+    assert tried({0: 1.0 + 1.99 * SOFT, -1: 1.0}.__getitem__) == [0, -1]
+
+
+@pytest.mark.parametrize(("below", "third"), [(1.0 + 2.01 * STEEP, 1), (0.9, -2)])
 def test_a_third_is_tried_where_the_best_may_lie_beyond(below: float, third: int) -> None:
     losses = {0: 1.0, -1: below, third: 2.0}
     assert tried(losses.__getitem__) == [0, -1, third]
@@ -43,15 +47,13 @@ def test_it_goes_on_upward_while_the_loss_falls_steeply_and_no_more_than_the_mos
 
 @pytest.mark.parametrize("bad", [math.inf, 4.0, 2.999])
 def test_it_goes_down_where_none_has_trained(bad: float) -> None:
-    assert tried(lambda place: bad, first="above", most=4) == [0, -1, -2, -3]
+    assert tried(lambda place: bad, second="above", most=4) == [0, -1, -2, -3]
 
 
-@pytest.mark.parametrize(("believed", "other"), [(1.0, 1), (2.99, -1), (math.inf, -1)])
-def test_the_second_lies_above_a_peak_that_trains_and_else_below(
-    believed: float, other: int
-) -> None:
-    losses = {0: believed, other: 2.0}
-    assert tried(losses.__getitem__, first="above", most=2) == [0, other]
+@pytest.mark.parametrize(("first", "other"), [(1.0, 1), (2.99, -1), (math.inf, -1)])
+def test_the_second_lies_above_a_peak_that_trains_and_else_below(first: float, other: int) -> None:
+    losses = {0: first, other: 2.0}
+    assert tried(losses.__getitem__, second="above", most=2) == [0, other]
 
 
 def cycles(low: float, high: float, believed: float = 0.1) -> MiniCycles:

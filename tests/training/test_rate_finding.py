@@ -175,16 +175,15 @@ def _loss_and_gradient(learn: Learner, n: int) -> tuple[float, float]:
 
 
 class TestConfirm:
-    def test_tries_the_suggestion_and_a_quarter_of_it_in_cycles_of_three_times_as_many(
-        self,
-    ) -> None:
+    def test_tries_twice_and_half_the_suggestion_in_cycles_of_three_times_as_many(self) -> None:
         alone = toy_learner(100, 32).lr_find(show_plot=False).suggestion
         learn = toy_learner(100, 32)
         seen = counted(learn)
         result = learn.lr_find(show_plot=False, confirm=50)
         assert isinstance(result.cycles, MiniCycles)
         assert alone is not None
-        assert {alone / FAR, alone} <= set(result.cycles.peaks)
+        assert {2 * alone / FAR, 2 * alone} <= set(result.cycles.peaks)
+        assert result.cycles.believed == alone
         assert len(result.cycles.peaks) <= 3
         assert result.suggestion == result.cycles.lr
         assert result.cycles.peaks[0] <= result.cycles.lr <= result.cycles.peaks[-1]
