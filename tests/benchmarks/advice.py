@@ -33,7 +33,7 @@ from advice_tasks import TASKS, Task
 from onecycle import LRFindResult, minimum, slide, steep, valley
 
 SEEDS = (0, 1, 2)
-HALVES = ("develop", "unseen", "fresh", "last", "after")
+HALVES = ("develop", "unseen", "fresh", "last", "after", "blind")
 #: The calls whose rates are fitted; of the other rules the nearest fit counts.
 OURS = ("default (knee)", "confirm=50")
 #: Where the grid begins, as a power of ten in thirds.

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from advice_after import AFTER
+from advice_blind import BLIND
 from advice_last import LAST
 from advice_models import (
     Data,
@@ -425,4 +426,5 @@ TASKS = [
     *(replace(task, half="fresh") for task in FRESH),
     *(Task(*fields, half="last") for fields in LAST),
     *(Task(*fields, half="after") for fields in AFTER),
+    *(Task(*fields, half="blind") for fields in BLIND),
 ]
