@@ -28,9 +28,9 @@ N_RESAMPLES = 200
 TAIL = 0.1
 
 #: What other initial weights add to each side of an interval, as an independent error does: so much
-#: of the natural logarithm of the rate, a quarter up or down. Chosen so that the intervals hold as
+#: of the natural logarithm of the rate, a fifth up or down. Chosen so that the intervals hold as
 #: often as they promise over tests of one task with other seeds.
-WEIGHTS = 0.25
+WEIGHTS = 0.2
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def spread(
         stopped: Whether the test ended because the loss diverged.
 
     Returns:
-        An interval for each rule, and the vote.
+        An interval for each rule, and the vote; none reaches beyond the rate at which the loss
+        turns up.
 
     Source:
         The wild bootstrap of Wu, "Jackknife, bootstrap and other resampling methods in regression
@@ -150,17 +151,17 @@ def spread(
         ]
         for rule in rules
     }
-    said = np.array(list(columns.values())).T
-    votes = np.exp(np.median(np.log(said), axis=1))
+    votes = np.exp(np.median(np.log(list(columns.values())), axis=0))
+    highest = float(whole[-1]) if reading.turns is None else reading.turns
     return Spreads(
-        {name: _interval(np.array(column)) for name, column in columns.items()},
-        Vote(float(np.median(votes)), *_interval(votes)),
+        {name: _interval(np.array(column), highest) for name, column in columns.items()},
+        Vote(float(np.median(votes)), *_interval(votes, highest)),
     )
 
 
-def _interval(rates: Array) -> tuple[float, float]:
-    """Return the interval of the middle 80 % of resampled rates, widened by `WEIGHTS`."""
+def _interval(rates: Array, highest: float) -> tuple[float, float]:
+    """Return the middle 80 % of resampled rates, widened by `WEIGHTS`, up to the highest one."""
     ends = np.quantile(rates, (TAIL, 0.5, 1 - TAIL), method="inverted_cdf")
     low, middle, high = np.log(ends)
     below, above = math.hypot(middle - low, WEIGHTS), math.hypot(high - middle, WEIGHTS)
-    return math.exp(middle - below), math.exp(middle + above)
+    return min(math.exp(middle - below), highest), min(math.exp(middle + above), highest)

@@ -88,17 +88,34 @@ def test_without_noise_the_interval_is_as_wide_as_what_other_weights_add():
     losses = np.concatenate([np.linspace(2, 1, 70), np.linspace(1, 2, 31)[1:]])  # straight lines
     found = ask(losses, [minimum, valley])
     expected = say(losses, [minimum, valley])
-    quarter = np.exp(0.25)
-    assert found.rules["minimum"] == pytest.approx((expected[0] / quarter, expected[0] * quarter))
-    assert found.rules["valley"] == pytest.approx((expected[1] / quarter, expected[1] * quarter))
+    fifth = np.exp(0.2)
+    assert found.rules["minimum"] == pytest.approx((expected[0] / fifth, expected[0] * fifth))
+    assert found.rules["valley"] == pytest.approx((expected[1] / fifth, expected[1] * fifth))
     middle = np.sqrt(np.prod(expected))
     vote = (found.vote.lr, found.vote.low, found.vote.high)
-    assert vote == pytest.approx((middle, middle / quarter, middle * quarter))
+    assert vote == pytest.approx((middle, middle / fifth, middle * fifth))
 
 
 def test_a_smooth_curve_spreads_by_no_more_than_two_steps_and_what_other_weights_add():
     for name, (low, high) in ask(falling_then_rising()).rules.items():
         assert high <= low * STEP**2 * np.exp(2 * WEIGHTS), name
+
+
+def test_no_interval_reaches_beyond_the_rate_at_which_the_loss_turns_up():
+    losses = np.interp(np.arange(100), [0, 40, 60, 70, 99], [2.0, 2.0, 1.0, 1.0, 1.9])
+
+    def at_the_end_of_the_floor(lrs, curve):
+        return float(LRS[75])
+
+    found = ask(losses, [at_the_end_of_the_floor])
+    first_above = next(i for i in range(70, 100) if losses[i] > 1.4)
+    assert found.rules["at_the_end_of_the_floor"][1] == LRS[75] * np.exp(WEIGHTS) < LRS[first_above]
+
+    def high(lrs, curve):
+        return float(LRS[first_above])
+
+    low, end = ask(losses, [high]).rules["high"]
+    assert low < end == ask(losses, [high]).vote.high == LRS[first_above]
 
 
 def test_the_same_losses_give_the_same_spread_and_no_generator_moves():
