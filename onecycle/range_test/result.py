@@ -121,9 +121,9 @@ class LRFindResult:
 
     @property
     def spreads(self) -> dict[str, tuple[float, float] | None]:
-        """By name of the rule, between which rates another draw of batches might put it.
+        """By name of the rule, between which rates another seed might put it.
 
-        On 80 % of the curves resampled from the noise of this one: see
+        On 80 % of the curves resampled from the noise of this one, a fifth wider to each side: see
         `onecycle.range_test.spreads`. ``None`` where there is no suggestion. Computed when it is
         first asked for.
         """

@@ -320,7 +320,7 @@ def suggest(
     names = [_name(rule) for rule in rules]
     rates, raw, smooth = select_points(lrs, losses, smoothed, num_it)
     too_few = _too_few(rates, smoothed, num_it)
-    turn, reason = _turning_point(raw) if too_few is None else (0, too_few)
+    turn, reason = turning_point(raw) if too_few is None else (0, too_few)
     said = [
         _ask_knee(lrs, losses, stopped, too_few)
         if rule is knee
@@ -401,7 +401,7 @@ def _too_few(rates: Array, smoothed: npt.ArrayLike, num_it: int) -> str | None:
     )
 
 
-def _turning_point(losses: Array) -> tuple[int, str | None]:
+def turning_point(losses: Array) -> tuple[int, str | None]:
     """Find where the raw losses, after a clear fall, are about to rise.
 
     Returns:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onecycle.range_test.knee import knee, read
 from onecycle.range_test.noise import residuals
-from onecycle.range_test.rules import Rule, select_points
+from onecycle.range_test.rules import Rule, select_points, turning_point
 from onecycle.record.smoothing import smooth
 from onecycle.schedules.shapes import Array
 
@@ -40,7 +40,7 @@ class Vote:
     Attributes:
         lr: The learning rate: on each resampled curve the median of the rules' rates is taken in
             log space, and of those the median. Of two rules the median is the geometric mean.
-        low, high: The interval in which it lies on 80 % of the resampled curves.
+        low, high: The interval in which it lies on 80 % of the resampled curves, widened.
     """
 
     lr: float
@@ -54,7 +54,7 @@ class Spreads:
 
     Attributes:
         rules: By name of the rule the ``(low, high)`` learning rates between which it lies on
-            80 % of the resampled curves: the quantiles of 10 and 90 %.
+            80 % of the resampled curves: the quantiles of 10 and 90 %, widened by `WEIGHTS`.
         vote: What all rules say together; ``None`` where there is none.
     """
 
@@ -129,7 +129,7 @@ def spread(
     """
     if not rules:
         return Spreads({}, None)
-    rates, *_ = select_points(lrs, losses, smoothed, num_it)
+    rates, seen, _ = select_points(lrs, losses, smoothed, num_it)
     first = num_it // 10
     whole, raw = np.asarray(lrs, np.float64), np.asarray(losses, np.float64)
     raw = raw if np.isfinite(raw).all() else raw[: int(np.isfinite(raw).argmin())]
@@ -152,7 +152,8 @@ def spread(
         for rule in rules
     }
     votes = np.exp(np.median(np.log(list(columns.values())), axis=0))
-    highest = float(whole[-1]) if reading.turns is None else reading.turns
+    turn, no_valley = turning_point(seen)
+    highest = float(rates[turn]) if no_valley is None else reading.turns or math.inf
     return Spreads(
         {name: _interval(np.array(column), highest) for name, column in columns.items()},
         Vote(float(np.median(votes)), *_interval(votes, highest)),

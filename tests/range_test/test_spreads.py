@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from onecycle.range_test.rules import minimum, slide, steep, valley
+from onecycle.range_test.rules import minimum, slide, steep, suggest, valley
 from onecycle.range_test.spreads import N_RESAMPLES, WEIGHTS, Vote, spread
 from onecycle.record.smoothing import smooth
 
@@ -103,19 +103,19 @@ def test_a_smooth_curve_spreads_by_no_more_than_two_steps_and_what_other_weights
 
 def test_no_interval_reaches_beyond_the_rate_at_which_the_loss_turns_up():
     losses = np.interp(np.arange(100), [0, 40, 60, 70, 99], [2.0, 2.0, 1.0, 1.0, 1.9])
+    turn = suggest(LRS, losses, smoothed=smooth(losses), num_it=100).lr_max
+    assert LRS[64] < turn < LRS[76]  # on the floor, or as it ends
 
-    def at_the_end_of_the_floor(lrs, curve):
-        return float(LRS[75])
+    def well_below(lrs, curve):
+        return turn / 2
 
-    found = ask(losses, [at_the_end_of_the_floor])
-    first_above = next(i for i in range(70, 100) if losses[i] > 1.4)
-    assert found.rules["at_the_end_of_the_floor"][1] == LRS[75] * np.exp(WEIGHTS) < LRS[first_above]
+    def just_below(lrs, curve):
+        return turn / 1.1
 
-    def high(lrs, curve):
-        return float(LRS[first_above])
-
-    low, end = ask(losses, [high]).rules["high"]
-    assert low < end == ask(losses, [high]).vote.high == LRS[first_above]
+    found = ask(losses, [well_below, just_below])
+    assert found.rules["well_below"][1] == pytest.approx(turn / 2 * np.exp(WEIGHTS))
+    assert found.rules["just_below"][1] == turn
+    assert ask(losses, [just_below]).vote.high == turn
 
 
 def test_the_same_losses_give_the_same_spread_and_no_generator_moves():
