@@ -2,8 +2,8 @@
 
 The halves were fixed before any result was seen. A third part, ``FRESH``, was written after a
 look at the unseen half had changed the rule, and before anything of its own was seen; a fourth,
-``LAST``, when all three had been looked at, in the same way; a fifth, ``AFTER``, by one who had
-seen no advice. Tasks of one kind are spread over both, and the
+``LAST``, when all three had been looked at, in the same way; a fifth, ``AFTER``, and a sixth,
+``BLIND``, by ones who had seen no advice. Tasks of one kind are spread over both, and the
 scales of inputs, losses, widths, depths and batches are chosen to put the best peaks far apart.
 """
 
@@ -66,7 +66,7 @@ class Task:
         data: Makes the data, always the same.
         model: Makes the model, from the generator of torch.
         loss_func: The loss.
-        half: ``"develop"``, ``"unseen"``, ``"fresh"``, ``"last"`` or ``"after"``.
+        half: ``"develop"``, ``"unseen"``, ``"fresh"``, ``"last"``, ``"after"`` or ``"blind"``.
     """
 
     name: str
