@@ -65,13 +65,14 @@ def draw_lr_find(
         if np.isfinite(share):
             row = round((height - 1) * (1 - min(share, 1.0)))
             rows[row][column] = "*" if share <= 1.0 else "^"
-    marks = [("o", peak) for peak in peaks if columns[0] <= scale(peak) <= columns[-1]]
+    marks = [("o", peak) for peak in peaks]
     marks += [] if turn is None else [("|", turn)]
     marks += [(name[0], lr) for name, lr in suggestions.items()]
     first, last = (f"{float(np.asarray(lrs)[i]):.3g}" for i in (0, -1))
     under = [*first, *" " * (n - len(first) - len(last)), *last]
     for mark, lr in marks:
-        under[int(np.abs(columns - scale(lr)).argmin())] = mark
+        if columns[0] <= scale(lr) <= columns[-1]:
+            under[int(np.abs(columns - scale(lr)).argmin())] = mark
     labels = {0: f"{high:.3g}", height - 1: f"{low:.3g}"}
     lines = [f"{labels.get(i, ''):>8} |{''.join(row).rstrip()}" for i, row in enumerate(rows)]
     return "\n".join([*lines, " " * 9 + "+" + "-" * n, " " * _MARGIN + "".join(under)])

@@ -34,8 +34,8 @@ RISE, DEVIATIONS, UPDATES = 0.3, 3.0, 3
 #: spiky, reaches 2.6 in one test of a hundred.
 CLEAR = 4.0
 
-#: Below so many times the noise it shows one only if it stays down for a tenth of the updates: a
-#: narrower floor may be a few easy batches, far from where the loss falls for good.
+#: Below so many times the noise it shows one only if it stays down for a tenth of the updates, ten
+#: at least: a narrower floor may be a few easy batches, far from where the loss falls for good.
 SHARP = 8.0
 
 #: A fall below this part of the loss shows none, however exact it is.
@@ -89,9 +89,13 @@ class Reading:
     @property
     def is_clear(self) -> bool:
         """Whether the fall is one, and no noise."""
-        stays = self.floor >= max(POINTS, self.points / 10)
-        least = max((CLEAR if stays else SHARP) * self.noise, LEAST * abs(self.start))
+        least = max((CLEAR if self.stays else SHARP) * self.noise, LEAST * abs(self.start))
         return self.points >= POINTS and self.fall > least
+
+    @property
+    def stays(self) -> bool:
+        """Whether the loss stays down for long enough to be no few easy batches."""
+        return self.floor >= max(POINTS, self.points / 10)
 
     @property
     def lr(self) -> float:
@@ -181,8 +185,13 @@ def running_median(values: Array) -> Array:
         [1.5, 2.0, 2.0, 2.0, 2.5]
     """
     half = max(WINDOW, round(SHARE * len(values))) // 2
-    padded = np.pad(values, half, constant_values=np.nan)
-    found: Array = np.nanmedian(sliding_window_view(padded, 2 * half + 1), axis=1)
+    found: Array = np.empty(len(values))
+    whole = len(values) - 2 * half
+    if whole > 0:
+        found[half:-half] = np.median(sliding_window_view(values, 2 * half + 1), axis=1)
+    for i in range(len(values)) if whole <= 0 else (*range(half), *range(-half, 0)):
+        at = i % len(values)
+        found[at] = np.median(values[max(at - half, 0) : at + half + 1])
     return found
 
 
@@ -214,6 +223,11 @@ def knee(lrs: npt.ArrayLike, losses: npt.ArrayLike) -> float:
 
 def why_unclear(reading: Reading) -> str:
     """Say why a reading shows no valley."""
+    if reading.fall > max(CLEAR * reading.noise, LEAST * abs(reading.start)) and not reading.stays:
+        return (
+            f"no suggestion: the loss falls by {reading.fall:.4g} from {reading.start:.4g}, with "
+            f"noise {reading.noise:.2g} per batch, but stays down for {reading.floor} updates only"
+        )
     return (
         f"no suggestion: the loss never falls clearly: by {max(reading.fall, 0.0):.4g} from "
         f"{reading.start:.4g}, with noise {reading.noise:.2g} per batch"

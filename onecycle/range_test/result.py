@@ -123,9 +123,9 @@ class LRFindResult:
     def spreads(self) -> dict[str, tuple[float, float] | None]:
         """By name of the rule, between which rates another seed might put it.
 
-        On 80 % of the curves resampled from the noise of this one, a fifth wider to each side: see
-        `onecycle.range_test.spreads`. ``None`` where there is no suggestion. Computed when it is
-        first asked for.
+        On 80 % of the curves resampled from the noise of this one, and wider by what other initial
+        weights add: see `onecycle.range_test.spreads`. ``None`` where there is no suggestion.
+        Computed when it is first asked for.
         """
         found = {} if self._resampled is None else dict(self._resampled.rules)
         if self.cycles is not None:
@@ -138,7 +138,8 @@ class LRFindResult:
 
         ``None`` where there is no suggestion, and where short cycles have decided.
         """
-        return None if self._resampled is None or self.cycles is not None else self._resampled.vote
+        have_decided = CYCLES in self.suggestions
+        return None if self._resampled is None or have_decided else self._resampled.vote
 
     @cached_property
     def _resampled(self) -> Spreads | None:
@@ -157,10 +158,19 @@ class LRFindResult:
 
     @property
     def unsure(self) -> str | None:
-        """Which two rules differ by more than 20 times, in a line; or ``None``."""
+        """Why not to trust the suggestion, in a line; or ``None``.
+
+        It lies below the first rate of the test, or two rules differ by more than 20 times.
+        """
         said = {rule: lr for rule, lr in self.suggestions.items() if lr is not None}
         if not said:
             return None
+        first, start = next(iter(said.items())), float(self.lrs[0])
+        if first[1] < start:
+            return (
+                f"unsure: {first[0]} says {first[1]:.1e}, below the first rate of the test, "
+                f"{start:.1e}: try a lower start_lr"
+            )
         low, high = min(said, key=said.__getitem__), max(said, key=said.__getitem__)
         if said[high] <= APART * said[low]:
             return None
@@ -203,8 +213,8 @@ class LRFindResult:
 
     @property
     def _turns(self) -> bool:
-        """Whether the range ends where the loss turns up, and not at what cycles advise."""
-        return self.lr_max is not None and self.lr_max != self.suggestions.get(CYCLES)
+        """Whether the range ends where the loss turns up, and not at a suggestion."""
+        return self.lr_max is not None and self.lr_max not in self.suggestions.values()
 
     def _drawn_cycles(self) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
         """Return peaks, losses and a name of the short cycles, for a picture."""

@@ -108,7 +108,7 @@ def spread(
 
     Returns:
         An interval for each rule, and the vote; none reaches beyond the rate at which the loss
-        turns up.
+        turns up, but for a rule that says a higher one itself.
 
     Source:
         The wild bootstrap of Wu, "Jackknife, bootstrap and other resampling methods in regression
@@ -161,8 +161,12 @@ def spread(
 
 
 def _interval(rates: Array, highest: float) -> tuple[float, float]:
-    """Return the middle 80 % of resampled rates, widened by `WEIGHTS`, up to the highest one."""
+    """Return the middle 80 % of resampled rates, widened by `WEIGHTS`.
+
+    Its upper half ends at the highest rate, if that is above the middle one.
+    """
     ends = np.quantile(rates, (TAIL, 0.5, 1 - TAIL), method="inverted_cdf")
     low, middle, high = np.log(ends)
     below, above = math.hypot(middle - low, WEIGHTS), math.hypot(high - middle, WEIGHTS)
-    return min(math.exp(middle - below), highest), min(math.exp(middle + above), highest)
+    top = max(min(math.exp(middle + above), highest), float(ends[1]))
+    return math.exp(middle - below), top

@@ -212,14 +212,16 @@ class _Losses(Callback):
 def _with_cycles(
     result: LRFindResult, cycles: MiniCycles, note: str, knees: dict[str, float | None]
 ) -> LRFindResult:
-    """Put what cycles say before what the rules say; the rules that saw nothing are left out."""
+    """Put what cycles say before what the rules say, without the knee where there was no valley."""
     others = {rule: lr for rule, lr in result.suggestions.items() if rule != knee.__name__}
     lr = cycles.lr
+    turn = None if result.lr_max == result.suggestions.get(knee.__name__) else result.lr_max
+    lr_max = max(turn or lr, lr)  # a cycle that trains beyond the turn knows better
     return replace(
         result,
         suggestions={CYCLE_RULE: lr, **knees, **others},
-        lr_max=result.lr_max or lr,
-        lr_min=result.lr_min or lr / 10,
+        lr_max=lr_max,
+        lr_min=lr_max / 10,
         reason=None,
         cycles=cycles,
         note=note,

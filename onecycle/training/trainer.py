@@ -408,8 +408,8 @@ class Trainer(Turns, PlannedLoop):
         training changes is bit for bit as before. With several parameter groups the rate is that
         of the last one, and the others keep their ratios to it.
 
-        Where the test shows a valley, that is all. Where it does not (the fall is hardly larger
-        than the noise, or the loss breaks before it falls, or still falls at the last rate), two
+        Where the test shows a valley, that is all. Where it does not (the fall is small
+        beside the noise, or the loss breaks before it falls, or still falls at the last rate), two
         cycles of 150 updates decide in the place of the rule `knee`: to the peak that the breaking
         rate and the optimizer make likely, and to four times as much, or where that one trains
         nothing a quarter; the better of them, or of equals their middle. A line of the result says
@@ -440,9 +440,10 @@ class Trainer(Turns, PlannedLoop):
                 best may lie beyond them. The loss at the end of each is that over as many
                 validation batches, or without a loader the mean of its last training losses. The
                 suggestion then is the mean of the peaks, in log space, weighted by how little each
-                gives away of what the best gained; ``result.cycles`` is the table. With 50 that
-                takes 400 updates, the test included, or 550. Where the test shows no valley, a
-                third cycle may follow the two.
+                gives away of what the best gained; less, by 1.6, where the lowest is the best and
+                the highest trains nothing. ``result.cycles`` is the table. With 50 that takes 400
+                updates, the test included, or 550. Where the test shows no valley, a third cycle
+                may follow the two.
 
         Returns:
             Rates, losses, suggestions, and why the test stopped; of several tests a `RangeTests`,

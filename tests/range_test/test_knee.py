@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from smoothed import smoothed
 
-from onecycle.range_test.knee import MARGIN, knee, read, running_median
+from onecycle.range_test.knee import MARGIN, knee, read, running_median, why_unclear
 from onecycle.range_test.rules import minimum, suggest, valley
 
 LRS = np.geomspace(1e-7, 10, 100)
@@ -169,6 +169,15 @@ def test_suggest_says_why_there_is_none() -> None:
     assert found.reason == (
         "no suggestion: the loss never falls clearly: by 0 from 2, with noise 0 per batch"
     )
+
+
+def test_it_says_why_a_faint_fall_with_a_narrow_floor_is_none() -> None:
+    low = lines((0, 2.0), (50, 2.0), (51, 1.0), (60, 1.0), (61, 2.0), (99, 2.0))
+    reading = read(LRS, low + np.where(np.arange(100) % 2, 0.5, -0.5) / 7)
+    assert not reading.is_clear
+    said = why_unclear(reading)
+    assert said.startswith(f"no suggestion: the loss falls by {reading.fall:.4g} from ")
+    assert said.endswith(f"but stays down for {reading.floor} updates only")
 
 
 def test_a_test_of_no_finite_loss_has_no_points() -> None:

@@ -117,6 +117,12 @@ def test_no_interval_reaches_beyond_the_rate_at_which_the_loss_turns_up():
     assert found.rules["just_below"][1] == turn
     assert ask(losses, [just_below]).vote.high == turn
 
+    def beyond(lrs, curve):
+        return 2 * turn
+
+    low, high = ask(losses, [beyond]).rules["beyond"]
+    assert (low, high) == pytest.approx((2 * turn / np.exp(WEIGHTS), 2 * turn))
+
 
 def test_the_same_losses_give_the_same_spread_and_no_generator_moves():
     losses = noisy(0.1, 0)

@@ -194,6 +194,30 @@ class TestConfirm:
             by_hand.fit_one_cycle(None, peak, max_updates=150)
             assert by_hand.validate()["valid_loss"] == loss
 
+    def test_where_the_test_shows_no_turn_the_pair_for_a_cycle_ends_at_the_advice(self) -> None:
+        learn = toy_learner(100, 32, opt_func=partial(SGD, momentum=0.9))
+        result = learn.lr_find(1e-7, 2e-2, show_plot=False, confirm=20)
+        assert "the test shows no end of the fall" in str(result.note)
+        assert result.lr_max == result.suggestion
+        assert result.lr_min == result.lr_max / 10
+        assert "|" not in result.to_text().splitlines()[-6]
+
+    def test_cycles_that_decide_nothing_leave_the_vote(self) -> None:
+        learn = toy_learner(100, 32)
+        learn.dls.valid = [(xb, yb + 1e4) for xb, yb in learn.dls.valid]  # nothing lowers it
+        result = learn.lr_find(show_plot=False, confirm=20)
+        assert "none of them trained" in str(result.note)
+        assert result.vote is not None
+        assert result.suggestion == result.suggestions["knee"]
+
+    def test_a_suggestion_below_the_first_rate_says_so(self) -> None:
+        result = toy_learner(100, 32, opt_func=partial(SGD, momentum=0.9)).lr_find(
+            5e-2, 10, show_plot=False
+        )
+        assert result.suggestion is not None
+        assert result.suggestion < 5e-2
+        assert "below the first rate of the test, 5.0e-02: try a lower start_lr" in repr(result)
+
     def test_a_test_without_a_valley_is_followed_by_three_cycles_at_most(self) -> None:
         learn = noisy_learner()
         seen = counted(learn)
