@@ -3,7 +3,7 @@
 The spread of the rule `knee` is the interval in which it lies on 80 % of the curves that are
 resampled from one test. It holds where the median rate of all the tests of the task lies in it.
 
-    python tests/benchmarks/advice_spreads.py --tests 40             # the develop half
+    python tests/benchmarks/advice_spreads.py --tests 100            # the develop half
 
 A test counts if the rule sees a valley; a task, if half of its tests or more do. Losses, and all
 else, are drawn anew in each test: another seed gives other weights and another order of batches.
@@ -78,7 +78,7 @@ def main() -> None:
     """Make the tests, and print the table by kind."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--half", default="develop")
-    parser.add_argument("--tests", type=int, default=40)
+    parser.add_argument("--tests", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("spreads.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(1)
