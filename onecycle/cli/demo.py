@@ -89,7 +89,7 @@ def find_rate(learn: Learner) -> LRFindResult:
     others = ", ".join(f"{rule} {written(lr)}" for rule, lr in list(result.suggestions.items())[1:])
     how = result.note or "knee: where the losses end their fall, well below where they turn up"
     print(f"  it suggests {result.suggestion:.2e} ({how})")
-    print(f"  other rules: {others}; the loss turns up at {result.lr_max:.1e}")
+    print(f"  other rules: {others}; a cycle may reach {result.lr_max:.1e}")
     return result
 
 

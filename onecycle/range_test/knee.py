@@ -185,13 +185,8 @@ def running_median(values: Array) -> Array:
         [1.5, 2.0, 2.0, 2.0, 2.5]
     """
     half = max(WINDOW, round(SHARE * len(values))) // 2
-    found: Array = np.empty(len(values))
-    whole = len(values) - 2 * half
-    if whole > 0:
-        found[half:-half] = np.median(sliding_window_view(values, 2 * half + 1), axis=1)
-    for i in range(len(values)) if whole <= 0 else (*range(half), *range(-half, 0)):
-        at = i % len(values)
-        found[at] = np.median(values[max(at - half, 0) : at + half + 1])
+    padded = np.pad(values, half, constant_values=np.nan)
+    found: Array = np.nanmedian(sliding_window_view(padded, 2 * half + 1), axis=1)
     return found
 
 

@@ -19,7 +19,7 @@ from onecycle.range_test.knee import Reading
 #: 1 / (1 - m) as large. Medians of the best peaks of the benchmark's tasks, to one digit.
 USUAL, USUAL_OF_MUON, USUAL_OF_RMSPROP = 0.01, 0.05, 0.02
 
-#: How far below the breaking rate good ones of SGD lie.
+#: How far below the breaking rate good ones lie, as far as that alone says.
 BELOW = 15.0
 
 #: The updates over which gradients are measured.

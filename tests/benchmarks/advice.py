@@ -63,12 +63,11 @@ def kept_fit(lines: Lines, task: Task, seed: int, lr: float) -> float:
 
 def before(lines: Lines, task: Task, seed: int) -> float:
     """Return the validation loss before training."""
-    keys = {"kind": "before", "task": key(task), "seed": seed}
-    found = lines.find(**keys)
-    if found is None:
-        learn = task.learner(seed)
-        found = lines.add(**keys, loss=learn.validate()["valid_loss"])
-    return float(found["loss"])
+
+    def made() -> dict[str, Any]:
+        return {"loss": task.learner(seed).validate()["valid_loss"]}
+
+    return float(lines.once(made, kind="before", task=key(task), seed=seed)["loss"])
 
 
 def grid(lines: Lines, task: Task, seed: int) -> None:
@@ -86,10 +85,10 @@ def grid(lines: Lines, task: Task, seed: int) -> None:
 
 def advice(lines: Lines, task: Task, seed: int) -> dict[str, Any]:
     """Return what each rule suggests, and what the default and the confirmed call cost."""
-    keys = {"kind": "advice", "task": key(task), "seed": seed}
-    found = lines.find(**keys)
-    if found is not None:
-        return found
+    return lines.once(lambda: _advice(task, seed), kind="advice", task=key(task), seed=seed)
+
+
+def _advice(task: Task, seed: int) -> dict[str, Any]:
     learn = task.learner(seed)
     with learn.no_bar():
         default = learn.lr_find(show_plot=False)
@@ -101,7 +100,7 @@ def advice(lines: Lines, task: Task, seed: int) -> dict[str, Any]:
         **rules.suggestions,
         "vote of the four": None if rules.vote is None else rules.vote.lr,
     }
-    return lines.add(**keys, said=said, cost=_cost(default), cost_confirmed=_cost(confirmed))
+    return {"said": said, "cost": _cost(default), "cost_confirmed": _cost(confirmed)}
 
 
 def against(lines: Lines, task: Task, seed: int) -> None:

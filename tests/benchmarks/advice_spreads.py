@@ -52,14 +52,14 @@ def kind_of(task: Task) -> str:
 
 def test(lines: Lines, task: Task, seed: int) -> dict[str, Any]:
     """Return the rate of `knee` and its spread, from the file if they are there."""
-    keys = {"kind": "test", "task": key(task), "seed": seed}
-    found = lines.find(**keys)
-    if found is not None:
-        return found
-    learn = task.learner(seed)
-    with learn.no_bar():  # the rule that is first is another one: no cycles are made
-        result = learn.lr_find(show_plot=False, suggest_funcs=("minimum", "knee"))
-    return lines.add(**keys, lr=result.suggestions["knee"], spread=result.spreads["knee"])
+
+    def made() -> dict[str, Any]:
+        learn = task.learner(seed)
+        with learn.no_bar():  # the rule that is first is another one: no cycles are made
+            result = learn.lr_find(show_plot=False, suggest_funcs=("minimum", "knee"))
+        return {"lr": result.suggestions["knee"], "spread": result.spreads["knee"]}
+
+    return lines.once(made, kind="test", task=key(task), seed=seed)
 
 
 def row(name: str, tasks: Iterable[list[dict[str, Any]]]) -> str:

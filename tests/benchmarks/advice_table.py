@@ -31,6 +31,10 @@ class Lines:
         """Return the line that has these values, or None."""
         return next((d for d in self.done if all(d.get(k) == v for k, v in keys.items())), None)
 
+    def once(self, make: Callable[[], dict[str, Any]], **keys: Any) -> dict[str, Any]:
+        """Return the line that has these values; where there is none, make the rest of it."""
+        return self.find(**keys) or self.add(**keys, **make())
+
     def add(self, **line: Any) -> dict[str, Any]:
         """Write a line."""
         with self.path.open("a") as file:
